@@ -197,18 +197,22 @@ class Server:
         """The binaries, or a copy of them in `SHARED`."""
         if self._account.can("-x", self.bin_dir / "postgres"):
             return self.bin_dir
-        source = self.bin_dir.resolve().parent
-        copy = SHARED / f"postgres-{self.version}-{_digest(source)}"
+        binaries = self.bin_dir.resolve()
+        install, package, site = binaries.parents[:3]
+        copy = SHARED / f"postgres-{self.version}-{_digest(install)}"
         if not copy.exists():
             SHARED.mkdir(mode=0o755, parents=True, exist_ok=True)
             unfinished = Path(tempfile.mkdtemp(dir=SHARED))
             unfinished.chmod(0o755)
-            shutil.copytree(source, unfinished, symlinks=True, dirs_exist_ok=True)
+            # A wheel's programs find their libraries in PACKAGE.libs, by a relative path.
+            for part in (install, site / f"{package.name}.libs"):
+                if part.exists():
+                    shutil.copytree(part, unfinished / part.relative_to(site), symlinks=True)
             try:
                 unfinished.rename(copy)
             except OSError:  # somebody else was faster, with the same files
                 shutil.rmtree(unfinished)
-        return copy / self.bin_dir.name
+        return copy / binaries.relative_to(site)
 
     def _reachable_data(self) -> Path:
         """The data directory, or where the link to `SHARED` leads that stands in its place."""
