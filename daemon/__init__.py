@@ -1,0 +1,1 @@
+"""Image Job Orchestrator: one asyncio daemon that turns pending rows of `runs` into images in Supabase Storage."""

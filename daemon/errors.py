@@ -1,0 +1,107 @@
+"""What can go wrong, and what is done about it.
+
+* ImageJobsError             a mistake of the operator's: one sentence and a cure, never a traceback
+* RunError                   why a run has no image: a sentence for the person at the canvas, a code, a hint
+  x Refused                  final: asking again would give the same answer
+  x Retryable                later: the provider said so, or something between us broke
+  x OutcomeUnknown           the request was sent and no answer came: it may have been paid for
+* ClaimLost      (IJ001)     the run is somebody else's by now: drop it
+* DaemonFenced   (IJ002)     others took this daemon for dead: register anew
+
+The policy is on the error, so nobody has to keep a table of which codes to retry.
+The two with an SQLSTATE are raised by SQL; asyncpg finds these classes by their `sqlstate`.
+"""
+
+from datetime import timedelta
+from typing import Any, Literal
+
+import asyncpg
+
+Scope = Literal["provider", "model"]
+
+
+class ImageJobsError(Exception):
+    """Something the operator can mend.
+
+    Args:
+        message: One sentence: what is wrong.
+        hint: What to do about it.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RunError(Exception):
+    """Why a run has no image.
+
+    Args:
+        message: A sentence for the person at the canvas. No secrets, no image bytes.
+        code: Stable word for programs, `snake_case`, e.g. `content_policy`.
+        hint: What to do about it.
+        data: More for the audit trail (a JSON object): request id, moderation categories, ...
+        cost: What was paid all the same, in USD; None where unknown or nothing.
+    """
+
+    def __init__(
+        self, message: str, *, code: str, hint: str, data: dict[str, Any] | None = None, cost: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.hint = hint
+        self.data = data or {}
+        self.cost = cost
+
+
+class Refused(RunError):
+    """Final: the provider, or we, will not do this, however often it is asked."""
+
+
+class Retryable(RunError):
+    """Not now.
+
+    Args:
+        retry_in: Wait that the other side asked for; None leaves it to our back-off.
+        accepted: False if the request surely was never accepted (429, blocked, no connection):
+            the attempt is given back, as nothing can have been paid.
+        blocks: Close this provider, or this model, for every daemon until `retry_in` is over.
+    """
+
+    def __init__(  # noqa: PLR0913 - an error carries its whole policy
+        self,
+        message: str,
+        *,
+        code: str,
+        hint: str,
+        retry_in: timedelta | None = None,
+        accepted: bool = True,
+        blocks: Scope | None = None,
+        data: dict[str, Any] | None = None,
+        cost: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, hint=hint, data=data, cost=cost)
+        self.retry_in = retry_in
+        self.accepted = accepted
+        self.blocks: Scope | None = blocks
+
+
+class OutcomeUnknown(RunError):
+    """The request went out and nothing usable came back: it may have been paid for.
+
+    It is tried again only as the run's next attempt, and an event says so.
+    """
+
+
+class ClaimLost(asyncpg.PostgresError):
+    """The claim is no longer ours: somebody cancelled, requeued or took over the run."""
+
+    sqlstate = "IJ001"
+
+
+class DaemonFenced(asyncpg.PostgresError):
+    """Other daemons took this one for dead and took its runs over."""
+
+    sqlstate = "IJ002"

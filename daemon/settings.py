@@ -1,0 +1,82 @@
+"""What the environment may say. Read once, in `cli.py`; everything else gets plain values."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _seconds(value: object) -> object:
+    """A bare number in the environment is a number of seconds."""
+    if isinstance(value, str):
+        try:
+            return timedelta(seconds=float(value))
+        except ValueError:
+            return value
+    return value
+
+
+def _blank(value: object) -> object:
+    """`NAME=` means that it is not set."""
+    return None if value == "" else value
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_blank)]
+Text = Annotated[str | None, BeforeValidator(_blank)]
+
+
+class Settings(BaseSettings):
+    """Every variable the daemon reads, with its meaning."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, populate_by_name=True)
+
+    database_url: Secret = Field(None, alias="DATABASE_URL", description="Postgres, direct or session pooler (5432)")
+    supabase_url: Text = Field(None, alias="SUPABASE_URL", description="the project's address")
+    service_role_key: Secret = Field(
+        None, alias="SUPABASE_SERVICE_ROLE_KEY", description="service role or secret key: uploads to Storage"
+    )
+    anon_key: Secret = Field(
+        None, alias="SUPABASE_ANON_KEY", description="anon or publishable key: what a frontend uses"
+    )
+    app_url: Text = Field(None, alias="APP_URL", description="the frontend's address, linked from notices")
+
+    openai_api_key: Secret = Field(None, alias="OPENAI_API_KEY", description="turns `openai:…` on")
+    openai_base_url: Text = Field(None, alias="OPENAI_BASE_URL", description="an OpenAI-compatible server instead")
+
+    demo: bool = Field(False, alias="IMAGE_JOBS_DEMO", description="offer `demo:painter`, which needs no key")
+    concurrency: int = Field(16, alias="IMAGE_JOBS_CONCURRENCY", ge=1, le=1000, description="runs at once, per daemon")
+    lease: Seconds = Field(
+        timedelta(seconds=30), alias="IMAGE_JOBS_LEASE", description="seconds of silence until others take over"
+    )
+    drain_timeout: Seconds = Field(
+        timedelta(seconds=240), alias="IMAGE_JOBS_DRAIN_TIMEOUT", description="seconds to finish runs after SIGTERM"
+    )
+    run_timeout: Seconds = Field(
+        timedelta(minutes=10), alias="IMAGE_JOBS_RUN_TIMEOUT", description="seconds one call to a provider may take"
+    )
+    poll_interval: Seconds = Field(
+        timedelta(seconds=5), alias="IMAGE_JOBS_POLL_INTERVAL", description="seconds between two checks of a parked run"
+    )
+    poll_timeout: Seconds = Field(
+        timedelta(minutes=5), alias="IMAGE_JOBS_POLL_TIMEOUT", description="seconds until a parked run is given up"
+    )
+    strict_models: bool = Field(
+        False, alias="IMAGE_JOBS_STRICT_MODELS", description="fail runs of retired models instead of using the successor"
+    )
+    bucket: str = Field("images", alias="IMAGE_JOBS_BUCKET", description="the Storage bucket")
+    max_image_bytes: int = Field(
+        50_000_000, alias="IMAGE_JOBS_MAX_IMAGE_BYTES", ge=1, description="larger images are refused"
+    )
+    max_image_pixels: int = Field(
+        100_000_000, alias="IMAGE_JOBS_MAX_IMAGE_PIXELS", ge=1, description="larger images are refused"
+    )
+    log_format: Annotated[str | None, BeforeValidator(_blank)] = Field(
+        None, alias="IMAGE_JOBS_LOG_FORMAT", pattern="^(json|pretty)$", description="json or pretty; pretty on a terminal"
+    )
+    metrics_port: int | None = Field(
+        None, alias="IMAGE_JOBS_METRICS_PORT", description="serve Prometheus metrics there (extra `metrics`)"
+    )
+    tmp_dir: Path | None = Field(None, alias="IMAGE_JOBS_TMP_DIR", description="where images lie until they are stored")

@@ -1,0 +1,34 @@
+-- workflow_nodes: the canvas. The frontend owns its nodes; a few keys of node_data are ours.
+
+create table public.workflow_nodes (
+  id varchar primary key,
+  workflow_id uuid not null,
+  node_type varchar not null,
+  node_data jsonb not null,
+  position jsonb,
+  created_at timestamptz default now(),
+  updated_at timestamptz default now(),
+  version bigint,
+  run_ticket bigint
+);
+
+alter table public.workflow_nodes
+  add constraint workflow_nodes_node_data_holds_no_base64 check (not private.has_base64(node_data)) not valid,
+  add constraint workflow_nodes_position_holds_no_base64 check (not private.has_base64(position)) not valid;
+
+comment on table public.workflow_nodes is 'Nodes of the canvas.';
+comment on column public.workflow_nodes.node_data is
+  'The frontend''s, but for status, runId, progress, message, previewUrl, imageUrl, thumbnailUrl, error, updatedAt.';
+comment on column public.workflow_nodes.version is 'Grows with every change, over all nodes: merge by it.';
+comment on column public.workflow_nodes.run_ticket is 'Ticket of the run that the node shows.';
+
+create index if not exists idx_nodes_workflow on public.workflow_nodes (workflow_id);
+
+-- Nodes that were locked when a run of theirs changed. The next turn shows them the run: a settlement never waits for
+-- somebody who drags a node, or went home in the middle of a transaction.
+-- Append-only, so that a turn which is just dealing with an older entry cannot swallow a newer one.
+create table private.stale_nodes (
+  id bigint generated always as identity primary key,
+  node_id varchar not null
+);
+comment on table private.stale_nodes is 'Nodes that still have to be shown their run.';

@@ -1,0 +1,87 @@
+-- Nodes: ours stay ours, theirs stay theirs.
+
+-- The keys of node_data that we own.
+create or replace function private.own_keys()
+returns text[] language sql immutable parallel safe set search_path = ''
+as $$
+  select array['status', 'runId', 'progress', 'message', 'previewUrl', 'imageUrl', 'thumbnailUrl', 'error', 'updatedAt']
+$$;
+
+-- What a node shows of a run, on top of what it had. An old image stays until a new one replaces it.
+create or replace function private.node_data(
+  p_data jsonb, p_run_id varchar, p_status varchar, p_progress integer, p_message text, p_preview_url text, p_payload jsonb)
+returns jsonb language sql volatile set search_path = ''
+as $$
+  select (p_data
+      - array['status', 'runId', 'progress', 'message', 'previewUrl', 'error', 'updatedAt']
+      - case when p_status = 'completed' then array['imageUrl', 'thumbnailUrl'] else '{}' end)
+    || jsonb_strip_nulls(jsonb_build_object(
+      'status', case p_status when 'failed' then 'error' else p_status end,
+      'runId', p_run_id,
+      'progress', case p_status when 'completed' then 100 else p_progress end,
+      'message', case p_status when 'failed' then p_payload ->> 'hint' else p_message end,
+      'previewUrl', case when p_status = 'running' then p_preview_url end,
+      'error', case when p_status = 'failed' then p_payload ->> 'error' end,
+      'updatedAt', to_char(private.now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')))
+    || case when p_status = 'completed' then jsonb_strip_nulls(jsonb_build_object(
+      'imageUrl', p_payload ->> 'imageUrl', 'thumbnailUrl', p_payload ->> 'thumbnailUrl')) else '{}' end
+$$;
+
+-- Before a node is written. A frontend that writes the whole node_data (dragging a node) can neither change nor forge our
+-- keys; a node that is new here shows its newest run.
+create or replace function private.keep_node()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_own text[] := private.own_keys();
+  v_run record;
+begin
+  if current_setting('image_jobs.hand', true) = 'projection' then
+    new.version := nextval('private.node_versions');
+    new.updated_at := private.now();
+    return new;
+  end if;
+  if jsonb_typeof(new.node_data) is distinct from 'object' then
+    perform private.refuse('node_data must be an object.', 'Set it to {} if there is nothing to say.');
+  end if;
+  new.run_ticket := null;
+  if tg_op = 'UPDATE' then
+    new.created_at := old.created_at;
+    new.run_ticket := old.run_ticket;
+    new.node_data := (new.node_data - v_own) || coalesce((
+      select jsonb_object_agg(kept.key, kept.value) from jsonb_each(old.node_data) kept where kept.key = any (v_own)
+    ), '{}');
+    new.version := old.version;
+    new.updated_at := old.updated_at;
+    if new is not distinct from old then
+      return new;
+    end if;
+  else
+    new.created_at := private.now();
+    new.node_data := new.node_data - v_own;
+  end if;
+  perform private.use_workflow(new.workflow_id);
+  if tg_op = 'INSERT' or new.id <> old.id or new.workflow_id <> old.workflow_id then
+    new.node_data := new.node_data - v_own;
+    new.run_ticket := null;
+    -- The lock waits for a settlement in progress, and makes a later one see this node: neither can miss the other.
+    select r.* into v_run
+    from public.runs r
+    where r.kind = 'image_gen' and r.ticket is not null
+      and r.metadata ->> 'nodeId' = new.id and r.subject_id = new.workflow_id
+    order by r.ticket desc limit 1
+    for share;
+    if found then
+      new.node_data := private.node_data(new.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
+        v_run.preview_url, v_run.payload);
+      new.run_ticket := v_run.ticket;
+    end if;
+  end if;
+  new.version := nextval('private.node_versions');
+  new.updated_at := private.now();
+  return new;
+end
+$$;
+
+create or replace trigger keep_node before insert or update on public.workflow_nodes
+  for each row execute function private.keep_node();

@@ -1,0 +1,122 @@
+-- running → completed, failed, pending again, or parked: the daemon writes back, fenced by the claim.
+
+-- Adds events to runs: [{"run_id", "kind", "payload": {"event", "message", …}}, …], in order.
+create or replace function private.add_events(p_events jsonb)
+returns void language sql volatile set search_path = ''
+as $$
+  insert into public.run_events (run_id, kind, payload)
+  select e.value ->> 'run_id', coalesce(e.value ->> 'kind', 'log'), e.value -> 'payload'
+  from jsonb_array_elements(p_events) with ordinality as e (value, place)
+  order by e.place
+$$;
+
+-- Settles runs. Each settlement is an object:
+--   id, claim         the fence
+--   outcome           completed | failed | retry | parked | released
+--   payload           the result, or {error, code, hint} (completed, failed, retry)
+--   message           for the person at the canvas (retry, parked, released)
+--   due_in            seconds until the next try or check (retry, parked)
+--   refund            true: the provider never accepted the request; the attempt comes back, for at most an hour (retry)
+--   provider_job_id   of the order the provider has taken (parked)
+--   progress          0-100 (parked)
+--   events            [{kind, payload}], written before the outcome's own event
+-- Answers {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
+-- lost (somebody else's by now; a picture that was made all the same leaves an event with its cost); busy (the row is
+-- locked: send it again with the next turn, nothing waits for it).
+-- A retry beyond max_attempts fails the run instead, with the payload's reason.
+create or replace function private.settle_runs(p_daemon uuid, p_settlements jsonb)
+returns setof jsonb language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_bitmapscan = off set enable_mergejoin = off set jit = off
+as $$
+declare
+  v_now timestamptz := private.now();
+  v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_held varchar[];
+  v_seen varchar[];
+  v_events jsonb;
+begin
+  if jsonb_array_length(p_settlements) = 0 then
+    return;
+  end if;
+  perform set_config('image_jobs.hand', 'daemon', true);
+
+  with mine as materialized (
+    select r.id, r.claim, r.status, r.claimed_by from public.runs r
+    where r.id in (select s.value ->> 'id' from jsonb_array_elements(p_settlements) s)
+    order by r.id
+    for update skip locked
+  )
+  select array_agg(m.id),
+    array_agg(m.id) filter (where m.status = 'running' and m.claimed_by = p_daemon
+      and m.claim = (s.value ->> 'claim')::bigint)
+  into v_seen, v_held
+  from mine m join jsonb_array_elements(p_settlements) s on s.value ->> 'id' = m.id;
+  v_seen := coalesce(v_seen, '{}');
+  v_held := coalesce(v_held, '{}');
+
+  select jsonb_agg(e.value || jsonb_build_object('run_id', s.value ->> 'id') order by s.place, e.place) into v_events
+  from jsonb_array_elements(p_settlements) with ordinality as s (value, place)
+  cross join lateral jsonb_array_elements(s.value -> 'events') with ordinality as e (value, place)
+  where s.value ->> 'id' = any (v_held);
+  if v_events is not null then
+    perform private.add_events(v_events);
+  end if;
+
+  update public.runs r
+  set
+    status = case s.outcome
+      when 'retry' then case when refunded or r.attempt < r.max_attempts then 'pending' else 'failed' end
+      when 'parked' then 'running' when 'released' then 'pending' else s.outcome end,
+    claimed_by = null,
+    attempt = r.attempt - case when (s.outcome = 'retry' and refunded) or s.outcome = 'released' then 1 else 0 end,
+    refused_since = case when s.outcome = 'retry' and s.refund then coalesce(r.refused_since, v_now) end,
+    payload = case
+      when s.outcome not in ('parked', 'released') then s.payload
+        || case when s.outcome = 'completed' then '{}' else jsonb_build_object('attempts', r.attempt) end end,
+    message = case when s.outcome in ('retry', 'parked', 'released') then s.message end,
+    progress = case s.outcome when 'completed' then 100 when 'parked' then coalesce(s.progress, r.progress) else
+      case when s.outcome in ('retry', 'released') then 0 else r.progress end end,
+    preview_url = case when s.outcome = 'parked' then r.preview_url end,
+    provider_job_id = case when s.outcome in ('retry') then null else coalesce(s.provider_job_id, r.provider_job_id) end,
+    submitted_at = case
+      when s.outcome = 'retry' then null
+      when s.provider_job_id is distinct from r.provider_job_id and s.provider_job_id is not null then v_now
+      else r.submitted_at end,
+    due_at = case
+      when s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts then null
+      when s.outcome in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
+    rank = case when s.outcome = 'released' then r.rank end,
+    finished_at = case
+      when s.outcome in ('completed', 'failed') or (s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts)
+      then v_now end
+  from public.runs o
+  join jsonb_to_recordset(p_settlements) as s (
+    id varchar, claim bigint, outcome text, payload jsonb, message text, due_in double precision, refund boolean,
+    provider_job_id text, progress integer
+  ) on s.id = o.id
+  cross join lateral (
+    select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded
+  ) policy
+  where r.id = o.id and o.id = any (v_held);
+
+  -- A picture made for a claim that is gone: nobody shows it, but it may have been paid for, and that is written down.
+  insert into public.run_events (run_id, kind, payload)
+  select s.id, 'log', jsonb_strip_nulls(jsonb_build_object('event', 'late',
+    'message', 'An image came after the run had been taken away; it is not used. Requeue the run to make another.',
+    'data', jsonb_build_object('cost', s.payload -> 'cost', 'claim', s.claim, 'imageUrl', s.payload -> 'imageUrl')))
+  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, outcome text, payload jsonb)
+  join public.runs r on r.id = s.id and r.claim <> s.claim
+  where s.outcome = 'completed' and s.id = any (v_seen) and not s.id = any (v_held);
+
+  perform set_config('image_jobs.hand', v_hand, true);
+
+  return query
+  select jsonb_build_object('id', s.id, 'claim', s.claim, 'result', case
+    when s.id = any (v_held) then 'settled'
+    when s.id = any (v_seen) and r.claim = s.claim then 'already'
+    when s.id = any (v_seen) or r.id is null then 'lost'
+    else 'busy' end)
+  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint)
+  left join public.runs r on r.id = s.id;
+end
+$$;
