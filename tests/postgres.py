@@ -100,6 +100,8 @@ class Cluster:
             await connection.close()
 
     async def _make_template(self) -> None:
+        for left_by_a_failure in (TEMPLATE, "supabase"):
+            await self.sudo(f"drop database if exists {left_by_a_failure}")
         await self.sudo("create database supabase template template0")
         await self.sudo(SUPABASE.read_text(), "supabase")
         await self.sudo(f"create database {TEMPLATE} template supabase owner postgres")
