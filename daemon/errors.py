@@ -70,7 +70,7 @@ class Retryable(RunError):
         blocks: Close this provider, or this model, for every daemon until `retry_in` is over.
     """
 
-    def __init__(  # noqa: PLR0913 - an error carries its whole policy
+    def __init__(
         self,
         message: str,
         *,
