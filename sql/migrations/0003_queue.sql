@@ -482,6 +482,7 @@ begin
     union all
     select 6, case when c.payload ? 'code' then 'error' else 'log' end, 'retry', coalesce(c.payload ->> 'error', c.message),
       jsonb_strip_nulls(jsonb_build_object('code', c.payload ->> 'code', 'hint', c.payload ->> 'hint',
+        'details', c.payload -> 'details',
         'attempt', c.old_attempt, 'dueAt', c.due_at))
     where c.old_status = 'running' and c.status = 'pending' and c.claim = c.old_claim
     union all
@@ -693,12 +694,12 @@ declare
   v_count integer;
   v_last bigint;
 begin
+  if p_slots <= 0 then
+    return;
+  end if;
   select d.* into v_daemon from private.daemons d where d.id = p_daemon and d.ended_at is null for key share;
   if not found then
     raise exception using errcode = 'IJ002', message = 'This daemon was taken for dead; it has to register anew.';
-  end if;
-  if p_slots <= 0 then
-    return;
   end if;
   perform set_config('image_jobs.hand', 'daemon', true);
 
@@ -834,8 +835,9 @@ $$;
 --   provider_job_id   of the order the provider has taken (parked)
 --   progress          0-100 (parked)
 --   events            [{kind, payload}], written before the outcome's own event
+--   if_lost           {kind, payload}: the event to write instead, if the claim is gone
 -- Answers {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
--- lost (somebody else's by now; a picture that was made all the same leaves an event with its cost); busy (the row is
+-- lost (somebody else's by now); busy (the row is
 -- locked: send it again with the next turn, nothing waits for it).
 -- A retry beyond max_attempts fails the run instead, with the payload's reason.
 create or replace function private.settle_runs(p_daemon uuid, p_settlements jsonb)
@@ -913,14 +915,12 @@ begin
   ) policy
   where r.id = o.id and o.id = any (v_held);
 
-  -- A picture made for a claim that is gone: nobody shows it, but it may have been paid for, and that is written down.
+  -- A claim that is gone: nobody uses what came of it, but it may have been paid for, and that is written down.
   insert into public.run_events (run_id, kind, payload)
-  select s.id, 'log', jsonb_strip_nulls(jsonb_build_object('event', 'late',
-    'message', 'An image came after the run had been taken away; it is not used. Requeue the run to make another.',
-    'data', jsonb_build_object('cost', s.payload -> 'cost', 'claim', s.claim, 'imageUrl', s.payload -> 'imageUrl')))
-  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, outcome text, payload jsonb)
+  select s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
+  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, if_lost jsonb)
   join public.runs r on r.id = s.id and r.claim <> s.claim
-  where s.outcome = 'completed' and s.id = any (v_seen) and not s.id = any (v_held);
+  where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and not s.id = any (v_held);
 
   perform set_config('image_jobs.hand', v_hand, true);
 

@@ -144,6 +144,7 @@ begin
     union all
     select 6, case when c.payload ? 'code' then 'error' else 'log' end, 'retry', coalesce(c.payload ->> 'error', c.message),
       jsonb_strip_nulls(jsonb_build_object('code', c.payload ->> 'code', 'hint', c.payload ->> 'hint',
+        'details', c.payload -> 'details',
         'attempt', c.old_attempt, 'dueAt', c.due_at))
     where c.old_status = 'running' and c.status = 'pending' and c.claim = c.old_claim
     union all

@@ -94,12 +94,12 @@ declare
   v_count integer;
   v_last bigint;
 begin
+  if p_slots <= 0 then
+    return;
+  end if;
   select d.* into v_daemon from private.daemons d where d.id = p_daemon and d.ended_at is null for key share;
   if not found then
     raise exception using errcode = 'IJ002', message = 'This daemon was taken for dead; it has to register anew.';
-  end if;
-  if p_slots <= 0 then
-    return;
   end if;
   perform set_config('image_jobs.hand', 'daemon', true);
 
