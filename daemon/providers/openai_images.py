@@ -1,0 +1,230 @@
+"""The Images API by the official SDK: one call, streamed to disk, with previews where the model gives them."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httpx
+import httpx2
+from openai import APIError, AsyncOpenAI, BadRequestError
+from pydantic import SecretStr
+
+from daemon.errors import Refused, Retryable
+from daemon.providers import Generated, Reporter, Request
+from daemon.providers.base64_stream import Base64Stream, BrokenImage, EventStream
+from daemon.providers.openai_errors import reported, translate, unknown
+from daemon.providers.openai_models import settle
+from daemon.providers.openai_request import PREVIEWS, ImagesCall, build
+
+_BASE_URL = "https://api.openai.com/v1"
+_MAX_REST = 1_000_000
+"""Bytes of an answer that are not image: usage, a revised prompt. More than this is no answer of the Images API."""
+_DOWNLOAD_TRIES = 3
+_STREAM_FIELDS = ("stream", "partial_images")
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What was in the body. `image` is a file; servers that give a `url` leave it None."""
+
+    image: Path | None = None
+    url: str | None = None
+    revised_prompt: str | None = None
+    usage: Mapping[str, Any] | None = None
+    request_id: str | None = None
+
+
+class OpenAIImages:
+    """Makes and edits pictures with OpenAI, or with a server that speaks its Images API.
+
+    Args:
+        api_key: Sent to `base_url` and nowhere else.
+        base_url: A compatible server; None for OpenAI itself.
+        timeout: Longest silence of the server.
+        max_bytes: Largest image that is accepted.
+    """
+
+    def __init__(self, api_key: SecretStr, *, base_url: str | None, timeout: timedelta, max_bytes: int) -> None:
+        self._base_url = base_url or _BASE_URL
+        self._max_bytes = max_bytes
+        self._client = AsyncOpenAI(
+            api_key=api_key.get_secret_value(),
+            base_url=self._base_url,
+            max_retries=0,  # its retries send no idempotency key: one picture could be paid for three times
+            timeout=httpx2.Timeout(timeout.total_seconds(), connect=10, pool=10),
+        )
+        self._downloads = httpx.AsyncClient(timeout=30, follow_redirects=False)
+
+    async def aclose(self) -> None:
+        """Lets go of connections."""
+        await self._client.close()
+        await self._downloads.aclose()
+
+    async def generate(self, request: Request, report: Reporter) -> Generated:
+        """Makes the picture, or edits the previous one."""
+        call = build(request, report.warning)
+        report.submitted(call.described(), estimate=call.estimate)
+        try:
+            answer = await self._ask(call, request, report)
+        except BadRequestError as error:
+            if not (call.streams and error.param in _STREAM_FIELDS):
+                raise translate(error, request.model) from error
+            # Nothing was made and nothing paid: some accounts and servers may draw, but not stream.
+            report.warning(f"No previews: {error.message}"[:300], field="stream", feature="unsupported")
+            try:
+                answer = await self._ask(call.without_stream(), request, report)
+            except (APIError, httpx2.HTTPError) as again:
+                raise translate(again, request.model) from again
+        except (APIError, httpx2.HTTPError) as error:
+            raise translate(error, request.model) from error
+        return await self._finish(answer, request)
+
+    async def _ask(self, call: ImagesCall, request: Request, report: Reporter) -> _Answer:
+        with Base64Stream(request.workdir, max_bytes=self._max_bytes) as images:
+            async with self._send(call) as response:
+                report.progress(5, "OpenAI is drawing")
+                try:
+                    if response.headers.get("content-type", "").startswith("text/event-stream"):
+                        answer = await _read_events(response.aiter_bytes(), images, request.model, report)
+                    else:
+                        answer = await _read_json(response.aiter_bytes(), images, request.model)
+                except BrokenImage as error:
+                    raise unknown(f"OpenAI's answer is damaged: {error}") from error
+                answer.request_id = response.headers.get("x-request-id")
+                return answer
+
+    @asynccontextmanager
+    async def _send(self, call: ImagesCall) -> AsyncGenerator[httpx2.Response, None]:
+        images: Any = self._client.images.with_streaming_response  # typed overloads do not take **fields
+        if call.image is None:
+            async with images.generate(**call.fields) as response:
+                yield response.http_response
+            return
+        with call.image.open("rb") as file:
+            image = (f"image.{call.image_type.removeprefix('image/')}", file, call.image_type)
+            async with images.edit(image=image, **call.fields) as response:
+                yield response.http_response
+
+    async def _finish(self, answer: _Answer, request: Request) -> Generated:
+        cost = settle(request.model, answer.usage)
+        data = {"request_id": answer.request_id, "usage": answer.usage}
+        data = {key: value for key, value in data.items() if value is not None}
+        path = answer.image
+        if path is None and answer.url is not None:
+            path = await self._download(answer.url, request.workdir / "image-0", cost, data)
+        if path is None or path.stat().st_size == 0:
+            raise Retryable(
+                "OpenAI answered without a picture.",
+                code="empty_result",
+                hint="It is tried again by itself.",
+                data=data,
+                cost=cost,
+            )
+        return Generated(path, cost, answer.revised_prompt, answer.url, data)
+
+    async def _download(self, url: str, path: Path, cost: float | None, data: dict[str, Any]) -> Path:
+        """Fetches a picture that a compatible server only points to. Never a reason to have it made again."""
+        reason = "its address is not allowed"
+        if _trusted(url, self._base_url):
+            for attempt in range(_DOWNLOAD_TRIES):
+                await asyncio.sleep(attempt)
+                try:
+                    return await self._fetch(url, path)
+                except (httpx.HTTPError, BrokenImage) as error:
+                    reason = str(error) or type(error).__name__
+        raise Refused(
+            f"The picture was made, but could not be fetched: {reason[:200]}",
+            code="download",
+            hint="Requeueing makes a new one.",
+            data={**data, "url": url.partition("?")[0][:2000]},
+            cost=cost,
+        )
+
+    async def _fetch(self, url: str, path: Path) -> Path:
+        async with self._downloads.stream("GET", url) as response:
+            if not response.is_success:
+                raise httpx.HTTPStatusError(
+                    f"status {response.status_code}", request=response.request, response=response
+                )
+            with path.open("wb") as file:
+                async for chunk in response.aiter_bytes(65_536):
+                    file.write(chunk)
+                    if file.tell() > self._max_bytes:
+                        raise BrokenImage(f"The image is larger than {self._max_bytes:,} bytes.")
+        return path
+
+
+async def _read_json(chunks: AsyncIterator[bytes], images: Base64Stream, model: str) -> _Answer:
+    rest = bytearray()
+    async for chunk in chunks:
+        rest += images.feed(chunk)
+        _bound(rest)
+    rest += images.finish()
+    document = _parse(bytes(rest))
+    _raise_reported(document, model)
+    items = cast("list[object]", document.get("data") or [{}])
+    return _answer(_object(items[0]), document.get("usage"), images)
+
+
+async def _read_events(chunks: AsyncIterator[bytes], images: Base64Stream, model: str, report: Reporter) -> _Answer:
+    events = EventStream()
+    previews = 0
+    async for chunk in chunks:
+        for text in events.feed(images.feed(chunk)):
+            if text.startswith(b"[DONE]"):
+                continue
+            event = _parse(text)
+            _raise_reported(event, model)
+            answer = _answer(event, event.get("usage"), images)
+            if str(event.get("type")).endswith(".completed"):
+                return answer
+            if answer.image is not None:
+                previews += 1
+                report.progress(100 * previews / (PREVIEWS + 1), f"Preview {previews}")
+                report.preview(answer.image)
+    raise unknown("OpenAI's answer broke off before the picture was complete.")
+
+
+def _answer(item: Mapping[str, Any], usage: Any, images: Base64Stream) -> _Answer:
+    number, url, revised = item.get("b64_json"), item.get("url"), item.get("revised_prompt")
+    return _Answer(
+        image=images.files[int(number)] if number is not None else None,
+        url=url if isinstance(url, str) else None,
+        revised_prompt=revised if isinstance(revised, str) else None,
+        usage=_object(usage) if usage is not None else None,
+    )
+
+
+def _bound(rest: bytearray) -> None:
+    if len(rest) > _MAX_REST:
+        raise unknown("OpenAI's answer is not one of the Images API.")
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        return _object(json.loads(text))
+    except ValueError as error:
+        raise unknown("OpenAI's answer cannot be read.") from error
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise unknown("OpenAI's answer is not one of the Images API.")
+    return cast("dict[str, Any]", value)
+
+
+def _raise_reported(document: Mapping[str, Any], model: str) -> None:
+    if error := document.get("error"):
+        raise reported(error, model)
+
+
+def _trusted(url: str, base_url: str) -> bool:
+    """Only https, or the very server that was asked. Private addresses are the guarded client's business."""
+    asked, given = urlsplit(base_url), urlsplit(url)
+    return given.scheme == "https" or (given.scheme, given.netloc) == (asked.scheme, asked.netloc)

@@ -1,0 +1,38 @@
+"""Keeps what a provider says while it works."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Recorder:
+    """A `Reporter` that remembers. `previews` holds the bytes, as a preview's file is the reporter's to remove."""
+
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    estimates: list[float | None] = field(default_factory=list)
+    percents: list[float] = field(default_factory=list)
+    messages: list[str | None] = field(default_factory=list)
+    previews: list[bytes] = field(default_factory=list)
+    warnings: list[tuple[str | None, str]] = field(default_factory=list)
+
+    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None) -> None:
+        self.requests.append(dict(request))
+        self.estimates.append(estimate)
+
+    def progress(self, percent: float, message: str | None = None) -> None:
+        self.percents.append(percent)
+        self.messages.append(message)
+
+    def preview(self, image: Path) -> None:
+        self.previews.append(image.read_bytes())
+        image.unlink()
+
+    def warning(self, message: str, *, field: str | None = None, **data: Any) -> None:
+        self.warnings.append((field, message))
+
+    @property
+    def warned(self) -> set[str | None]:
+        """The fields that were warned about."""
+        return {name for name, _ in self.warnings}

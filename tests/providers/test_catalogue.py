@@ -1,0 +1,109 @@
+from datetime import date
+
+import pytest
+
+from daemon.errors import Refused
+from daemon.providers import models
+from daemon.providers.catalogue import Resolved, resolve
+from daemon.providers.openai_models import estimate
+
+TODAY = date(2026, 11, 24)
+
+
+def refused(processor: str | None, *, strict: bool = False) -> Refused:
+    with pytest.raises(Refused) as caught:
+        resolve(processor, strict=strict, today=TODAY)
+    return caught.value
+
+
+@pytest.mark.parametrize("model", ["gpt-image-2", "gpt-image-2.5-flare", "gpt-image-2.6-sunburst"])
+def test_a_live_model_is_itself(model: str) -> None:
+    assert resolve(f"openai:{model}", strict=True, today=TODAY) == Resolved("openai", model, model)
+
+
+def test_a_dated_snapshot_is_known_by_its_model() -> None:
+    snapshot = "gpt-image-2.5-flare-2026-09-08"
+
+    assert resolve(f"openai:{snapshot}", strict=True, today=TODAY) == Resolved("openai", snapshot, snapshot)
+
+
+@pytest.mark.parametrize("model", ["dall-e-2", "dall-e-3", "gpt-image-1"])
+def test_a_retired_model_is_replaced_by_its_successor_and_that_is_said(model: str) -> None:
+    found = resolve(f"openai:{model}", strict=False, today=TODAY)
+
+    assert (found.requested, found.model) == (model, "gpt-image-2.5-flare")
+    assert found.warning is not None
+    assert found.warning.startswith(f"{model} was retired on 2026-")
+
+
+def test_a_retired_model_is_refused_where_models_are_strict() -> None:
+    error = refused("openai:dall-e-3", strict=True)
+
+    assert error.code == "model_retired"
+    assert error.message == "The model dall-e-3 was retired on 2026-05-12."
+    assert error.hint == "Use openai:gpt-image-2.5-flare."
+
+
+def test_a_model_that_ends_soon_is_used_with_the_days_that_are_left() -> None:
+    found = resolve("openai:gpt-image-1.5", strict=False, today=TODAY)
+
+    assert found.model == "gpt-image-1.5"
+    assert found.warning is not None
+    assert "in 7 days, on 2026-12-01. Change to openai:gpt-image-2.6-sunburst." in found.warning
+
+
+def test_on_the_day_of_its_retirement_a_model_is_replaced() -> None:
+    assert resolve("openai:gpt-image-1.5", strict=False, today=date(2026, 11, 30)).model == "gpt-image-1.5"
+    assert resolve("openai:gpt-image-1.5", strict=False, today=date(2026, 12, 1)).model == "gpt-image-2.6-sunburst"
+
+
+def test_a_model_nobody_knows_is_passed_on_with_a_guess() -> None:
+    found = resolve("openai:gpt-image-2.5-flair", strict=True, today=TODAY)
+
+    assert found.model == "gpt-image-2.5-flair"
+    assert found.warning is not None
+    assert "Did you mean openai:gpt-image-2.5-flare?" in found.warning
+
+
+@pytest.mark.parametrize("processor", ["openai", "openai:", " openai: "])
+def test_a_provider_alone_means_its_usual_model(processor: str) -> None:
+    assert resolve(processor, strict=True, today=TODAY).model == "gpt-image-2.5-flare"
+
+
+@pytest.mark.parametrize("processor", ["dalle:3", "", None, ":gpt-image-2"])
+def test_a_provider_nobody_knows_is_refused(processor: str | None) -> None:
+    error = refused(processor)
+
+    assert error.code == "unknown_provider"
+    assert "openai" in error.hint
+
+
+@pytest.mark.parametrize("provider", ["openai", "demo"])
+def test_every_successor_is_on_offer_and_not_retired(provider: str) -> None:
+    for model in models(provider):
+        found = resolve(f"{provider}:{model.name}", strict=False, today=date(2027, 1, 1))
+        assert found.model in {live.name for live in models(provider) if live.retired is None}
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "quality", "price"),
+    [
+        ("gpt-image-2", (1024, 1024), "low", 0.0059),
+        ("gpt-image-2", (1024, 1024), "medium", 0.0527),
+        ("gpt-image-2", (1024, 1024), "high", 0.2107),
+        ("gpt-image-2.5-flare", (1024, 1024), "medium", 0.0132),
+        ("gpt-image-2.5-sunburst", (1536, 1024), "low", 0.0047),
+        ("gpt-image-2.5-sunburst", (1536, 1024), "xhigh", 0.0738),
+        ("gpt-image-2.5-flare", (3840, 2160), "high", 0.1001),
+        ("gpt-image-2.5-flare", (3840, 2160), "max", 0.4003),
+    ],
+)
+def test_estimates_are_the_published_prices(model: str, size: tuple[int, int], quality: str, price: float) -> None:
+    assert estimate(model, size, quality) == pytest.approx(price, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "quality"), [("gpt-image-2.6-flare", "medium"), ("gpt-image-2.5-flare", "auto"), ("flux", "medium")]
+)
+def test_an_estimate_that_cannot_be_made_is_none(model: str, quality: str) -> None:
+    assert estimate(model, (1024, 1024), quality) is None
