@@ -64,7 +64,9 @@ class Settings(BaseSettings):
         timedelta(minutes=5), alias="IMAGE_JOBS_POLL_TIMEOUT", description="seconds until a parked run is given up"
     )
     strict_models: bool = Field(
-        False, alias="IMAGE_JOBS_STRICT_MODELS", description="fail runs of retired models instead of using the successor"
+        False,
+        alias="IMAGE_JOBS_STRICT_MODELS",
+        description="fail runs of retired models instead of using the successor",
     )
     bucket: str = Field("images", alias="IMAGE_JOBS_BUCKET", description="the Storage bucket")
     max_image_bytes: int = Field(
@@ -74,7 +76,10 @@ class Settings(BaseSettings):
         100_000_000, alias="IMAGE_JOBS_MAX_IMAGE_PIXELS", ge=1, description="larger images are refused"
     )
     log_format: Annotated[str | None, BeforeValidator(_blank)] = Field(
-        None, alias="IMAGE_JOBS_LOG_FORMAT", pattern="^(json|pretty)$", description="json or pretty; pretty on a terminal"
+        None,
+        alias="IMAGE_JOBS_LOG_FORMAT",
+        pattern="^(json|pretty)$",
+        description="json or pretty; pretty on a terminal",
     )
     metrics_port: int | None = Field(
         None, alias="IMAGE_JOBS_METRICS_PORT", description="serve Prometheus metrics there (extra `metrics`)"

@@ -1,0 +1,231 @@
+"""The database as the daemon sees it: one method per SQL function, and nothing else.
+
+What the functions promise stands in `sql/schema`; a daemon in another language could be written against them alone.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+from uuid import UUID
+
+import asyncpg
+
+UNAVAILABLE: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+"""The database is not there, or not now: whatever was asked is asked again. Restarts, fail-overs, full disks, deadlocks;
+also a pooler that does not know the tenant while the project restarts (facts: Supavisor, 57P01, 57P03, 25006)."""
+
+REFUSED: tuple[type[BaseException], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+"""The database will not take this data, however often it is sent."""
+
+Result = Literal["settled", "already", "lost", "busy", "recorded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A run that this daemon holds. `claim` is the fence: every write-back names it."""
+
+    daemon: UUID
+    id: str
+    claim: int
+    ticket: int
+    workflow_id: str
+    processor: str
+    metadata: Mapping[str, Any]
+    attempt: int
+    max_attempts: int
+    provider_job_id: str | None
+    submitted_ago: timedelta | None
+    waited: timedelta
+
+    @classmethod
+    def read(cls, daemon: UUID, run: Mapping[str, Any]) -> Self:
+        """Reads what `private.claimed_run` wrote."""
+        submitted = run["submitted_ago"]
+        return cls(
+            daemon=daemon,
+            id=run["id"],
+            claim=run["claim"],
+            ticket=run["ticket"],
+            workflow_id=run["subject_id"],
+            processor=run["processor"],
+            metadata=run["metadata"],
+            attempt=run["attempt"],
+            max_attempts=run["max_attempts"],
+            provider_job_id=run["provider_job_id"],
+            submitted_ago=None if submitted is None else timedelta(seconds=submitted),
+            waited=timedelta(seconds=run["waited"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one settlement or progress entry."""
+
+    id: str
+    claim: int
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """What one turn brought."""
+
+    claimed: Sequence[Claimed]
+    answers: Sequence[Answer]
+
+
+class Queue:
+    """Calls the SQL functions over a small pool. Methods raise asyncpg's errors; see `UNAVAILABLE` and `REFUSED`.
+
+    Args:
+        dsn: Direct connection or session pooler.
+        timeout: Seconds after which a call is given up as `TimeoutError`.
+    """
+
+    def __init__(self, dsn: str, *, timeout: float = 20.0) -> None:
+        self._dsn = dsn
+        self._timeout = timeout
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._pool = await asyncpg.create_pool(
+            self._dsn,
+            min_size=0,
+            max_size=4,
+            timeout=10,
+            command_timeout=self._timeout,
+            max_inactive_connection_lifetime=0,
+            server_settings={"application_name": "image-jobs", "idle_in_transaction_session_timeout": "60000"},
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+
+    @property
+    def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        """The open pool."""
+        if self._pool is None:
+            raise RuntimeError("the queue is not open")
+        return self._pool
+
+    async def register(
+        self, daemon: UUID, *, name: str, version: str, slots: int, lease: timedelta, providers: Sequence[str]
+    ) -> None:
+        """`private.register_daemon`: this process is a daemon from now on."""
+        await self.pool.execute(
+            "select private.register_daemon($1, $2, $3, $4, $5, $6)",
+            daemon,
+            name,
+            version,
+            slots,
+            lease,
+            list(providers),
+        )
+
+    async def heartbeat(self, daemon: UUID, *, in_flight: int, session_lock: bool, draining: bool) -> None:
+        """`private.heartbeat`: a sign of life.
+
+        Raises:
+            DaemonFenced: If others have taken this daemon for dead.
+        """
+        await self.pool.execute(
+            "select private.heartbeat($1, $2, $3, $4)", daemon, in_flight, session_lock, draining, timeout=5
+        )
+
+    async def take_over(self, daemon: UUID) -> int:
+        """`private.take_over`: takes the runs of silent daemons; answers how many."""
+        count: int = await self.pool.fetchval("select private.take_over($1)", daemon)
+        return count
+
+    async def leave(self, daemon: UUID) -> None:
+        """`private.leave`: this daemon ends in good order."""
+        await self.pool.execute("select private.leave($1)", daemon)
+
+    async def block(self, provider: str, model: str | None, wait: timedelta, reason: str) -> None:
+        """`private.block_provider`: closes a provider, or one model of it, for all daemons."""
+        await self.pool.execute("select private.block_provider($1, $2, $3, $4)", provider, model, wait, reason)
+
+    async def publish(self, provider: str, models: Sequence[Mapping[str, Any]]) -> None:
+        """`private.publish_models`: what `image_models` shows of a provider."""
+        await self.pool.execute("select private.publish_models($1, $2)", provider, json.dumps(models, default=str))
+
+    async def wake_all(self) -> None:
+        """`private.wake_all`: look again, everybody."""
+        await self.pool.execute("select private.wake_all()")
+
+    async def turn(
+        self,
+        daemon: UUID,
+        *,
+        slots: int,
+        thorough: bool = False,
+        settlements: Sequence[Mapping[str, Any]] = (),
+        progress: Sequence[Mapping[str, Any]] = (),
+        held: Sequence[int] | None = None,
+        awake: float | None = None,
+    ) -> Turned:
+        """`private.turn`: settles what has finished, records progress and fills free slots, in one round trip.
+
+        Raises:
+            DaemonFenced: If slots were asked for and others have taken this daemon for dead.
+        """
+        rows = await self.pool.fetch(
+            "select part, run from private.turn($1, $2, $3, $4, $5, $6, $7)",
+            daemon,
+            slots,
+            thorough,
+            dump(settlements),
+            dump(progress),
+            held,
+            awake,
+        )
+        claimed: list[Claimed] = []
+        answers: list[Answer] = []
+        for part, text in rows:
+            run = json.loads(text)
+            if part == "claimed":
+                claimed.append(Claimed.read(daemon, run))
+            else:
+                answers.append(Answer(**run))
+        return Turned(claimed, answers)
+
+
+def dump(value: object) -> str:
+    """JSON as Postgres takes it: without NUL, lone surrogates and numbers that are none."""
+    return json.dumps(_clean(value))
+
+
+def _clean(value: object) -> object:
+    match value:
+        case str():
+            return value.replace("\x00", "").encode("utf-8", "replace").decode()
+        case Mapping():
+            return {_clean(str(key)): _clean(item) for key, item in cast("Mapping[object, object]", value).items()}
+        case list() | tuple():
+            return [_clean(item) for item in cast("Sequence[object]", value)]
+        case float() if not math.isfinite(value):
+            return None
+        case None | bool() | int() | float():
+            return value
+        case _:
+            return str(value)

@@ -1,0 +1,97 @@
+"""What a provider says while it works, on its way into the database: at most one write a second and run."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from daemon.queue import Claimed
+from daemon.turns import Turns
+
+INTERVAL = 1.0
+"""Seconds between two progress writes of one run; Realtime drops what comes faster, without a word."""
+
+
+def event(name: str, message: str, *, kind: str = "log", **data: Any) -> dict[str, Any]:
+    """An entry of the audit trail. `kind` is progress, log or error; empty data is left out."""
+    payload: dict[str, Any] = {"event": name, "message": message}
+    if data:
+        payload["data"] = data
+    return {"kind": kind, "payload": payload}
+
+
+class RunReporter:
+    """The `Reporter` of one run. Providers call it from the event loop; nothing here waits.
+
+    Args:
+        turns: Where progress goes.
+        run: The run.
+        show: Stores a preview and answers its public URL, or None if it came to nothing.
+    """
+
+    def __init__(self, turns: Turns, run: Claimed, show: Callable[[Path], Awaitable[str | None]]) -> None:
+        self._turns = turns
+        self._run = run
+        self._show = show
+        self._percent = 0
+        self._message: str | None = None
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._preview: asyncio.Task[None] | None = None
+        self._estimate: float | None = None
+        self.sent = False
+
+    @property
+    def estimate(self) -> float | None:
+        """What the call that was sent may cost, in USD; None where unknown."""
+        return self._estimate
+
+    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None) -> None:
+        """The request is about to go out: from here on it may be paid for."""
+        self.sent = True
+        self._estimate = estimate
+        self._turns.record(
+            self._run,
+            events=[event("submitted", "The request goes to the provider.", request=dict(request), estimate=estimate)],
+        )
+
+    def progress(self, percent: float, message: str | None = None) -> None:
+        """Keeps the highest value, and writes it now or when the second is over."""
+        self._percent = max(self._percent, min(int(percent), 99))
+        self._message = message or self._message
+        wait = self._last + INTERVAL - time.monotonic()
+        if wait <= 0:
+            self._write()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(wait, self._write)
+
+    def preview(self, image: Path) -> None:
+        """Shows a forming picture, unless the one before is still on its way: then the newest wins later."""
+        if self._preview is None or self._preview.done():
+            self._preview = asyncio.create_task(self._publish(image), name=f"preview of {self._run.id}")
+
+    def warning(self, message: str, *, field: str | None = None, **data: Any) -> None:
+        """An event that names what the model cannot do."""
+        if field is not None:
+            data["field"] = field
+        self._turns.record(self._run, events=[event("warning", message, **data)])
+
+    async def close(self) -> None:
+        """Nothing more is written once this returns; the settlement has the last word."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._preview is not None:
+            self._preview.cancel()
+            await asyncio.gather(self._preview, return_exceptions=True)
+
+    def _write(self) -> None:
+        self._timer = None
+        self._last = time.monotonic()
+        self._turns.record(self._run, progress=self._percent, message=self._message)
+
+    async def _publish(self, image: Path) -> None:
+        url = await self._show(image)
+        if url is not None:
+            self._turns.record(self._run, preview_url=url)

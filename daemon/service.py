@@ -1,0 +1,267 @@
+"""Wires the parts, owns their tasks and the signals, and leaves in good order."""
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from uuid import UUID, uuid4
+
+import asyncpg
+import structlog
+from pydantic import SecretStr
+
+from daemon import migrate
+from daemon.errors import ImageJobsError
+from daemon.fetch import Fetcher
+from daemon.heartbeat import Heartbeat
+from daemon.listener import Listener
+from daemon.providers import PROVIDERS, Provider, create, models
+from daemon.publisher import Publisher
+from daemon.queue import UNAVAILABLE, Claimed, Queue
+from daemon.settings import Settings
+from daemon.storage import Storage
+from daemon.turns import Turns
+from daemon.worker import Policy, Worker
+
+log = structlog.stdlib.get_logger()
+
+FLUSH_TIMEOUT = 10.0
+"""Seconds to write back what was handed back, before leaving all the same: the lease brings the rest back."""
+
+
+async def serve(settings: Settings) -> None:
+    """Runs the daemon until SIGTERM or SIGINT, then drains; a second signal hands the runs back.
+
+    Raises:
+        ImageJobsError: For what the operator can mend: settings, database, migrations.
+    """
+    required = {
+        "DATABASE_URL": settings.database_url,
+        "SUPABASE_URL": settings.supabase_url,
+        "SUPABASE_SERVICE_ROLE_KEY": settings.service_role_key,
+    }
+    if missing := [name for name, value in required.items() if value is None]:
+        raise ImageJobsError(
+            f"{' and '.join(missing)} must be set.", "Set them in the environment or in a .env file; see the README."
+        )
+    await Service(settings).run()
+
+
+class Service:
+    """One daemon process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._id = uuid4()
+        self._joining = asyncio.Lock()
+        self._draining = asyncio.Event()
+        self._insisted = asyncio.Event()
+
+    async def run(self) -> None:
+        """From the first connection to the last."""
+        settings = self._settings
+        dsn = _secret(settings.database_url)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            async with AsyncExitStack() as stack:
+                providers = await self._providers(stack)
+                queue = await stack.enter_async_context(Queue(dsn))
+                await self._begin(dsn, queue, providers)
+                storage = await stack.enter_async_context(
+                    Storage(settings.supabase_url or "", _secret(settings.service_role_key), bucket=settings.bucket)
+                )
+                bases = (settings.supabase_url, settings.openai_base_url)
+                fetcher = await stack.enter_async_context(Fetcher([base for base in bases if base]))
+                async with asyncio.TaskGroup() as runs:
+                    await self._live(dsn, queue, storage, fetcher, providers=providers, runs=runs)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def _live(
+        self,
+        dsn: str,
+        queue: Queue,
+        storage: Storage,
+        fetcher: Fetcher,
+        *,
+        providers: Mapping[str, Provider],
+        runs: asyncio.TaskGroup,
+    ) -> None:
+        settings = self._settings
+
+        async def rejoin(former: UUID) -> None:
+            await self._rejoin(former, queue, providers)
+            heartbeat.renewed(time.monotonic())
+            turns.look_closely()
+
+        # The worker is made last, since it needs the others; they call it only once they run.
+        def start(run: Claimed) -> None:
+            worker.start(run)
+
+        def drop(claims: set[int]) -> None:
+            worker.drop(claims)
+
+        turns = Turns(
+            queue,
+            daemon=lambda: self._id,
+            slots=settings.concurrency,
+            start=start,
+            lost=drop,
+            fenced=rejoin,
+        )
+        listener = Listener(
+            dsn,
+            daemon=lambda: self._id,
+            wake=turns.wake,
+            connected=turns.look_closely,
+            drop=drop,
+        )
+        heartbeat = Heartbeat(
+            queue,
+            lease=settings.lease,
+            daemon=lambda: self._id,
+            state=lambda: (turns.held, listener.session_lock, self._draining.is_set()),
+            fenced=rejoin,
+        )
+        worker = Worker(
+            runs,
+            queue=queue,
+            turns=turns,
+            heartbeat=heartbeat,
+            storage=storage,
+            fetcher=fetcher,
+            publisher=Publisher(
+                storage,
+                turns,
+                heartbeat,
+                max_bytes=settings.max_image_bytes,
+                max_pixels=settings.max_image_pixels,
+            ),
+            providers=providers,
+            policy=Policy(
+                run_timeout=settings.run_timeout,
+                poll_interval=settings.poll_interval,
+                poll_timeout=settings.poll_timeout,
+                strict_models=settings.strict_models,
+                max_image_bytes=settings.max_image_bytes,
+            ),
+            tmp_dir=settings.tmp_dir,
+        )
+        async with asyncio.TaskGroup() as infra:
+            tasks = [
+                infra.create_task(listener.run(), name="listener"),
+                infra.create_task(heartbeat.run(), name="heartbeat"),
+                infra.create_task(turns.run(), name="turns"),
+            ]
+            log.info("daemon.started", daemon=str(self._id), slots=settings.concurrency, providers=sorted(providers))
+            await self._draining.wait()
+            await self._drain(turns, worker)
+            for task in tasks:
+                task.cancel()
+        try:
+            await queue.leave(self._id)
+        except UNAVAILABLE as error:
+            log.warning("daemon.left_silently", error=type(error).__name__)
+        log.info("daemon.stopped", daemon=str(self._id))
+
+    def _on_signal(self) -> None:
+        if self._draining.is_set():
+            self._insisted.set()
+        self._draining.set()
+
+    async def _providers(self, stack: AsyncExitStack) -> dict[str, Provider]:
+        """Those that have a key. Made before anything else, since importing an SDK takes a second."""
+        made: dict[str, Provider] = {}
+        for name in PROVIDERS:
+            provider = create(name, self._settings)
+            if provider is not None:
+                made[name] = provider
+                stack.push_async_callback(provider.aclose)
+        return made
+
+    async def _begin(self, dsn: str, queue: Queue, providers: Mapping[str, Provider]) -> None:
+        """Makes sure that the database is one to work with, and registers."""
+        try:
+            if missing := await migrate.pending(dsn):
+                raise ImageJobsError(
+                    f"The database lacks the migration{'s' * (len(missing) > 1)} {', '.join(missing)}.",
+                    "Run image-jobs migrate.",
+                )
+            await self._join(queue, providers)
+            for name in providers:
+                await queue.publish(name, [_published(name, model) for model in map(asdict, models(name))])
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            raise ImageJobsError(f"The database refuses us: {error}.", "Check DATABASE_URL.") from error
+        except UNAVAILABLE as error:
+            raise ImageJobsError(
+                f"The database cannot be reached ({type(error).__name__}).",
+                "Check DATABASE_URL and that the server is up.",
+            ) from error
+
+    async def _join(self, queue: Queue, providers: Mapping[str, Provider]) -> None:
+        await queue.register(
+            self._id,
+            name=socket.gethostname(),
+            version=version("image-job-orchestrator"),
+            slots=self._settings.concurrency,
+            lease=self._settings.lease,
+            providers=sorted(providers),
+        )
+
+    async def _rejoin(self, former: UUID, queue: Queue, providers: Mapping[str, Provider]) -> None:
+        """Registers under a new id, once, however many parts noticed that the former one was fenced."""
+        async with self._joining:
+            if self._id == former:
+                successor = uuid4()
+                self._id = successor
+                try:
+                    await self._join(queue, providers)
+                except BaseException:
+                    self._id = former
+                    raise
+                log.warning("daemon.rejoined", former=str(former), daemon=str(successor))
+
+    async def _drain(self, turns: Turns, worker: Worker) -> None:
+        """Claims nothing more and lets runs finish; when told twice, or out of time, hands them back."""
+        turns.accepting = False
+        log.info("daemon.draining", runs=turns.held)
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout.total_seconds()):
+                await self._until_idle(turns)
+        except TimeoutError:
+            log.warning("daemon.out_of_time", runs=turns.held)
+        if not turns.idle:
+            worker.hand_back()
+            try:
+                async with asyncio.timeout(FLUSH_TIMEOUT):
+                    await turns.wait_idle()
+            except TimeoutError:
+                log.warning("daemon.not_flushed", runs=turns.held)
+                worker.hand_back()
+
+    async def _until_idle(self, turns: Turns) -> None:
+        idle = asyncio.ensure_future(turns.wait_idle())
+        insisted = asyncio.ensure_future(self._insisted.wait())
+        try:
+            await asyncio.wait({idle, insisted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+            insisted.cancel()
+
+
+def _published(provider: str, model: Mapping[str, object]) -> dict[str, object]:
+    """A model as `image_models` shows it."""
+    fields = dict(model)
+    return {"provider": provider, "model": fields.pop("name"), **fields}
+
+
+def _secret(value: SecretStr | None) -> str:
+    """The plain text of a secret that `serve` has made sure of."""
+    return value.get_secret_value() if value is not None else ""

@@ -1,0 +1,343 @@
+"""generate: one run, from claim to settlement.
+
+Every run is a task of its own. It ends in exactly one settlement, or was taken away (cancelled, requeued, taken over),
+and then only says what it may have cost. What goes wrong arrives as a `RunError` that carries its own policy.
+"""
+
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
+from daemon.fetch import Fetcher
+from daemon.heartbeat import Heartbeat
+from daemon.prompt import PromptSpec
+from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Waiting
+from daemon.providers.catalogue import Resolved, resolve
+from daemon.publisher import Publisher
+from daemon.queue import UNAVAILABLE, Claimed, Queue
+from daemon.reporter import RunReporter, event
+from daemon.storage import Storage
+from daemon.turns import Turns
+
+log = structlog.stdlib.get_logger()
+
+FIRST_WAIT = 2.0
+"""Seconds before the second attempt; doubled for each further one, with jitter."""
+LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long things may take. See the settings of the same names."""
+
+    run_timeout: timedelta
+    poll_interval: timedelta
+    poll_timeout: timedelta
+    strict_models: bool
+    max_image_bytes: int
+
+
+class Worker:
+    """Works on the runs that were claimed.
+
+    Args:
+        group: Owns the runs' tasks.
+        queue, turns, heartbeat: The database, the conversation with it, and the lease.
+        storage, fetcher: Where input images come from.
+        publisher: Stores pictures.
+        providers: Those that have a key here, by name.
+        tmp_dir: Where pictures lie until they are stored.
+    """
+
+    def __init__(
+        self,
+        group: asyncio.TaskGroup,
+        *,
+        queue: Queue,
+        turns: Turns,
+        heartbeat: Heartbeat,
+        storage: Storage,
+        fetcher: Fetcher,
+        publisher: Publisher,
+        providers: Mapping[str, Provider],
+        policy: Policy,
+        tmp_dir: Path | None,
+    ) -> None:
+        self._group = group
+        self._queue = queue
+        self._turns = turns
+        self._heartbeat = heartbeat
+        self._storage = storage
+        self._fetcher = fetcher
+        self._publisher = publisher
+        self._providers = providers
+        self._policy = policy
+        self._tmp_dir = tmp_dir
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._dropped: set[int] = set()
+        self._refusals: dict[str, int] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run is being worked on."""
+        return not self._tasks
+
+    def start(self, run: Claimed) -> None:
+        """Begins to work on a run."""
+        task = self._group.create_task(self._work(run), name=f"run {run.id}")
+        self._tasks[run.claim] = task
+
+    def drop(self, claims: set[int]) -> None:
+        """These claims are no longer ours: stops their work. Unknown ones are none of our business."""
+        for claim in claims & self._tasks.keys():
+            self._dropped.add(claim)
+            self._tasks[claim].cancel()
+
+    def hand_back(self) -> None:
+        """Stops all work and gives the runs back: the daemon must leave now."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def _work(self, run: Claimed) -> None:
+        structlog.contextvars.bind_contextvars(run_id=run.id, attempt=run.attempt, processor=run.processor)
+        started = time.monotonic()
+        reporter = RunReporter(self._turns, run, lambda image: self._publisher.preview(run, image))
+        try:
+            body = await self._outcome(run, reporter)
+            await reporter.close()
+            result = await self._turns.settle(run, body)
+            log.info(
+                "run.finished",
+                outcome=body["outcome"],
+                result=result,
+                code=(body.get("payload") or {}).get("code"),
+                seconds=round(time.monotonic() - started, 3),
+            )
+        finally:
+            del self._tasks[run.claim]
+            self._dropped.discard(run.claim)
+
+    async def _outcome(self, run: Claimed, reporter: RunReporter) -> dict[str, Any]:
+        """Works on the run and answers the body of its settlement."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="image-jobs-", dir=self._tmp_dir) as workdir:
+                return await self._attempt(run, reporter, Path(workdir))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+            return self._stopped(run, reporter)
+        except RunError as error:
+            return await self._failed(run, reporter, error)
+        except Exception:  # the one boundary: a bug of ours must end this run with a reason, and no other
+            log.exception("run.crashed")
+            return _failure(
+                "Something went wrong inside the daemon.",
+                "internal",
+                "Its log has the details. Requeue the run once that is mended.",
+            )
+
+    async def _attempt(self, run: Claimed, reporter: RunReporter, workdir: Path) -> dict[str, Any]:
+        model, provider = self._choose(run)
+        if model.warning:
+            reporter.warning(model.warning, field="model", requested=model.requested, effective=model.model)
+        prompt = PromptSpec.parse(run.metadata)
+        for field in prompt.unknown:
+            reporter.warning(f"promptSpec.{field} is unknown and was ignored.", field=field)
+        request = Request(run.id, model.model, prompt, workdir, run.attempt, metadata=run.metadata)
+
+        started = time.monotonic()
+        if run.provider_job_id is not None:
+            made = await self._check(run, provider, run.provider_job_id, request, reporter)
+        else:
+            if run.attempt > 1 and (adopted := await self._publisher.adopt(run, model)) is not None:
+                return adopted
+            previous = await self._previous_image(prompt, workdir)
+            request = Request(run.id, model.model, prompt, workdir, run.attempt, previous, run.metadata)
+            made = await self._generate(provider, request, reporter)
+        match made:
+            case Generated():
+                await reporter.close()
+                generate_ms = round(1000 * (time.monotonic() - started))
+                return await self._publisher.publish(run, model, made, workdir, generate_ms=generate_ms)
+            case Submitted():
+                return self._park(made)
+            case Waiting():
+                return self._wait(run, made)
+
+    def _choose(self, run: Claimed) -> tuple[Resolved, Provider]:
+        model = resolve(run.processor, strict=self._policy.strict_models)
+        provider = self._providers.get(model.provider)
+        if provider is None:
+            raise Refused(
+                f"No daemon here can use {model.provider}: its key is not set.",
+                code="no_key",
+                hint=f"Set the key of {model.provider} where the daemon runs, restart it, and requeue the run.",
+            )
+        return model, provider
+
+    async def _previous_image(self, prompt: PromptSpec, workdir: Path) -> Path | None:
+        """Fetches the image to refine: from our own storage, or from outside through the guarded client."""
+        url = prompt.previous_image
+        if url is None:
+            return None
+        target = workdir / "previous"
+        key = self._storage.owns(url)
+        if key is not None:
+            await self._storage.download(key, target, max_bytes=self._policy.max_image_bytes)
+        else:
+            await self._fetcher.fetch(
+                url,
+                target,
+                max_bytes=self._policy.max_image_bytes,
+                timeout=timedelta(seconds=60),
+                what="promptSpec.previousImage",
+            )
+        await self._publisher.inspect(target)
+        return target
+
+    async def _generate(self, provider: Provider, request: Request, reporter: RunReporter) -> Generated | Submitted:
+        await self._heartbeat.wait_fresh()
+        try:
+            async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
+                return await provider.generate(request, reporter)
+        except TimeoutError:
+            seconds = round(self._policy.run_timeout.total_seconds())
+            message = f"The provider did not answer within {seconds} s."
+            hint = "Try again later, or choose a faster model or a lower quality."
+            if reporter.sent:
+                raise OutcomeUnknown(message, code="timeout", hint=hint) from None
+            raise Retryable(message, code="timeout", hint=hint) from None
+
+    async def _check(
+        self, run: Claimed, provider: Provider, job_id: str, request: Request, reporter: RunReporter
+    ) -> Generated | Waiting:
+        """Asks a provider about an order. Trouble with asking is no answer: it is asked again later."""
+        if not isinstance(provider, Deferred):
+            raise Refused(
+                "The provider cannot be asked about this order any more.",
+                code="invalid_request",
+                hint="Requeue the run to make the image anew.",
+            )
+        await self._heartbeat.wait_fresh()
+        try:
+            async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
+                made = await provider.check(job_id, request, reporter)
+        except TimeoutError:
+            made = Waiting(message="The provider takes its time to answer.")
+        except Retryable as error:
+            if error.accepted:
+                raise
+            made = Waiting(message=error.message)
+        timeout = self._policy.poll_timeout
+        if isinstance(made, Waiting) and run.submitted_ago is not None and run.submitted_ago > timeout:
+            raise Refused(
+                "Polling timeout exceeded",
+                code="polling_timeout",
+                hint="The provider may still deliver. Requeue the run to ask for the same image again.",
+                data={"incident": True, "seconds": round(run.submitted_ago.total_seconds()), "providerJobId": job_id},
+            )
+        return made
+
+    def _park(self, order: Submitted) -> dict[str, Any]:
+        """Writes the order's id down before anything else is done with it: from then on any daemon can ask."""
+        due = order.check_in if order.check_in is not None else self._policy.poll_interval
+        return {
+            "outcome": "parked",
+            "provider_job_id": order.job_id,
+            "due_in": due.total_seconds(),
+            "message": order.message or "The provider is at work.",
+            "if_lost": event(
+                "late", "The provider took the order after the run had been taken away.", providerJobId=order.job_id
+            ),
+        }
+
+    def _wait(self, run: Claimed, waiting: Waiting) -> dict[str, Any]:
+        return {
+            "outcome": "parked",
+            "provider_job_id": run.provider_job_id,
+            "due_in": self._policy.poll_interval.total_seconds(),
+            "message": waiting.message or "The provider is at work.",
+            "progress": None if waiting.progress is None else min(int(waiting.progress), 99),
+        }
+
+    def _stopped(self, run: Claimed, reporter: RunReporter) -> dict[str, Any]:
+        """Cancelled from outside (the claim is gone), or handed back because the daemon must leave."""
+        unknown = event(
+            "unknown_outcome",
+            "The call to the provider was broken off; it may have been charged.",
+            kind="error",
+            possibleCost=reporter.estimate,
+        )
+        if run.claim in self._dropped or not reporter.sent:
+            body: dict[str, Any] = {"outcome": "released", "message": "Handed back by a daemon that had to stop."}
+            return {**body, "if_lost": unknown} if reporter.sent else body
+        return {
+            "outcome": "retry",
+            "due_in": 0,
+            "message": "The daemon had to stop while the provider was at work; another tries again.",
+            "events": [unknown],
+            "payload": {
+                "error": "The daemon had to stop while the provider was at work.",
+                "code": "outcome_unknown",
+                "hint": "The provider may have charged for it. Requeue the run to try again.",
+            },
+        }
+
+    async def _failed(self, run: Claimed, reporter: RunReporter, error: RunError) -> dict[str, Any]:
+        body = _failure(error.message, error.code, error.hint, error.data)
+        if error.cost is not None:
+            body["events"].append(event("charged", "The provider charged for it all the same.", cost=error.cost))
+        if error.data.get("incident"):
+            body["events"].append(event("incident", error.message, kind="error", **error.data))
+        match error:
+            case OutcomeUnknown():
+                body["events"].append(
+                    event("unknown_outcome", error.message, kind="error", possibleCost=reporter.estimate)
+                )
+                body.update(outcome="retry", due_in=self._back_off(run))
+            case Retryable():
+                wait = error.retry_in.total_seconds() if error.retry_in is not None else self._back_off(run)
+                body.update(outcome="retry", due_in=wait, refund=not error.accepted)
+                await self._block(run, error, wait)
+            case _:
+                pass
+        if body["outcome"] == "retry":
+            body["message"] = f"{error.message} Trying again in {max(1, round(body['due_in']))} s."
+        return body
+
+    async def _block(self, run: Claimed, error: Retryable, wait: float) -> None:
+        """Closes the provider or the model for every daemon, where the error says so."""
+        if error.blocks is None:
+            return
+        provider, _, model = run.processor.partition(":")
+        try:
+            await self._queue.block(
+                provider, model if error.blocks == "model" else None, timedelta(seconds=wait), error.message
+            )
+        except UNAVAILABLE as reason:
+            log.warning("provider.not_blocked", provider=provider, error=type(reason).__name__)
+
+    def _back_off(self, run: Claimed) -> float:
+        """Seconds until the next attempt: exponential, with jitter. Refusals count too, though they cost no attempt."""
+        if len(self._refusals) > 10_000:
+            self._refusals.clear()
+        tries = self._refusals[run.id] = self._refusals.get(run.id, 0) + 1
+        wait = min(FIRST_WAIT * 2 ** (max(tries, run.attempt) - 1), LONGEST_WAIT)
+        return wait * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+
+
+def _failure(message: str, code: str, hint: str, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    payload: dict[str, Any] = {"error": message, "code": code, "hint": hint}
+    if details:
+        payload["details"] = details
+    return {"outcome": "failed", "payload": payload, "events": []}
