@@ -1,6 +1,7 @@
 """What can go wrong, and what is done about it.
 
 * ImageJobsError             a mistake of the operator's: one sentence and a cure, never a traceback
+  x Misconfigured            the environment or the command line is wrong: commands exit with 2 instead of 1
 * RunError                   why a run has no image: a sentence for the person at the canvas, a code, a hint
   x Refused                  final: asking again would give the same answer
   x Retryable                later: the provider said so, or something between us broke
@@ -32,6 +33,10 @@ class ImageJobsError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class Misconfigured(ImageJobsError):
+    """The environment or the command line is wrong."""
 
 
 class RunError(Exception):
