@@ -47,8 +47,8 @@ begin
   end if;
   foreach v_key in array array['nodeId', 'idempotencyKey', 'webhookUrl'] loop
     if coalesce(jsonb_typeof(p_metadata -> v_key), 'null') not in ('string', 'null')
-      or length(p_metadata ->> v_key) not between 1 and 2048 then
-      perform private.refuse(format('metadata.%s must be a text of 1 to 2,048 characters.', v_key), 'Leave it out if there is none.');
+      or octet_length(p_metadata ->> v_key) not between 1 and 2048 then
+      perform private.refuse(format('metadata.%s must be a text of 1 to 2,048 bytes.', v_key), 'Leave it out if there is none.');
     end if;
   end loop;
 end
@@ -82,6 +82,9 @@ begin
   if coalesce(new.processor, '') !~ '^[a-z0-9_-]{1,50}:[^\s:][^\s]{0,199}$' then
     perform private.refuse('processor must name a provider and a model.', 'Write it like openai:gpt-image-2; the view image_models lists what is on offer.');
   end if;
+  if not isfinite(new.due_at) then
+    perform private.refuse('due_at must be a point in time.', 'Leave it out to start at once.');
+  end if;
   perform private.check_prompt(new.metadata);
   if not v_operator then
     if new.payload is not null or new.progress is not null or new.attempt is not null or new.max_attempts is not null
@@ -108,7 +111,7 @@ begin
   new.progress := 0;
   new.priority := coalesce(new.priority, 0);
   new.attempt := 0;
-  new.max_attempts := coalesce(new.max_attempts, 3);
+  new.max_attempts := greatest(coalesce(new.max_attempts, 3), 1);
   new.due_at := coalesce(new.due_at, v_now);
   new.claim := nextval('private.claims');
   new.ticket := nextval('private.tickets');
@@ -159,6 +162,11 @@ begin
   new.refused_since := old.refused_since;
   new.lane := old.lane;
   new.rank := old.rank;
+  new.max_attempts := greatest(coalesce(new.max_attempts, old.max_attempts, 3), 1);
+  -- Without a time, nobody would ever look at it again.
+  if new.due_at is null and old.due_at is not null and old.status in ('pending', 'running') then
+    new.due_at := private.now();
+  end if;
   if old.status = 'pending' and old.ticket is not null then
     new.lane := private.lane_of(new.processor);
     new.priority := coalesce(new.priority, 0);
@@ -189,7 +197,6 @@ begin
     new.ticket := nextval('private.tickets');
     new.claimed_by := null;
     new.attempt := 0;
-    new.max_attempts := coalesce(new.max_attempts, 3);
     new.priority := coalesce(new.priority, 0);
     new.progress := 0;
     new.payload := null;
@@ -198,7 +205,7 @@ begin
     new.finished_at := null;
     new.refused_since := null;
     new.created_at := coalesce(old.created_at, old.started_at, v_now);
-    if new.due_at is not distinct from old.due_at then
+    if new.due_at is null or new.due_at is not distinct from old.due_at then
       new.due_at := v_now;
     end if;
     -- A job that outlived our patience, or whose picture we could not fetch or store, is asked for again, not paid for again.
@@ -280,7 +287,8 @@ declare
   v_own text[] := private.own_keys();
   v_run record;
 begin
-  if current_setting('image_jobs.hand', true) = 'projection' then
+  -- Projection writes from a trigger of runs, or from a daemon's turn: a client who only says so is not believed.
+  if current_setting('image_jobs.hand', true) = 'projection' and (pg_trigger_depth() > 1 or private.is_operator()) then
     new.version := nextval('private.node_versions');
     new.updated_at := private.now();
     return new;
@@ -308,17 +316,20 @@ begin
   if tg_op = 'INSERT' or new.id <> old.id or new.workflow_id <> old.workflow_id then
     new.node_data := new.node_data - v_own;
     new.run_ticket := null;
-    -- The lock waits for a settlement in progress, and makes a later one see this node: neither can miss the other.
     select r.* into v_run
     from public.runs r
     where r.kind = 'image_gen' and r.ticket is not null
       and r.metadata ->> 'nodeId' = new.id and r.subject_id = new.workflow_id
-    order by r.ticket desc limit 1
-    for share;
+    order by r.ticket desc limit 1;
     if found then
       new.node_data := private.node_data(new.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
         v_run.preview_url, v_run.payload);
       new.run_ticket := v_run.ticket;
+    end if;
+    -- A run that is changing just now neither sees this node nor is seen here: the next turn looks once more. A lock
+    -- on the run would do as well, and deadlock with operators who change many runs.
+    if tg_op = 'UPDATE' or not exists (select from public.workflow_nodes n where n.id = new.id) then
+      insert into private.stale_nodes (node_id) values (new.id);
     end if;
   end if;
   new.version := nextval('private.node_versions');
@@ -403,8 +414,10 @@ begin
         insert into public.run_events (run_id, kind, payload)
         select r.id, 'error', jsonb_build_object('event', 'warning',
           'message', 'The node breaks the base64 rule, so it cannot show this run.', 'data', jsonb_build_object('nodeId', v_node))
-        from public.runs r
-        where r.kind = 'image_gen' and r.ticket is not null and r.metadata ->> 'nodeId' = v_node
+        from public.workflow_nodes n
+        join public.runs r on r.kind = 'image_gen' and r.ticket is not null
+          and r.metadata ->> 'nodeId' = n.id and r.subject_id = n.workflow_id
+        where n.id = v_node
         order by r.ticket desc limit 1;
       end;
     end loop;
@@ -413,22 +426,25 @@ begin
 end
 $$;
 
--- Writes the newest run of each node into it. The caller holds the nodes' locks.
+-- Writes the newest run of each node into it, if it does not show that yet. The caller holds the nodes' locks.
 create or replace function private.write_nodes(p_nodes varchar[])
 returns void language sql volatile security definer set search_path = ''
 as $$
   update public.workflow_nodes n
-  set node_data = private.node_data(n.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload),
-    run_ticket = r.ticket
+  set node_data = shown.node_data, run_ticket = r.ticket
   from unnest(p_nodes) as target (id)
   cross join lateral (
-    select newest.* from public.workflow_nodes w
+    select newest.*, w.node_data from public.workflow_nodes w
     join public.runs newest on newest.kind = 'image_gen' and newest.ticket is not null
       and newest.metadata ->> 'nodeId' = w.id and newest.subject_id = w.workflow_id
     where w.id = target.id
     order by newest.ticket desc limit 1
   ) r
+  cross join lateral (
+    select private.node_data(r.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
+  ) shown
   where n.id = target.id
+    and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt')
 $$;
 
 -- Everything that follows from changed runs, in the lock order: nodes, then events. Notifications go out at commit.
@@ -440,8 +456,10 @@ declare
   v_nodes varchar[];
   v_lost text;
 begin
-  select array_agg(distinct c.node_id order by c.node_id) into v_nodes from unnest(p_changes) c
-  where c.node_id is not null and (c.status, c.progress, c.message, c.ticket)
+  -- A node of another workflow is nobody's to touch, whatever metadata.nodeId says.
+  select array_agg(distinct n.id) into v_nodes
+  from unnest(p_changes) c join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
+  where (c.status, c.progress, c.message, c.ticket)
     is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket);
   if v_nodes is not null then
     perform private.show_runs(v_nodes);
@@ -628,12 +646,12 @@ begin
       v_least := least(v_least, v_left);
     end if;
     if v_limit.max_running is not null then
+      -- By processor, not by lane: what was started before its model had a limit stands in the provider's lane.
       select v_limit.max_running - count(*) into v_left
       from public.runs r
       where r.kind = 'image_gen' and r.status = 'running'
-        and r.lane in (
-          select distinct n.lane from private.lanes n
-          where case when v_limit.model is null then split_part(n.lane, ':', 1) = p_provider else n.lane = p_lane end);
+        and r.lane in (select distinct n.lane from private.lanes n where split_part(n.lane, ':', 1) = p_provider)
+        and (v_limit.model is null or r.processor = p_provider || ':' || v_limit.model);
       v_least := least(v_least, v_left);
     end if;
   end loop;
@@ -647,16 +665,20 @@ returns void language sql volatile set search_path = ''
 as $$
   update public.provider_limits l
   set (recent_at, recent_starts) = (
-    select coalesce(array_agg(r.at), '{}') || second.now, coalesce(array_agg(r.starts), '{}') || p_starts
-    from unnest(l.recent_at, l.recent_starts) as r (at, starts)
-    where r.at >= second.now - 60)
+    select array_agg(s.at order by s.at), array_agg(s.starts order by s.at)
+    from (
+      select r.at, sum(r.starts) as starts
+      from (select * from unnest(l.recent_at, l.recent_starts) union all select second.now, p_starts) r (at, starts)
+      where r.at >= second.now - 60
+      group by r.at
+    ) s)
   from (select floor(extract(epoch from private.now()))::bigint as now) second
   where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
     and l.per_minute is not null
 $$;
 
 -- What a daemon gets to know of a run it has claimed.
-create or replace function private.claimed_run(r public.runs, p_waited interval)
+create or replace function private.claimed_run(r public.runs, p_due_at timestamptz)
 returns jsonb language sql stable set search_path = ''
 as $$
   select jsonb_build_object(
@@ -664,14 +686,14 @@ as $$
     'metadata', r.metadata, 'attempt', r.attempt, 'max_attempts', r.max_attempts,
     'provider_job_id', r.provider_job_id,
     'submitted_ago', extract(epoch from private.now() - r.submitted_at),
-    'waited', extract(epoch from p_waited))
+    'waited', case when isfinite(p_due_at) then extract(epoch from private.now() - p_due_at) else 0 end)
 $$;
 
 -- Takes up to p_slots runs for a daemon: due checks of parked runs first, then pending runs; higher priorities first,
 -- lanes evenly, workflows in turn within a lane. p_thorough looks at whole lanes instead of from their floors: at least
 -- once a second of idleness, since a slow transaction may commit a lower rank.
 -- Never takes more than the limits allow, however many daemons claim at once. Raises IJ002 if the daemon was fenced.
--- Locks: the daemon's row (against a take-over), then provider_limits, then runs (skipping locked ones).
+-- Locks: the daemon's row (against a take-over), then provider_limits, and only then runs (skipping locked ones).
 create or replace function private.claim_runs(p_daemon uuid, p_slots integer, p_thorough boolean default false)
 returns setof jsonb language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
@@ -693,6 +715,7 @@ declare
   v_rank bigint;
   v_count integer;
   v_last bigint;
+  v_models boolean;
 begin
   if p_slots <= 0 then
     return;
@@ -712,16 +735,39 @@ begin
       select from private.daemons d
       where p.name = any (d.providers) and d.seen_at > v_now - interval '10 minutes');
 
+  -- Lanes in which somebody waits and may go; then the locks of their limits, all at once and in order.
+  with put_off as materialized (
+    select r.lane, r.priority from public.runs r
+    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
+    order by r.due_at limit 200
+  )
+  select array_agg(l order by l.priority desc, random()) into v_lanes
+  from private.lanes l
+  where split_part(l.lane, ':', 1) = any (v_providers)
+    and private.allowance(split_part(l.lane, ':', 1), l.lane) is distinct from 0
+    and (
+      exists (
+        select from public.runs r
+        where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+          and r.lane = l.lane and r.priority = l.priority and r.rank >= case when p_thorough then 0 else l.floor end)
+      or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
+  perform from public.provider_limits l
+  where l.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
+    and (l.per_minute is not null or l.max_running is not null)
+  order by l.id
+  for update;
+
   -- Whatever was put off and is due now goes to the front of its line.
   with due as materialized (
-    select r.id from public.runs r
+    select r.id, private.lane_of(r.processor) as lane from public.runs r
     where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
     order by r.due_at limit 200
     for update skip locked
   )
   update public.runs r
-  set rank = coalesce((select l.floor from private.lanes l where l.lane = r.lane and l.priority = r.priority),
-    private.place_in_line(r.subject_id, r.lane, r.priority))
+  set lane = due.lane,
+    rank = coalesce((select l.floor from private.lanes l where l.lane = due.lane and l.priority = r.priority),
+      private.place_in_line(r.subject_id, due.lane, r.priority))
   from due where r.id = due.id;
 
   -- Parked runs whose check is due. Pausing and limits are about new starts; asking goes on.
@@ -739,27 +785,12 @@ begin
       )
       update public.runs r set claim = nextval('private.claims'), claimed_by = p_daemon, due_at = null
       from due where r.id = due.id
-      returning private.claimed_run(r, v_now - due.due_at)
+      returning private.claimed_run(r, due.due_at)
     loop
       v_left := v_left - 1;
       return next v_claimed;
     end loop;
   end loop;
-
-  -- Lanes in which somebody waits and may go; then the locks of their limits, all at once and in order.
-  select array_agg(l order by l.priority desc, random()) into v_lanes
-  from private.lanes l
-  where split_part(l.lane, ':', 1) = any (v_providers)
-    and private.allowance(split_part(l.lane, ':', 1), l.lane) is distinct from 0
-    and exists (
-      select from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
-        and r.lane = l.lane and r.priority = l.priority and r.rank >= case when p_thorough then 0 else l.floor end);
-  perform from public.provider_limits l
-  where l.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
-    and (l.per_minute is not null or l.max_running is not null)
-  order by l.id
-  for update;
 
   for v_priority in select distinct o.priority from unnest(v_lanes) o order by o.priority desc loop
     -- First an even share for each lane, then what the others left.
@@ -775,6 +806,23 @@ begin
         v_peers := v_peers - 1;
         continue when v_quota <= 0;
 
+        -- A run that was inserted while its model got a limit may stand in the provider's lane: it changes lines.
+        v_models := exists (
+          select from public.provider_limits l where l.provider = v_lane.lane and l.model is not null);
+        if v_models then
+          with next as materialized (
+            select r.id from public.runs r
+            where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+              and r.lane = v_lane.lane and r.priority = v_lane.priority
+            order by r.rank, r.id limit v_quota
+            for update skip locked
+          )
+          update public.runs r
+          set lane = private.lane_of(r.processor),
+            rank = private.place_in_line(r.subject_id, private.lane_of(r.processor), r.priority)
+          from next where r.id = next.id and private.lane_of(r.processor) <> v_lane.lane;
+        end if;
+
         v_count := 0;
         v_last := null;
         for v_claimed, v_rank in
@@ -783,6 +831,7 @@ begin
             where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
               and r.lane = v_lane.lane and r.priority = v_lane.priority
               and r.rank >= case when p_thorough then 0 else v_lane.floor end
+              and (not v_models or private.lane_of(r.processor) = r.lane)
             order by r.rank, r.id limit v_quota
             for update skip locked
           )
@@ -790,7 +839,7 @@ begin
           set status = 'running', claim = nextval('private.claims'), claimed_by = p_daemon, attempt = r.attempt + 1,
             started_at = v_now, due_at = null, payload = null, message = null, preview_url = null
           from next where r.id = next.id
-          returning private.claimed_run(r, v_now - next.due_at), r.rank
+          returning private.claimed_run(r, next.due_at), r.rank
         loop
           v_count := v_count + 1;
           v_last := greatest(v_last, v_rank);
@@ -827,7 +876,7 @@ $$;
 
 -- Settles runs. Each settlement is an object:
 --   id, claim         the fence
---   outcome           completed | failed | retry | parked | released
+--   outcome           completed | failed | retry | parked | released (what was ordered goes back to parked)
 --   payload           the result, or {error, code, hint} (completed, failed, retry)
 --   message           for the person at the canvas (retry, parked, released)
 --   due_in            seconds until the next try or check (retry, parked)
@@ -847,15 +896,22 @@ as $$
 declare
   v_now timestamptz := private.now();
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
-  v_held varchar[];
+  v_held bigint[];
   v_seen varchar[];
   v_events jsonb;
 begin
   if jsonb_array_length(p_settlements) = 0 then
     return;
   end if;
+  if exists (
+    select from jsonb_array_elements(p_settlements) s
+    where coalesce(s.value ->> 'outcome', '') not in ('completed', 'failed', 'retry', 'parked', 'released')
+  ) then
+    perform private.refuse('A settlement has an unknown outcome.', 'completed, failed, retry, parked or released.');
+  end if;
   perform set_config('image_jobs.hand', 'daemon', true);
 
+  -- The fence is the claim, also within this batch: it may hold an old and a new claim of the same run.
   with mine as materialized (
     select r.id, r.claim, r.status, r.claimed_by from public.runs r
     where r.id in (select s.value ->> 'id' from jsonb_array_elements(p_settlements) s)
@@ -863,7 +919,7 @@ begin
     for update skip locked
   )
   select array_agg(m.id),
-    array_agg(m.id) filter (where m.status = 'running' and m.claimed_by = p_daemon
+    array_agg(m.claim) filter (where m.status = 'running' and m.claimed_by = p_daemon
       and m.claim = (s.value ->> 'claim')::bigint)
   into v_seen, v_held
   from mine m join jsonb_array_elements(p_settlements) s on s.value ->> 'id' = m.id;
@@ -873,7 +929,7 @@ begin
   select jsonb_agg(e.value || jsonb_build_object('run_id', s.value ->> 'id') order by s.place, e.place) into v_events
   from jsonb_array_elements(p_settlements) with ordinality as s (value, place)
   cross join lateral jsonb_array_elements(s.value -> 'events') with ordinality as e (value, place)
-  where s.value ->> 'id' = any (v_held);
+  where (s.value ->> 'claim')::bigint = any (v_held);
   if v_events is not null then
     perform private.add_events(v_events);
   end if;
@@ -882,16 +938,18 @@ begin
   set
     status = case s.outcome
       when 'retry' then case when refunded or r.attempt < r.max_attempts then 'pending' else 'failed' end
-      when 'parked' then 'running' when 'released' then 'pending' else s.outcome end,
+      when 'parked' then 'running' when 'released' then case when ordered then 'running' else 'pending' end
+      else s.outcome end,
     claimed_by = null,
-    attempt = r.attempt - case when (s.outcome = 'retry' and refunded) or s.outcome = 'released' then 1 else 0 end,
+    attempt = r.attempt
+      - case when (s.outcome = 'retry' and refunded) or (s.outcome = 'released' and not ordered) then 1 else 0 end,
     refused_since = case when s.outcome = 'retry' and s.refund then coalesce(r.refused_since, v_now) end,
     payload = case
       when s.outcome not in ('parked', 'released') then s.payload
         || case when s.outcome = 'completed' then '{}' else jsonb_build_object('attempts', r.attempt) end end,
     message = case when s.outcome in ('retry', 'parked', 'released') then s.message end,
     progress = case s.outcome when 'completed' then 100 when 'parked' then coalesce(s.progress, r.progress) else
-      case when s.outcome in ('retry', 'released') then 0 else r.progress end end,
+      case when s.outcome = 'retry' or (s.outcome = 'released' and not ordered) then 0 else r.progress end end,
     preview_url = case when s.outcome = 'parked' then r.preview_url end,
     provider_job_id = case when s.outcome in ('retry') then null else coalesce(s.provider_job_id, r.provider_job_id) end,
     submitted_at = case
@@ -901,7 +959,7 @@ begin
     due_at = case
       when s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts then null
       when s.outcome in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
-    rank = case when s.outcome = 'released' then r.rank end,
+    rank = case when s.outcome = 'released' and not ordered then r.rank end,
     finished_at = case
       when s.outcome in ('completed', 'failed') or (s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts)
       then v_now end
@@ -909,24 +967,27 @@ begin
   join jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, payload jsonb, message text, due_in double precision, refund boolean,
     provider_job_id text, progress integer
-  ) on s.id = o.id
+  ) on s.id = o.id and s.claim = o.claim
   cross join lateral (
-    select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded
+    select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded,
+      o.provider_job_id is not null as ordered
   ) policy
-  where r.id = o.id and o.id = any (v_held);
+  where r.id = o.id and o.claim = any (v_held);
 
   -- A claim that is gone: nobody uses what came of it, but it may have been paid for, and that is written down.
-  insert into public.run_events (run_id, kind, payload)
-  select s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
+  -- Once, also if this answer is lost and the settlement comes again: the event's id follows from the claim.
+  insert into public.run_events (id, run_id, kind, payload)
+  select md5('lost claim ' || s.claim)::uuid, s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
   from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, if_lost jsonb)
   join public.runs r on r.id = s.id and r.claim <> s.claim
-  where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and not s.id = any (v_held);
+  where s.if_lost -> 'payload' is not null and s.id = any (v_seen)
+  on conflict (id) do nothing;
 
   perform set_config('image_jobs.hand', v_hand, true);
 
   return query
   select jsonb_build_object('id', s.id, 'claim', s.claim, 'result', case
-    when s.id = any (v_held) then 'settled'
+    when r.claim = s.claim and s.claim = any (v_held) then 'settled'
     when s.id = any (v_seen) and r.claim = s.claim then 'already'
     when s.id = any (v_seen) or r.id is null then 'lost'
     else 'busy' end)
@@ -945,7 +1006,7 @@ returns setof jsonb language plpgsql volatile set search_path = ''
 as $$
 declare
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
-  v_held varchar[];
+  v_held bigint[];
   v_seen varchar[];
   v_events jsonb;
 begin
@@ -960,7 +1021,7 @@ begin
     for update skip locked
   )
   select array_agg(m.id),
-    array_agg(m.id) filter (where m.status = 'running' and m.claimed_by = p_daemon
+    array_agg(m.claim) filter (where m.status = 'running' and m.claimed_by = p_daemon
       and m.claim = (e.value ->> 'claim')::bigint)
   into v_seen, v_held
   from mine m join jsonb_array_elements(p_entries) e on e.value ->> 'id' = m.id;
@@ -970,7 +1031,7 @@ begin
   select jsonb_agg(x.value || jsonb_build_object('run_id', e.value ->> 'id') order by e.place, x.place) into v_events
   from jsonb_array_elements(p_entries) with ordinality as e (value, place)
   cross join lateral jsonb_array_elements(e.value -> 'events') with ordinality as x (value, place)
-  where e.value ->> 'id' = any (v_held);
+  where (e.value ->> 'claim')::bigint = any (v_held);
   if v_events is not null then
     perform private.add_events(v_events);
   end if;
@@ -979,14 +1040,14 @@ begin
   set progress = coalesce(greatest(r.progress, e.progress), r.progress),
     message = coalesce(e.message, r.message),
     preview_url = coalesce(e.preview_url, r.preview_url)
-  from jsonb_to_recordset(p_entries) as e (id varchar, progress integer, message text, preview_url text)
-  where r.id = e.id and r.id = any (v_held)
+  from jsonb_to_recordset(p_entries) as e (id varchar, claim bigint, progress integer, message text, preview_url text)
+  where r.id = e.id and r.claim = e.claim and r.claim = any (v_held)
     and (e.progress is not null or e.message is not null or e.preview_url is not null);
   perform set_config('image_jobs.hand', v_hand, true);
 
   return query
   select jsonb_build_object('id', e.id, 'claim', e.claim, 'result', case
-    when e.id = any (v_held) then 'recorded'
+    when r.claim = e.claim and e.claim = any (v_held) then 'recorded'
     when e.id = any (v_seen) or r.id is null then 'lost'
     else 'busy' end)
   from jsonb_to_recordset(p_entries) as e (id varchar, claim bigint)
@@ -1031,7 +1092,7 @@ declare
 begin
   with taken as (
     delete from private.stale_nodes s
-    where s.id in (select q.id from private.stale_nodes q order by q.id limit 100 for update skip locked)
+    where s.id in (select q.id from private.stale_nodes q order by q.id limit 1000 for update skip locked)
     returning s.node_id
   )
   select array_agg(distinct node_id) into v_nodes from taken;
@@ -1089,6 +1150,7 @@ returns void language plpgsql volatile set search_path = ''
 as $$
 begin
   insert into private.providers (name) select unnest(p_providers) on conflict do nothing;
+  insert into private.lanes (lane, priority) select p, 0 from unnest(p_providers) p order by p on conflict do nothing;
   insert into private.daemons (id, name, version, slots, lease, providers, started_at, seen_at, fresh_since)
   values (p_id, p_name, p_version, p_slots, p_lease, p_providers, private.now(), private.now(), private.now())
   on conflict (id) do nothing;
@@ -1123,6 +1185,7 @@ $$;
 
 -- Takes the runs of one daemon away from it. What was parked is checked on; a call that was in flight has an unknown
 -- outcome, and is made again only as the run's next attempt, after a pause (what killed one daemon may kill the next).
+-- Runs that somebody has locked are left for the next look of take_over.
 create or replace function private.abandon_runs(p_daemon uuid)
 returns integer language plpgsql volatile set search_path = ''
 as $$
@@ -1133,12 +1196,12 @@ declare
 begin
   perform set_config('image_jobs.hand', 'daemon', true);
   with theirs as materialized (
-    select r.id from public.runs r where r.claimed_by = p_daemon order by r.id for update
+    select r.id from public.runs r where r.claimed_by = p_daemon order by r.id for update skip locked
   )
   update public.runs r
   set claim = nextval('private.claims'), claimed_by = null, rank = null, progress = case when r.provider_job_id is null then 0 else r.progress end,
     status = fate.status,
-    due_at = case fate.status when 'running' then v_now when 'pending' then v_now + make_interval(secs => 2 ^ r.attempt) end,
+    due_at = case fate.status when 'running' then v_now when 'pending' then v_now + make_interval(secs => 2 ^ least(r.attempt, 8)) end,
     finished_at = case when fate.status = 'failed' then v_now end,
     message = case when fate.status = 'pending' then 'The daemon that was making this image went silent; another tries again.' end,
     payload = case when fate.status = 'failed' then jsonb_build_object(
@@ -1181,6 +1244,14 @@ begin
   loop
     continue when not v_silent.lapsed and not pg_try_advisory_xact_lock(private.session_lock_key(v_silent.id));
     update private.daemons d set ended_at = v_now, ended = 'taken over' where d.id = v_silent.id;
+    v_count := v_count + private.abandon_runs(v_silent.id);
+  end loop;
+  -- What was locked when its daemon ended.
+  for v_silent in
+    select distinct r.claimed_by as id from public.runs r
+    where r.claimed_by is not null
+      and not exists (select from private.daemons d where d.id = r.claimed_by and d.ended_at is null)
+  loop
     v_count := v_count + private.abandon_runs(v_silent.id);
   end loop;
   return v_count;

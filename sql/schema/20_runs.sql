@@ -84,7 +84,7 @@ create index if not exists runs_running on public.runs (lane, due_at)
   where kind = 'image_gen' and status = 'running';
 create index if not exists runs_held on public.runs (claimed_by) where claimed_by is not null;
 create index if not exists runs_last_in_line on public.runs (subject_id, lane, rank) where kind = 'image_gen';
-create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), ticket)
+create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
   where kind = 'image_gen' and ticket is not null;
 create unique index if not exists runs_idempotency
   on public.runs (created_by, subject_id, (metadata ->> 'idempotencyKey')) nulls not distinct

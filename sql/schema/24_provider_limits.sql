@@ -40,6 +40,9 @@ create table private.lanes (
   primary key (lane, priority)
 );
 comment on table private.lanes is 'The lines in which pending runs stand.';
+-- There from the start: whoever opens a lane makes others who insert into it wait for his commit.
+insert into private.lanes (lane, priority) select p.name, 0 from private.providers p union all select '?', 0
+on conflict (lane, priority) do nothing;
 comment on column private.lanes.floor is
   'Rank of the last run that was claimed. New runs rank from here; claims look from here, past dead index entries.';
 
@@ -79,14 +82,21 @@ end
 $$;
 
 -- A limit for a model gives that model a lane of its own, and takes it away again: its pending runs change lines.
+-- Runs that somebody has locked, or is just inserting, are left behind; the claim finds and moves them.
 create or replace function private.change_lanes()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
-  update public.runs r set lane = r.lane
-  where r.kind = 'image_gen' and r.status = 'pending' and r.ticket is not null
-    and r.lane is distinct from private.lane_of(r.processor)
-    and split_part(r.processor, ':', 1) = coalesce(new.provider, old.provider);
+  with misplaced as materialized (
+    select r.id from public.runs r
+    where r.kind = 'image_gen' and r.status = 'pending' and r.ticket is not null
+      and split_part(r.processor, ':', 1) in (new.provider, old.provider)
+      and r.lane is distinct from private.lane_of(r.processor)
+    order by r.id
+    for update skip locked
+  )
+  update public.runs r set lane = private.lane_of(r.processor)
+  from misplaced where r.id = misplaced.id;
   return null;
 end
 $$;

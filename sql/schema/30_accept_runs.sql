@@ -45,8 +45,8 @@ begin
   end if;
   foreach v_key in array array['nodeId', 'idempotencyKey', 'webhookUrl'] loop
     if coalesce(jsonb_typeof(p_metadata -> v_key), 'null') not in ('string', 'null')
-      or length(p_metadata ->> v_key) not between 1 and 2048 then
-      perform private.refuse(format('metadata.%s must be a text of 1 to 2,048 characters.', v_key), 'Leave it out if there is none.');
+      or octet_length(p_metadata ->> v_key) not between 1 and 2048 then
+      perform private.refuse(format('metadata.%s must be a text of 1 to 2,048 bytes.', v_key), 'Leave it out if there is none.');
     end if;
   end loop;
 end
@@ -80,6 +80,9 @@ begin
   if coalesce(new.processor, '') !~ '^[a-z0-9_-]{1,50}:[^\s:][^\s]{0,199}$' then
     perform private.refuse('processor must name a provider and a model.', 'Write it like openai:gpt-image-2; the view image_models lists what is on offer.');
   end if;
+  if not isfinite(new.due_at) then
+    perform private.refuse('due_at must be a point in time.', 'Leave it out to start at once.');
+  end if;
   perform private.check_prompt(new.metadata);
   if not v_operator then
     if new.payload is not null or new.progress is not null or new.attempt is not null or new.max_attempts is not null
@@ -106,7 +109,7 @@ begin
   new.progress := 0;
   new.priority := coalesce(new.priority, 0);
   new.attempt := 0;
-  new.max_attempts := coalesce(new.max_attempts, 3);
+  new.max_attempts := greatest(coalesce(new.max_attempts, 3), 1);
   new.due_at := coalesce(new.due_at, v_now);
   new.claim := nextval('private.claims');
   new.ticket := nextval('private.tickets');

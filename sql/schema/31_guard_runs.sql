@@ -29,6 +29,11 @@ begin
   new.refused_since := old.refused_since;
   new.lane := old.lane;
   new.rank := old.rank;
+  new.max_attempts := greatest(coalesce(new.max_attempts, old.max_attempts, 3), 1);
+  -- Without a time, nobody would ever look at it again.
+  if new.due_at is null and old.due_at is not null and old.status in ('pending', 'running') then
+    new.due_at := private.now();
+  end if;
   if old.status = 'pending' and old.ticket is not null then
     new.lane := private.lane_of(new.processor);
     new.priority := coalesce(new.priority, 0);
@@ -59,7 +64,6 @@ begin
     new.ticket := nextval('private.tickets');
     new.claimed_by := null;
     new.attempt := 0;
-    new.max_attempts := coalesce(new.max_attempts, 3);
     new.priority := coalesce(new.priority, 0);
     new.progress := 0;
     new.payload := null;
@@ -68,7 +72,7 @@ begin
     new.finished_at := null;
     new.refused_since := null;
     new.created_at := coalesce(old.created_at, old.started_at, v_now);
-    if new.due_at is not distinct from old.due_at then
+    if new.due_at is null or new.due_at is not distinct from old.due_at then
       new.due_at := v_now;
     end if;
     -- A job that outlived our patience, or whose picture we could not fetch or store, is asked for again, not paid for again.

@@ -65,8 +65,10 @@ begin
         insert into public.run_events (run_id, kind, payload)
         select r.id, 'error', jsonb_build_object('event', 'warning',
           'message', 'The node breaks the base64 rule, so it cannot show this run.', 'data', jsonb_build_object('nodeId', v_node))
-        from public.runs r
-        where r.kind = 'image_gen' and r.ticket is not null and r.metadata ->> 'nodeId' = v_node
+        from public.workflow_nodes n
+        join public.runs r on r.kind = 'image_gen' and r.ticket is not null
+          and r.metadata ->> 'nodeId' = n.id and r.subject_id = n.workflow_id
+        where n.id = v_node
         order by r.ticket desc limit 1;
       end;
     end loop;
@@ -75,22 +77,25 @@ begin
 end
 $$;
 
--- Writes the newest run of each node into it. The caller holds the nodes' locks.
+-- Writes the newest run of each node into it, if it does not show that yet. The caller holds the nodes' locks.
 create or replace function private.write_nodes(p_nodes varchar[])
 returns void language sql volatile security definer set search_path = ''
 as $$
   update public.workflow_nodes n
-  set node_data = private.node_data(n.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload),
-    run_ticket = r.ticket
+  set node_data = shown.node_data, run_ticket = r.ticket
   from unnest(p_nodes) as target (id)
   cross join lateral (
-    select newest.* from public.workflow_nodes w
+    select newest.*, w.node_data from public.workflow_nodes w
     join public.runs newest on newest.kind = 'image_gen' and newest.ticket is not null
       and newest.metadata ->> 'nodeId' = w.id and newest.subject_id = w.workflow_id
     where w.id = target.id
     order by newest.ticket desc limit 1
   ) r
+  cross join lateral (
+    select private.node_data(r.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
+  ) shown
   where n.id = target.id
+    and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt')
 $$;
 
 -- Everything that follows from changed runs, in the lock order: nodes, then events. Notifications go out at commit.
@@ -102,8 +107,10 @@ declare
   v_nodes varchar[];
   v_lost text;
 begin
-  select array_agg(distinct c.node_id order by c.node_id) into v_nodes from unnest(p_changes) c
-  where c.node_id is not null and (c.status, c.progress, c.message, c.ticket)
+  -- A node of another workflow is nobody's to touch, whatever metadata.nodeId says.
+  select array_agg(distinct n.id) into v_nodes
+  from unnest(p_changes) c join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
+  where (c.status, c.progress, c.message, c.ticket)
     is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket);
   if v_nodes is not null then
     perform private.show_runs(v_nodes);

@@ -28,12 +28,12 @@ begin
       v_least := least(v_least, v_left);
     end if;
     if v_limit.max_running is not null then
+      -- By processor, not by lane: what was started before its model had a limit stands in the provider's lane.
       select v_limit.max_running - count(*) into v_left
       from public.runs r
       where r.kind = 'image_gen' and r.status = 'running'
-        and r.lane in (
-          select distinct n.lane from private.lanes n
-          where case when v_limit.model is null then split_part(n.lane, ':', 1) = p_provider else n.lane = p_lane end);
+        and r.lane in (select distinct n.lane from private.lanes n where split_part(n.lane, ':', 1) = p_provider)
+        and (v_limit.model is null or r.processor = p_provider || ':' || v_limit.model);
       v_least := least(v_least, v_left);
     end if;
   end loop;
@@ -47,16 +47,20 @@ returns void language sql volatile set search_path = ''
 as $$
   update public.provider_limits l
   set (recent_at, recent_starts) = (
-    select coalesce(array_agg(r.at), '{}') || second.now, coalesce(array_agg(r.starts), '{}') || p_starts
-    from unnest(l.recent_at, l.recent_starts) as r (at, starts)
-    where r.at >= second.now - 60)
+    select array_agg(s.at order by s.at), array_agg(s.starts order by s.at)
+    from (
+      select r.at, sum(r.starts) as starts
+      from (select * from unnest(l.recent_at, l.recent_starts) union all select second.now, p_starts) r (at, starts)
+      where r.at >= second.now - 60
+      group by r.at
+    ) s)
   from (select floor(extract(epoch from private.now()))::bigint as now) second
   where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
     and l.per_minute is not null
 $$;
 
 -- What a daemon gets to know of a run it has claimed.
-create or replace function private.claimed_run(r public.runs, p_waited interval)
+create or replace function private.claimed_run(r public.runs, p_due_at timestamptz)
 returns jsonb language sql stable set search_path = ''
 as $$
   select jsonb_build_object(
@@ -64,14 +68,14 @@ as $$
     'metadata', r.metadata, 'attempt', r.attempt, 'max_attempts', r.max_attempts,
     'provider_job_id', r.provider_job_id,
     'submitted_ago', extract(epoch from private.now() - r.submitted_at),
-    'waited', extract(epoch from p_waited))
+    'waited', case when isfinite(p_due_at) then extract(epoch from private.now() - p_due_at) else 0 end)
 $$;
 
 -- Takes up to p_slots runs for a daemon: due checks of parked runs first, then pending runs; higher priorities first,
 -- lanes evenly, workflows in turn within a lane. p_thorough looks at whole lanes instead of from their floors: at least
 -- once a second of idleness, since a slow transaction may commit a lower rank.
 -- Never takes more than the limits allow, however many daemons claim at once. Raises IJ002 if the daemon was fenced.
--- Locks: the daemon's row (against a take-over), then provider_limits, then runs (skipping locked ones).
+-- Locks: the daemon's row (against a take-over), then provider_limits, and only then runs (skipping locked ones).
 create or replace function private.claim_runs(p_daemon uuid, p_slots integer, p_thorough boolean default false)
 returns setof jsonb language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
@@ -93,6 +97,7 @@ declare
   v_rank bigint;
   v_count integer;
   v_last bigint;
+  v_models boolean;
 begin
   if p_slots <= 0 then
     return;
@@ -112,16 +117,39 @@ begin
       select from private.daemons d
       where p.name = any (d.providers) and d.seen_at > v_now - interval '10 minutes');
 
+  -- Lanes in which somebody waits and may go; then the locks of their limits, all at once and in order.
+  with put_off as materialized (
+    select r.lane, r.priority from public.runs r
+    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
+    order by r.due_at limit 200
+  )
+  select array_agg(l order by l.priority desc, random()) into v_lanes
+  from private.lanes l
+  where split_part(l.lane, ':', 1) = any (v_providers)
+    and private.allowance(split_part(l.lane, ':', 1), l.lane) is distinct from 0
+    and (
+      exists (
+        select from public.runs r
+        where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+          and r.lane = l.lane and r.priority = l.priority and r.rank >= case when p_thorough then 0 else l.floor end)
+      or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
+  perform from public.provider_limits l
+  where l.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
+    and (l.per_minute is not null or l.max_running is not null)
+  order by l.id
+  for update;
+
   -- Whatever was put off and is due now goes to the front of its line.
   with due as materialized (
-    select r.id from public.runs r
+    select r.id, private.lane_of(r.processor) as lane from public.runs r
     where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
     order by r.due_at limit 200
     for update skip locked
   )
   update public.runs r
-  set rank = coalesce((select l.floor from private.lanes l where l.lane = r.lane and l.priority = r.priority),
-    private.place_in_line(r.subject_id, r.lane, r.priority))
+  set lane = due.lane,
+    rank = coalesce((select l.floor from private.lanes l where l.lane = due.lane and l.priority = r.priority),
+      private.place_in_line(r.subject_id, due.lane, r.priority))
   from due where r.id = due.id;
 
   -- Parked runs whose check is due. Pausing and limits are about new starts; asking goes on.
@@ -139,27 +167,12 @@ begin
       )
       update public.runs r set claim = nextval('private.claims'), claimed_by = p_daemon, due_at = null
       from due where r.id = due.id
-      returning private.claimed_run(r, v_now - due.due_at)
+      returning private.claimed_run(r, due.due_at)
     loop
       v_left := v_left - 1;
       return next v_claimed;
     end loop;
   end loop;
-
-  -- Lanes in which somebody waits and may go; then the locks of their limits, all at once and in order.
-  select array_agg(l order by l.priority desc, random()) into v_lanes
-  from private.lanes l
-  where split_part(l.lane, ':', 1) = any (v_providers)
-    and private.allowance(split_part(l.lane, ':', 1), l.lane) is distinct from 0
-    and exists (
-      select from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
-        and r.lane = l.lane and r.priority = l.priority and r.rank >= case when p_thorough then 0 else l.floor end);
-  perform from public.provider_limits l
-  where l.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
-    and (l.per_minute is not null or l.max_running is not null)
-  order by l.id
-  for update;
 
   for v_priority in select distinct o.priority from unnest(v_lanes) o order by o.priority desc loop
     -- First an even share for each lane, then what the others left.
@@ -175,6 +188,23 @@ begin
         v_peers := v_peers - 1;
         continue when v_quota <= 0;
 
+        -- A run that was inserted while its model got a limit may stand in the provider's lane: it changes lines.
+        v_models := exists (
+          select from public.provider_limits l where l.provider = v_lane.lane and l.model is not null);
+        if v_models then
+          with next as materialized (
+            select r.id from public.runs r
+            where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+              and r.lane = v_lane.lane and r.priority = v_lane.priority
+            order by r.rank, r.id limit v_quota
+            for update skip locked
+          )
+          update public.runs r
+          set lane = private.lane_of(r.processor),
+            rank = private.place_in_line(r.subject_id, private.lane_of(r.processor), r.priority)
+          from next where r.id = next.id and private.lane_of(r.processor) <> v_lane.lane;
+        end if;
+
         v_count := 0;
         v_last := null;
         for v_claimed, v_rank in
@@ -183,6 +213,7 @@ begin
             where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
               and r.lane = v_lane.lane and r.priority = v_lane.priority
               and r.rank >= case when p_thorough then 0 else v_lane.floor end
+              and (not v_models or private.lane_of(r.processor) = r.lane)
             order by r.rank, r.id limit v_quota
             for update skip locked
           )
@@ -190,7 +221,7 @@ begin
           set status = 'running', claim = nextval('private.claims'), claimed_by = p_daemon, attempt = r.attempt + 1,
             started_at = v_now, due_at = null, payload = null, message = null, preview_url = null
           from next where r.id = next.id
-          returning private.claimed_run(r, v_now - next.due_at), r.rank
+          returning private.claimed_run(r, next.due_at), r.rank
         loop
           v_count := v_count + 1;
           v_last := greatest(v_last, v_rank);

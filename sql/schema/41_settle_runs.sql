@@ -12,7 +12,7 @@ $$;
 
 -- Settles runs. Each settlement is an object:
 --   id, claim         the fence
---   outcome           completed | failed | retry | parked | released
+--   outcome           completed | failed | retry | parked | released (what was ordered goes back to parked)
 --   payload           the result, or {error, code, hint} (completed, failed, retry)
 --   message           for the person at the canvas (retry, parked, released)
 --   due_in            seconds until the next try or check (retry, parked)
@@ -32,15 +32,22 @@ as $$
 declare
   v_now timestamptz := private.now();
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
-  v_held varchar[];
+  v_held bigint[];
   v_seen varchar[];
   v_events jsonb;
 begin
   if jsonb_array_length(p_settlements) = 0 then
     return;
   end if;
+  if exists (
+    select from jsonb_array_elements(p_settlements) s
+    where coalesce(s.value ->> 'outcome', '') not in ('completed', 'failed', 'retry', 'parked', 'released')
+  ) then
+    perform private.refuse('A settlement has an unknown outcome.', 'completed, failed, retry, parked or released.');
+  end if;
   perform set_config('image_jobs.hand', 'daemon', true);
 
+  -- The fence is the claim, also within this batch: it may hold an old and a new claim of the same run.
   with mine as materialized (
     select r.id, r.claim, r.status, r.claimed_by from public.runs r
     where r.id in (select s.value ->> 'id' from jsonb_array_elements(p_settlements) s)
@@ -48,7 +55,7 @@ begin
     for update skip locked
   )
   select array_agg(m.id),
-    array_agg(m.id) filter (where m.status = 'running' and m.claimed_by = p_daemon
+    array_agg(m.claim) filter (where m.status = 'running' and m.claimed_by = p_daemon
       and m.claim = (s.value ->> 'claim')::bigint)
   into v_seen, v_held
   from mine m join jsonb_array_elements(p_settlements) s on s.value ->> 'id' = m.id;
@@ -58,7 +65,7 @@ begin
   select jsonb_agg(e.value || jsonb_build_object('run_id', s.value ->> 'id') order by s.place, e.place) into v_events
   from jsonb_array_elements(p_settlements) with ordinality as s (value, place)
   cross join lateral jsonb_array_elements(s.value -> 'events') with ordinality as e (value, place)
-  where s.value ->> 'id' = any (v_held);
+  where (s.value ->> 'claim')::bigint = any (v_held);
   if v_events is not null then
     perform private.add_events(v_events);
   end if;
@@ -67,16 +74,18 @@ begin
   set
     status = case s.outcome
       when 'retry' then case when refunded or r.attempt < r.max_attempts then 'pending' else 'failed' end
-      when 'parked' then 'running' when 'released' then 'pending' else s.outcome end,
+      when 'parked' then 'running' when 'released' then case when ordered then 'running' else 'pending' end
+      else s.outcome end,
     claimed_by = null,
-    attempt = r.attempt - case when (s.outcome = 'retry' and refunded) or s.outcome = 'released' then 1 else 0 end,
+    attempt = r.attempt
+      - case when (s.outcome = 'retry' and refunded) or (s.outcome = 'released' and not ordered) then 1 else 0 end,
     refused_since = case when s.outcome = 'retry' and s.refund then coalesce(r.refused_since, v_now) end,
     payload = case
       when s.outcome not in ('parked', 'released') then s.payload
         || case when s.outcome = 'completed' then '{}' else jsonb_build_object('attempts', r.attempt) end end,
     message = case when s.outcome in ('retry', 'parked', 'released') then s.message end,
     progress = case s.outcome when 'completed' then 100 when 'parked' then coalesce(s.progress, r.progress) else
-      case when s.outcome in ('retry', 'released') then 0 else r.progress end end,
+      case when s.outcome = 'retry' or (s.outcome = 'released' and not ordered) then 0 else r.progress end end,
     preview_url = case when s.outcome = 'parked' then r.preview_url end,
     provider_job_id = case when s.outcome in ('retry') then null else coalesce(s.provider_job_id, r.provider_job_id) end,
     submitted_at = case
@@ -86,7 +95,7 @@ begin
     due_at = case
       when s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts then null
       when s.outcome in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
-    rank = case when s.outcome = 'released' then r.rank end,
+    rank = case when s.outcome = 'released' and not ordered then r.rank end,
     finished_at = case
       when s.outcome in ('completed', 'failed') or (s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts)
       then v_now end
@@ -94,24 +103,27 @@ begin
   join jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, payload jsonb, message text, due_in double precision, refund boolean,
     provider_job_id text, progress integer
-  ) on s.id = o.id
+  ) on s.id = o.id and s.claim = o.claim
   cross join lateral (
-    select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded
+    select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded,
+      o.provider_job_id is not null as ordered
   ) policy
-  where r.id = o.id and o.id = any (v_held);
+  where r.id = o.id and o.claim = any (v_held);
 
   -- A claim that is gone: nobody uses what came of it, but it may have been paid for, and that is written down.
-  insert into public.run_events (run_id, kind, payload)
-  select s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
+  -- Once, also if this answer is lost and the settlement comes again: the event's id follows from the claim.
+  insert into public.run_events (id, run_id, kind, payload)
+  select md5('lost claim ' || s.claim)::uuid, s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
   from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, if_lost jsonb)
   join public.runs r on r.id = s.id and r.claim <> s.claim
-  where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and not s.id = any (v_held);
+  where s.if_lost -> 'payload' is not null and s.id = any (v_seen)
+  on conflict (id) do nothing;
 
   perform set_config('image_jobs.hand', v_hand, true);
 
   return query
   select jsonb_build_object('id', s.id, 'claim', s.claim, 'result', case
-    when s.id = any (v_held) then 'settled'
+    when r.claim = s.claim and s.claim = any (v_held) then 'settled'
     when s.id = any (v_seen) and r.claim = s.claim then 'already'
     when s.id = any (v_seen) or r.id is null then 'lost'
     else 'busy' end)

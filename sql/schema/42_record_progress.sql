@@ -8,7 +8,7 @@ returns setof jsonb language plpgsql volatile set search_path = ''
 as $$
 declare
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
-  v_held varchar[];
+  v_held bigint[];
   v_seen varchar[];
   v_events jsonb;
 begin
@@ -23,7 +23,7 @@ begin
     for update skip locked
   )
   select array_agg(m.id),
-    array_agg(m.id) filter (where m.status = 'running' and m.claimed_by = p_daemon
+    array_agg(m.claim) filter (where m.status = 'running' and m.claimed_by = p_daemon
       and m.claim = (e.value ->> 'claim')::bigint)
   into v_seen, v_held
   from mine m join jsonb_array_elements(p_entries) e on e.value ->> 'id' = m.id;
@@ -33,7 +33,7 @@ begin
   select jsonb_agg(x.value || jsonb_build_object('run_id', e.value ->> 'id') order by e.place, x.place) into v_events
   from jsonb_array_elements(p_entries) with ordinality as e (value, place)
   cross join lateral jsonb_array_elements(e.value -> 'events') with ordinality as x (value, place)
-  where e.value ->> 'id' = any (v_held);
+  where (e.value ->> 'claim')::bigint = any (v_held);
   if v_events is not null then
     perform private.add_events(v_events);
   end if;
@@ -42,14 +42,14 @@ begin
   set progress = coalesce(greatest(r.progress, e.progress), r.progress),
     message = coalesce(e.message, r.message),
     preview_url = coalesce(e.preview_url, r.preview_url)
-  from jsonb_to_recordset(p_entries) as e (id varchar, progress integer, message text, preview_url text)
-  where r.id = e.id and r.id = any (v_held)
+  from jsonb_to_recordset(p_entries) as e (id varchar, claim bigint, progress integer, message text, preview_url text)
+  where r.id = e.id and r.claim = e.claim and r.claim = any (v_held)
     and (e.progress is not null or e.message is not null or e.preview_url is not null);
   perform set_config('image_jobs.hand', v_hand, true);
 
   return query
   select jsonb_build_object('id', e.id, 'claim', e.claim, 'result', case
-    when e.id = any (v_held) then 'recorded'
+    when r.claim = e.claim and e.claim = any (v_held) then 'recorded'
     when e.id = any (v_seen) or r.id is null then 'lost'
     else 'busy' end)
   from jsonb_to_recordset(p_entries) as e (id varchar, claim bigint)

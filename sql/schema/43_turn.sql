@@ -35,7 +35,7 @@ declare
 begin
   with taken as (
     delete from private.stale_nodes s
-    where s.id in (select q.id from private.stale_nodes q order by q.id limit 100 for update skip locked)
+    where s.id in (select q.id from private.stale_nodes q order by q.id limit 1000 for update skip locked)
     returning s.node_id
   )
   select array_agg(distinct node_id) into v_nodes from taken;

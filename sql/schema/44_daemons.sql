@@ -7,6 +7,7 @@ returns void language plpgsql volatile set search_path = ''
 as $$
 begin
   insert into private.providers (name) select unnest(p_providers) on conflict do nothing;
+  insert into private.lanes (lane, priority) select p, 0 from unnest(p_providers) p order by p on conflict do nothing;
   insert into private.daemons (id, name, version, slots, lease, providers, started_at, seen_at, fresh_since)
   values (p_id, p_name, p_version, p_slots, p_lease, p_providers, private.now(), private.now(), private.now())
   on conflict (id) do nothing;
@@ -41,6 +42,7 @@ $$;
 
 -- Takes the runs of one daemon away from it. What was parked is checked on; a call that was in flight has an unknown
 -- outcome, and is made again only as the run's next attempt, after a pause (what killed one daemon may kill the next).
+-- Runs that somebody has locked are left for the next look of take_over.
 create or replace function private.abandon_runs(p_daemon uuid)
 returns integer language plpgsql volatile set search_path = ''
 as $$
@@ -51,12 +53,12 @@ declare
 begin
   perform set_config('image_jobs.hand', 'daemon', true);
   with theirs as materialized (
-    select r.id from public.runs r where r.claimed_by = p_daemon order by r.id for update
+    select r.id from public.runs r where r.claimed_by = p_daemon order by r.id for update skip locked
   )
   update public.runs r
   set claim = nextval('private.claims'), claimed_by = null, rank = null, progress = case when r.provider_job_id is null then 0 else r.progress end,
     status = fate.status,
-    due_at = case fate.status when 'running' then v_now when 'pending' then v_now + make_interval(secs => 2 ^ r.attempt) end,
+    due_at = case fate.status when 'running' then v_now when 'pending' then v_now + make_interval(secs => 2 ^ least(r.attempt, 8)) end,
     finished_at = case when fate.status = 'failed' then v_now end,
     message = case when fate.status = 'pending' then 'The daemon that was making this image went silent; another tries again.' end,
     payload = case when fate.status = 'failed' then jsonb_build_object(
@@ -99,6 +101,14 @@ begin
   loop
     continue when not v_silent.lapsed and not pg_try_advisory_xact_lock(private.session_lock_key(v_silent.id));
     update private.daemons d set ended_at = v_now, ended = 'taken over' where d.id = v_silent.id;
+    v_count := v_count + private.abandon_runs(v_silent.id);
+  end loop;
+  -- What was locked when its daemon ended.
+  for v_silent in
+    select distinct r.claimed_by as id from public.runs r
+    where r.claimed_by is not null
+      and not exists (select from private.daemons d where d.id = r.claimed_by and d.ended_at is null)
+  loop
     v_count := v_count + private.abandon_runs(v_silent.id);
   end loop;
   return v_count;
