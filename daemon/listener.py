@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import asyncpg
@@ -87,10 +88,10 @@ class Listener:
         )
         try:
             connection.add_termination_listener(lambda _: gone.set())
-            await connection.add_listener(WAKE, lambda *_: self._wake())
+            await connection.add_listener(WAKE, self._on_wake)
             await connection.add_listener(DROP, self._on_drop)
             probe = f"image_jobs_probe_{self._daemon().hex}"
-            await connection.add_listener(probe, lambda *_: heard.set())
+            await connection.add_listener(probe, partial(_on_probe, heard))
             await self._find_out(connection, probe, heard)
             log.info("listener.connected", hears=self.hears)
             self._connected()
@@ -129,5 +130,12 @@ class Listener:
             )
             self._locked = daemon
 
+    def _on_wake(self, _connection: object, _pid: int, _channel: str, _payload: object) -> None:
+        self._wake()
+
     def _on_drop(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._drop({int(claim) for claim in str(payload).split(",") if claim})
+
+
+def _on_probe(heard: asyncio.Event, _connection: object, _pid: int, _channel: str, _payload: object) -> None:
+    heard.set()

@@ -138,7 +138,7 @@ class Outbox:
         Returns:
             The claims that are settled, and those of progress that turned out to be no longer ours.
         """
-        results = {answer.claim: answer.result for answer in answers}
+        results: dict[int, Result] = {answer.claim: answer.result for answer in answers}
         settled: set[int] = set()
         for item in batch.settlements:
             result: Result = results.get(item.run.claim, "lost")

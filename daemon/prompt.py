@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from daemon.errors import Refused
 
@@ -55,14 +55,15 @@ class PromptSpec:
         Raises:
             Refused: With code `invalid_request` and a sentence that names the field.
         """
-        spec = metadata.get("promptSpec")
-        if not isinstance(spec, Mapping):
+        given = metadata.get("promptSpec")
+        if not isinstance(given, Mapping):
             raise _invalid("promptSpec is missing.", "Put an object with a basePrompt into metadata.promptSpec.")
+        spec = cast("Mapping[str, Any]", given)
         base = spec.get("basePrompt")
         if not isinstance(base, str) or not 1 <= len(base) <= MAX_PROMPT:
             raise _invalid("basePrompt must have 1 to 32,000 characters.", "Say what the picture should show.")
-        modifiers = spec.get("styleModifiers") or ()
-        if not isinstance(modifiers, list | tuple) or not all(isinstance(word, str) for word in modifiers):
+        modifiers: list[Any] = spec.get("styleModifiers") or []
+        if not isinstance(modifiers, list) or not all(isinstance(word, str) for word in modifiers):  # pyright: ignore[reportUnnecessaryIsInstance] - it is the caller's JSON
             raise _invalid("styleModifiers must be a list of texts.", 'For example ["watercolour", "soft light"].')
         ratio = _pair(spec, "aspectRatio", _RATIO, "16:9")
         size = _pair(spec, "size", _SIZE, DEFAULT_SIZE)

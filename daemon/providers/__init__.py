@@ -62,7 +62,7 @@ class Request:
     workdir: Path
     attempt: int = 1
     previous_image: Path | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Generated:
     cost: float | None = None
     revised_prompt: str | None = None
     original_url: str | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """More for the audit trail: usage, request id."""
 
 
