@@ -40,7 +40,7 @@ begin
     refused_since timestamptz
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
-    revoke all on public.runs from public, anon, authenticated;
+    revoke all on public.runs from public, anon, authenticated, service_role;
   else
     -- It was there before. Writing a row evaluates our checks with the writer's rights.
     for v_writer in
@@ -242,7 +242,7 @@ begin
     run_kind varchar
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
-    revoke all on public.run_events from public, anon, authenticated;
+    revoke all on public.run_events from public, anon, authenticated, service_role;
   else
     -- It was there before. Writing a row evaluates our checks with the writer's rights.
     for v_writer in
@@ -318,7 +318,7 @@ begin
     run_ticket bigint
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
-    revoke all on public.workflow_nodes from public, anon, authenticated;
+    revoke all on public.workflow_nodes from public, anon, authenticated, service_role;
   else
     -- It was there before. Writing a row evaluates our checks with the writer's rights.
     for v_writer in

@@ -21,7 +21,8 @@ begin
     perform private.refuse('promptSpec.basePrompt must be a text of 1 to 32,000 characters.', 'Say what the picture should show.');
   end if;
   if coalesce(jsonb_typeof(v_spec -> 'styleModifiers'), 'null') not in ('array', 'null')
-    or jsonb_path_exists(v_spec, '$.styleModifiers[*] ? (@.type() != "string")') then
+    or jsonb_typeof(v_spec -> 'styleModifiers') = 'array'
+      and jsonb_path_exists(v_spec, '$.styleModifiers[*] ? (@.type() != "string")') then
     perform private.refuse('promptSpec.styleModifiers must be a list of texts.', 'For example ["watercolour", "soft light"].');
   end if;
   if v_spec ->> 'size' !~ '^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$' then
@@ -64,6 +65,10 @@ declare
   v_user uuid := private.current_user_id();
   v_operator boolean := private.is_operator();
 begin
+  -- Every later write of the row checks all of it again.
+  if octet_length(new.metadata::text) > 1048576 then
+    perform private.refuse('metadata is larger than 1 MiB.', 'Upload what is large and give its URL.');
+  end if;
   -- The base64 checks refuse it by their own name, which says more than any sentence here.
   if private.has_base64(new.metadata) or private.has_base64(new.payload) then
     perform private.use_workflow(new.subject_id);

@@ -13,6 +13,9 @@ revoke all on public.workflow_members, public.provider_limits, public.image_jobs
 revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar)
   from public, anon, authenticated, service_role;
 revoke all on public.workflow_nodes from public, anon, authenticated, service_role;
+revoke all on sequence public.provider_limits_id_seq from public, anon, authenticated, service_role;
+-- On tables that were there before, rows of other kinds stay as open as they were; but row level security does not stop these.
+revoke truncate, references, trigger on public.runs, public.run_events from public, anon, authenticated, service_role;
 
 grant usage on schema private to anon, authenticated, service_role;
 
