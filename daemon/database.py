@@ -47,6 +47,19 @@ async def connected(dsn: str, *, timeout: float = 10.0) -> AsyncGenerator[Connec
         connection.terminate()
 
 
+def refuse_transaction_pooler(dsn: str) -> None:
+    """Refuses port 6543 of Supabase, where a daemon would be deaf.
+
+    Raises:
+        Misconfigured: If the address names it.
+    """
+    if place(dsn).endswith(f":{TRANSACTION_POOLER}"):
+        raise Misconfigured(
+            f"DATABASE_URL leads to a pooler in transaction mode (port {TRANSACTION_POOLER}), which knows no LISTEN.",
+            "Use the direct connection or the session pooler: port 5432.",
+        )
+
+
 def explain(error: asyncpg.PostgresError) -> ImageJobsError:
     """What the database said, with a cure where we know one."""
     message = _sentence(error)
@@ -100,8 +113,9 @@ async def _connect(dsn: str, timeout: float) -> Connection:
             "Check DATABASE_URL and the network (a direct Supabase connection needs IPv6; its session pooler does not).",
         ) from error
     except OSError as error:
+        reason = "connection refused" if isinstance(error, ConnectionRefusedError) else error.strerror or str(error)
         raise ImageJobsError(
-            f"There is no database at {place(dsn)} ({error.strerror or type(error).__name__}).",
+            f"There is no database at {place(dsn)} ({reason}).",
             "Start it, or correct DATABASE_URL.",
         ) from error
     except (ValueError, OverflowError) as error:  # said without its words: they may be a piece of the password

@@ -1,0 +1,150 @@
+"""generate: insert a run and follow it to the image."""
+
+import asyncio
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import typer
+
+from daemon.cli.console import AsJson, database_url, load_settings, note, print_json
+from daemon.database import Connection, connected
+from daemon.errors import ImageJobsError, Misconfigured
+
+POLL = 0.2
+"""Seconds between two looks at a run."""
+
+Show = Callable[[int, str], None]
+
+
+def generate(  # noqa: PLR0917 - typer makes options of them
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image should show.")],
+    processor: Annotated[str, typer.Option(help="provider:model")] = "demo:painter",
+    size: Annotated[str | None, typer.Option(help="Like 1024x1024.")] = None,
+    ratio: Annotated[str | None, typer.Option(help="Like 16:9.")] = None,
+    quality: Annotated[str | None, typer.Option(help="standard or hd")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The same seed gives the same image, where supported.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="URL", help="An image to start from.")] = None,
+    workflow: Annotated[UUID | None, typer.Option(help="The workflow it belongs to. A new one if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to save the image.", dir_okay=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one image, and print its URL or where it was saved.
+
+    Inserts a run and follows it to the end. Some daemon has to be running, here or elsewhere. Ctrl-C stops the following, not the run.
+
+    Example: image-jobs generate "a red fox" --ratio 16:9 --out fox.png
+    """
+    if out is not None and not out.absolute().parent.is_dir():
+        raise Misconfigured(f"There is no directory {out.absolute().parent}.", "Make it, or choose another --out.")
+    prompt_spec = {
+        "basePrompt": prompt,
+        "size": size,
+        "aspectRatio": ratio,
+        "quality": quality,
+        "seed": seed,
+        "negativePrompt": negative,
+        "previousImage": image,
+    }
+    metadata = {"promptSpec": {name: value for name, value in prompt_spec.items() if value is not None}}
+    dsn = database_url(load_settings())
+    try:
+        asyncio.run(_generate(dsn, processor, workflow or uuid4(), metadata, out, as_json=as_json))
+    except KeyboardInterrupt:
+        raise typer.Exit(1) from None
+
+
+async def _generate(
+    dsn: str, processor: str, workflow: UUID, metadata: dict[str, Any], out: Path | None, *, as_json: bool
+) -> None:
+    async with connected(dsn) as connection:
+        run_id = await _insert(connection, processor, workflow, metadata)
+        try:
+            if not await connection.fetchval("select exists (select from public.daemons where state = 'alive')"):
+                note(f"No daemon is running: {run_id} waits until one starts (image-jobs run).")
+            with _progress() as show:
+                run = await _follow(connection, run_id, show)
+        except asyncio.CancelledError:
+            note(f"{run_id} goes on. To stop it: image-jobs cancel {run_id}")
+            raise
+    payload: dict[str, Any] = run["payload"] or {}
+    saved = run["status"] == "completed" and out is not None
+    if saved and out is not None:
+        await _download(payload["imageUrl"], out)
+    if as_json:
+        print_json({"jobId": run_id, "status": run["status"], "file": str(out) if saved else None, **payload})
+    elif run["status"] == "completed":
+        typer.echo(str(out) if saved else payload["imageUrl"])
+    if run["status"] != "completed":
+        raise ImageJobsError(
+            payload.get("error") or f"{run_id} was {run['status']}.",
+            payload.get("hint") or f"What happened: image-jobs events {run_id}",
+        )
+
+
+async def _insert(connection: Connection, processor: str, workflow: UUID, metadata: dict[str, Any]) -> str:
+    try:
+        run_id: str = await connection.fetchval(
+            "insert into public.runs (kind, subject_id, status, processor, metadata) "
+            "values ('image_gen', $1, 'pending', $2, $3) returning id",
+            workflow,
+            processor,
+            metadata,
+        )
+    except (asyncpg.DataError, asyncpg.CheckViolationError) as error:
+        raise Misconfigured(str(error).split("\n", 1)[0], getattr(error, "hint", None) or "") from error
+    return run_id
+
+
+async def _follow(connection: Connection, run_id: str, show: Show) -> asyncpg.Record:
+    """Looks at a run until it has ended."""
+    while True:
+        run = await connection.fetchrow(
+            "select status, progress, message, payload from public.runs where id = $1", run_id
+        )
+        if run is None:
+            raise ImageJobsError(f"{run_id} was deleted.", "Whoever did so can say why.")
+        if run["status"] not in ("pending", "running"):
+            return run
+        waiting = "Waiting in line." if run["status"] == "pending" else "Working on it."
+        show(run["progress"] or 0, run["message"] or waiting)
+        await asyncio.sleep(POLL)
+
+
+@contextmanager
+def _progress() -> Generator[Show, None, None]:
+    """A bar on stderr, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=100)
+        yield lambda percent, message: progress.update(bar, completed=percent, description=message)
+
+
+async def _download(url: str, out: Path) -> None:
+    import httpx
+
+    try:
+        async with httpx.AsyncClient(follow_redirects=True, timeout=60) as client:
+            answer = await client.get(url)
+            answer.raise_for_status()
+    except httpx.HTTPError as error:
+        raise ImageJobsError(
+            f"The image is ready, but could not be fetched from {url} ({type(error).__name__}).",
+            "Check SUPABASE_URL of the daemon: it must be an address that is reachable from here.",
+        ) from error
+    try:
+        await asyncio.to_thread(out.write_bytes, answer.content)
+    except OSError as error:
+        raise ImageJobsError(
+            f"The image is at {url}, but could not be saved as {out} ({error.strerror}).", "Choose another --out."
+        ) from error

@@ -1,0 +1,180 @@
+"""doctor and check: is everything there, and does it work."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+from uuid import uuid4
+
+import typer
+
+from daemon.cli.console import AsJson, database_url, load_settings, print_json
+from daemon.database import Connection, connected, place, refuse_transaction_pooler
+from daemon.errors import ImageJobsError
+from daemon.settings import Settings
+
+PATIENCE = 2.0
+"""Seconds for a notification to come back."""
+
+OLDEST_POSTGRES = 150000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What `doctor` found out about one thing."""
+
+    name: str
+    state: Literal["ok", "info", "problem"]
+    message: str
+    cure: str = ""
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Examine everything the daemon needs, each with a cure.
+
+    Example: image-jobs doctor
+    """
+    settings = load_settings()
+    findings = asyncio.run(_examine(settings))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    for finding in () if as_json else findings:
+        colour = {"ok": "green", "info": "blue", "problem": "red"}[finding.state]
+        typer.echo(f"{typer.style(f'{finding.state:<8}', fg=colour)} {finding.name:<12} {finding.message}")
+        if finding.cure:
+            typer.echo(f"{'':<21} {finding.cure}")
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def check(as_json: AsJson = False) -> None:
+    """Answer whether this host's daemon is alive.
+
+    It is the health probe of a container.
+
+    Example: HEALTHCHECK CMD ["image-jobs", "check"]
+    """
+    host = socket.gethostname()
+    states = asyncio.run(_states(database_url(load_settings()), host))
+    alive = not {"alive", "draining"}.isdisjoint(states)
+    if as_json:
+        print_json({"host": host, "alive": alive, "states": states})
+    elif alive:
+        typer.echo(f"The daemon on {host} is alive.")
+    if not alive:
+        raise ImageJobsError(
+            f"The daemon on {host} is {states[0]}." if states else f"No daemon has ever run on {host}.",
+            "Start it with image-jobs run, and look at its log.",
+        )
+
+
+async def _states(dsn: str, host: str) -> list[str]:
+    async with connected(dsn, timeout=5) as connection:
+        rows = await connection.fetch("select state from public.daemons where name = $1 order by seen_at desc", host)
+        return [row["state"] for row in rows]
+
+
+async def _examine(settings: Settings) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        dsn = database_url(settings)
+        refuse_transaction_pooler(dsn)
+        async with connected(dsn) as connection:
+            findings += [finding async for finding in _examine_database(dsn, connection)]
+    except ImageJobsError as error:
+        findings.append(_problem("database", error))
+    findings.append(await _storage(settings))
+    findings.append(_keys(settings))
+    return findings
+
+
+async def _examine_database(dsn: str, connection: Connection) -> AsyncIterator[Finding]:
+    from daemon.migrate import pending
+
+    number = int(await connection.fetchval("select current_setting('server_version_num')"))
+    release = await connection.fetchval("select current_setting('server_version')")
+    if number < OLDEST_POSTGRES:
+        yield Finding("database", "problem", f"{place(dsn)} is PostgreSQL {release}.", "Upgrade it to 15 or newer.")
+    else:
+        yield Finding("database", "ok", f"PostgreSQL {release} at {place(dsn)}.")
+    yield await _listen(connection)
+    try:
+        missing = await pending(dsn)
+    except ImageJobsError as error:
+        yield _problem("migrations", error)
+    else:
+        if missing:
+            yield Finding("migrations", "problem", f"Missing: {', '.join(missing)}.", "Run image-jobs migrate.")
+        else:
+            yield Finding("migrations", "ok", "All have run.")
+            alive = await connection.fetchval("select count(*) from public.daemons where state = 'alive'")
+            yield Finding(
+                "daemons", "info", f"{alive} alive." if alive else "None is running: image-jobs run starts one."
+            )
+    published = await connection.fetchval(
+        "select exists (select from pg_publication_tables where pubname = 'supabase_realtime' "
+        "and schemaname = 'public' and tablename = 'workflow_nodes')"
+    )
+    yield Finding(
+        "publication",
+        "info",
+        "workflow_nodes is in supabase_realtime."
+        if published
+        else "workflow_nodes is not in supabase_realtime: subscriptions to postgres_changes get nothing.",
+    )
+
+
+async def _listen(connection: Connection) -> Finding:
+    """Notifies itself: a pooler in between would swallow LISTEN without an error."""
+    heard = asyncio.Event()
+    channel = f"image_jobs_probe_{uuid4().hex}"
+
+    def hear(*_: object) -> None:
+        heard.set()
+
+    await connection.add_listener(channel, hear)
+    await connection.execute("select pg_notify($1, '')", channel)
+    try:
+        await asyncio.wait_for(heard.wait(), PATIENCE)
+    except TimeoutError:
+        return Finding(
+            "listen",
+            "problem",
+            "Notifications do not arrive, so runs start up to a second late.",
+            "Point DATABASE_URL at the direct connection or the session pooler (port 5432).",
+        )
+    return Finding("listen", "ok", "Notifications arrive.")
+
+
+async def _storage(settings: Settings) -> Finding:
+    key = settings.service_role_key
+    if settings.supabase_url is None or key is None:
+        return Finding(
+            "storage",
+            "problem",
+            "SUPABASE_URL or SUPABASE_SERVICE_ROLE_KEY is not set.",
+            "Both are in the project's API settings.",
+        )
+    from daemon.storage import Storage
+
+    try:
+        async with Storage(settings.supabase_url, key.get_secret_value(), bucket=settings.bucket) as storage:
+            await storage.check()
+    except ImageJobsError as error:
+        return _problem("storage", error)
+    return Finding("storage", "ok", f"Bucket {settings.bucket} at {settings.supabase_url}.")
+
+
+def _keys(settings: Settings) -> Finding:
+    """Which providers could work here. By their settings alone: making one would import its SDK."""
+    there = [name for name, key in (("openai", settings.openai_api_key), ("demo", settings.demo or None)) if key]
+    if there:
+        return Finding("providers", "ok", f"{', '.join(there)}.")
+    return Finding(
+        "providers", "problem", "No provider has a key.", "Set OPENAI_API_KEY, or IMAGE_JOBS_DEMO=1 for demo:painter."
+    )
+
+
+def _problem(name: str, error: ImageJobsError) -> Finding:
+    return Finding(name, "problem", error.message, error.hint)
