@@ -214,7 +214,7 @@ begin
       new.due_at := v_now;
     end if;
     -- A job that outlived our patience, or whose picture we could not fetch or store, is asked for again, not paid for again.
-    if old.status = 'failed' and old.payload ->> 'code' in ('polling_timeout', 'download', 'storage') then
+    if old.status = 'failed' and old.payload ->> 'code' ~ '^(polling_timeout$|download|storage)' then
       new.submitted_at := case when old.provider_job_id is null then null else v_now end;
       new.provider_job_id := old.provider_job_id;
     else
