@@ -22,16 +22,12 @@ from daemon.providers import Generated
 from daemon.providers.catalogue import Resolved
 from daemon.queue import Claimed
 from daemon.reporter import event
-from daemon.storage import Storage, object_key, preview_key, thumbnail_key
+from daemon.storage import ClaimGone, Storage, object_key, preview_key, thumbnail_key
 from daemon.turns import Turns
 
 log = structlog.stdlib.get_logger()
 
 EXTENSIONS = ("png", "jpg", "webp", "gif", "avif")
-
-
-class ClaimGone(Exception):
-    """The claim was lost between the picture and its upload."""
 
 
 class Publisher:
@@ -162,8 +158,6 @@ class Publisher:
             await self._heartbeat.wait_fresh()
             return await self._turns.confirm(run)
 
-        if not await ours():
-            raise ClaimGone
         metadata = {
             "request": request_hash(run),
             "ticket": str(run.ticket),
@@ -173,13 +167,16 @@ class Publisher:
         }
         main, small = await asyncio.gather(
             self._storage.upload(key, image, content_type=info.content_type, metadata=metadata, may_write=ours),
-            self._storage.upload(thumbnail_key(run.workflow_id, run.id), thumbnail, content_type="image/webp"),
+            self._storage.upload(
+                thumbnail_key(run.workflow_id, run.id), thumbnail, content_type="image/webp", may_write=ours
+            ),
             return_exceptions=True,
         )
-        for result in (main, small):
-            if isinstance(result, BaseException):
-                raise result
-        return int(main)
+        if isinstance(small, BaseException):
+            raise small
+        if isinstance(main, BaseException):
+            raise main
+        return main
 
 
 def request_hash(run: Claimed) -> str:

@@ -5,7 +5,7 @@ What the functions promise stands in `sql/schema`; a daemon in another language 
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -96,11 +96,13 @@ class Queue:
     Args:
         dsn: Direct connection or session pooler.
         timeout: Seconds after which a call is given up as `TimeoutError`.
+        mask: Takes secrets out of every text that is written: what providers say may quote our keys.
     """
 
-    def __init__(self, dsn: str, *, timeout: float = 20.0) -> None:
+    def __init__(self, dsn: str, *, timeout: float = 20.0, mask: Callable[[str], str] = str) -> None:
         self._dsn = dsn
         self._timeout = timeout
+        self._mask = mask
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def __aenter__(self) -> Self:
@@ -194,8 +196,8 @@ class Queue:
             daemon,
             slots,
             thorough,
-            dump(settlements),
-            dump(progress),
+            json.dumps(_clean(settlements, self._mask)),
+            json.dumps(_clean(progress, self._mask)),
             held,
             awake,
         )
@@ -210,22 +212,19 @@ class Queue:
         return Turned(claimed, answers)
 
 
-def dump(value: object) -> str:
-    """JSON as Postgres takes it: without NUL, lone surrogates and numbers that are none."""
-    return json.dumps(_clean(value))
-
-
-def _clean(value: object) -> object:
+def _clean(value: object, mask: Callable[[str], str]) -> object:
+    """As Postgres takes it: without NUL, lone surrogates and numbers that are none."""
     match value:
         case str():
-            return value.replace("\x00", "").encode("utf-8", "replace").decode()
+            return mask(value.replace("\x00", "").encode("utf-8", "replace").decode())
         case Mapping():
-            return {_clean(str(key)): _clean(item) for key, item in cast("Mapping[object, object]", value).items()}
+            items = cast("Mapping[object, object]", value).items()
+            return {_clean(str(key), mask): _clean(item, mask) for key, item in items}
         case list() | tuple():
-            return [_clean(item) for item in cast("Sequence[object]", value)]
+            return [_clean(item, mask) for item in cast("Sequence[object]", value)]
         case float() if not math.isfinite(value):
             return None
         case None | bool() | int() | float():
             return value
         case _:
-            return str(value)
+            return _clean(str(value), mask)

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from uuid import UUID, uuid4
 
-import asyncpg
 import structlog
 from pydantic import SecretStr
 
@@ -19,6 +18,7 @@ from daemon.errors import ImageJobsError
 from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
 from daemon.listener import Listener
+from daemon.log import masker, secrets_of
 from daemon.providers import PROVIDERS, Provider, create, models
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
@@ -71,7 +71,7 @@ class Service:
         try:
             async with AsyncExitStack() as stack:
                 providers = await self._providers(stack)
-                queue = await stack.enter_async_context(Queue(dsn))
+                queue = await stack.enter_async_context(Queue(dsn, mask=masker(secrets_of(settings))))
                 await self._begin(dsn, queue, providers)
                 storage = await stack.enter_async_context(
                     Storage(settings.supabase_url or "", _secret(settings.service_role_key), bucket=settings.bucket)
@@ -188,22 +188,14 @@ class Service:
 
     async def _begin(self, dsn: str, queue: Queue, providers: Mapping[str, Provider]) -> None:
         """Makes sure that the database is one to work with, and registers."""
-        try:
-            if missing := await migrate.pending(dsn):
-                raise ImageJobsError(
-                    f"The database lacks the migration{'s' * (len(missing) > 1)} {', '.join(missing)}.",
-                    "Run image-jobs migrate.",
-                )
-            await self._join(queue, providers)
-            for name in providers:
-                await queue.publish(name, [_published(name, model) for model in map(asdict, models(name))])
-        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise ImageJobsError(f"The database refuses us: {error}.", "Check DATABASE_URL.") from error
-        except UNAVAILABLE as error:
+        if missing := await migrate.pending(dsn):
             raise ImageJobsError(
-                f"The database cannot be reached ({type(error).__name__}).",
-                "Check DATABASE_URL and that the server is up.",
-            ) from error
+                f"The database lacks the migration{'s' * (len(missing) > 1)} {', '.join(missing)}.",
+                "Run image-jobs migrate.",
+            )
+        await self._join(queue, providers)
+        for name in providers:
+            await queue.publish(name, [_published(name, model) for model in map(asdict, models(name))])
 
     async def _join(self, queue: Queue, providers: Mapping[str, Provider]) -> None:
         await queue.register(

@@ -115,11 +115,12 @@ class Worker:
             body = await self._outcome(run, reporter)
             await reporter.close()
             result = await self._turns.settle(run, body)
+            payload: dict[str, Any] = body.get("payload") or {}
             log.info(
                 "run.finished",
                 outcome=body["outcome"],
                 result=result,
-                code=(body.get("payload") or {}).get("code"),
+                code=payload.get("code"),
                 seconds=round(time.monotonic() - started, 3),
             )
         finally:
@@ -202,7 +203,14 @@ class Worker:
                 timeout=timedelta(seconds=60),
                 what="promptSpec.previousImage",
             )
-        await self._publisher.inspect(target)
+        try:
+            await self._publisher.inspect(target)
+        except RunError as error:
+            raise Refused(
+                f"promptSpec.previousImage cannot be used: {error.message}",
+                code="input_image_invalid",
+                hint="Give the URL of a PNG, JPEG or WebP image.",
+            ) from error
         return target
 
     async def _generate(self, provider: Provider, request: Request, reporter: RunReporter) -> Generated | Submitted:
