@@ -1,6 +1,7 @@
 """What waits to be written: settlements and progress of the runs that are held."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,16 @@ class Settlement:
     run: Claimed
     body: Body
     done: asyncio.Future[Result]
+    since: float = field(default_factory=time.monotonic)
 
     def entry(self) -> dict[str, Any]:
-        """As `private.settle_runs` takes it."""
-        return {**self.body, "id": self.run.id, "claim": self.run.claim}
+        """As `private.settle_runs` takes it; the last of the run's timings is how long it waited for its turn."""
+        entry = {**self.body, "id": self.run.id, "claim": self.run.claim}
+        payload: Body = self.body.get("payload") or {}
+        if timings := payload.get("timings"):
+            waited = round(1000 * (time.monotonic() - self.since))
+            entry["payload"] = {**payload, "timings": {**timings, "settleMs": waited}}
+        return entry
 
 
 @dataclass(slots=True)
