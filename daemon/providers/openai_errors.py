@@ -6,17 +6,21 @@
 """
 
 import re
+import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
+import anyio
 import httpx2
 from openai import APIError, APIStatusError
 
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.providers import catalogue
 
+BROKEN = (APIError, httpx2.HTTPError, ssl.SSLError, anyio.EndOfStream)
+"""All that the SDK and what lies below it raise when a call comes to nothing; the last two slip through both."""
 _NEVER_SENT = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
@@ -32,18 +36,18 @@ _LONGEST_WAIT = timedelta(hours=1)
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{60,}")
 
 
-def translate(error: APIError | httpx2.HTTPError, model: str) -> RunError:
+def translate(error: Exception, model: str) -> RunError:
     """Finds the error of ours for one of the SDK's, or of the HTTP library below it.
 
     Args:
-        error: What was raised while sending the request or reading the answer.
+        error: One of `BROKEN`, raised while sending the request or reading the answer.
         model: The model that was asked.
     """
     if isinstance(error, APIStatusError):
         data = {"status": error.status_code, "request_id": error.request_id}
         wait = _retry_after(error.response.headers)
         return reported(error.body, model, status=error.status_code, wait=wait, data=data)
-    cause = error if isinstance(error, httpx2.HTTPError) else error.__cause__
+    cause = error.__cause__ if isinstance(error, APIError) else error
     what = type(cause or error).__name__
     if isinstance(cause, _NEVER_SENT):
         return Retryable(

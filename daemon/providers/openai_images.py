@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import httpx2
-from openai import APIError, AsyncOpenAI, BadRequestError
+from openai import AsyncOpenAI, BadRequestError
 from pydantic import SecretStr
 
 from daemon.errors import Refused, Retryable
 from daemon.providers import Generated, Reporter, Request
 from daemon.providers.base64_stream import Base64Stream, BrokenImage, EventStream
-from daemon.providers.openai_errors import reported, translate, unknown
+from daemon.providers.openai_errors import BROKEN, reported, translate, unknown
 from daemon.providers.openai_models import settle
 from daemon.providers.openai_request import PREVIEWS, ImagesCall, build
 
@@ -54,7 +54,7 @@ class OpenAIImages:
         self._base_url = base_url or _BASE_URL
         self._max_bytes = max_bytes
         self._client = AsyncOpenAI(
-            api_key=api_key.get_secret_value(),
+            api_key=api_key.get_secret_value().strip(),
             base_url=self._base_url,
             max_retries=0,  # its retries send no idempotency key: one picture could be paid for three times
             timeout=httpx2.Timeout(timeout.total_seconds(), connect=10, pool=10),
@@ -79,9 +79,9 @@ class OpenAIImages:
             report.warning(f"No previews: {error.message}"[:300], field="stream", feature="unsupported")
             try:
                 answer = await self._ask(call.without_stream(), request, report)
-            except (APIError, httpx2.HTTPError) as again:
+            except BROKEN as again:
                 raise translate(again, request.model) from again
-        except (APIError, httpx2.HTTPError) as error:
+        except BROKEN as error:
             raise translate(error, request.model) from error
         return await self._finish(answer, request)
 

@@ -1,6 +1,7 @@
 """Keeps what a provider says while it works."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ class Recorder:
     messages: list[str | None] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
     warnings: list[tuple[str | None, str]] = field(default_factory=list)
+    _heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None) -> None:
         self.requests.append(dict(request))
         self.estimates.append(estimate)
+        self._heard.set()
 
     def progress(self, percent: float, message: str | None = None) -> None:
         self.percents.append(percent)
         self.messages.append(message)
+        self._heard.set()
 
     def preview(self, image: Path) -> None:
         self.previews.append(image.read_bytes())
@@ -31,6 +35,12 @@ class Recorder:
 
     def warning(self, message: str, *, field: str | None = None, **data: Any) -> None:
         self.warnings.append((field, message))
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Waits for what `submitted` or `progress` bring about."""
+        while not condition():
+            self._heard.clear()
+            await self._heard.wait()
 
     @property
     def warned(self) -> set[str | None]:

@@ -295,6 +295,7 @@ async def test_an_empty_account_closes_the_provider_and_costs_no_attempt(
         ({"retry-after": "7"}, timedelta(seconds=7), "model"),
         ({"retry-after-ms": "1500", "retry-after": "7"}, timedelta(seconds=1.5), "model"),
         ({"retry-after": "99999"}, timedelta(hours=1), "model"),
+        ({"retry-after": "Fri, 01 Jan 2100 00:00:00 GMT"}, timedelta(hours=1), "model"),
         ({"retry-after": "soon"}, None, None),
         ({}, None, None),
     ],
