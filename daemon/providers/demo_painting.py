@@ -204,6 +204,8 @@ class _Easel:
         side = 1 if self.sun_at[0] < self.width / 2 else -1
         tall = 0.24 * self.unit
         left, top = (0.5 + 0.2 * side) * self.width, 0.95 * self.height - tall
+        knoll = circle((left + 0.15 * side * tall, 1.02 * self.height), 2.2 * tall, flat=0.25)
+        self.shape([knoll], mix(self.scene.palette.near, self.scene.palette.far, 0.12))
         for color, outline in FOX:
             self.shape([[(left + side * x * tall, top + y * tall) for x, y in outline]], color)
 

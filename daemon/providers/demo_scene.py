@@ -97,7 +97,8 @@ def imagine(prompt: PromptSpec) -> Scene:
         peaks=bool(words & _words(_PEAKS)) or (light == "winter" and not named),
         planet=bool(words & _words(_PLANET)),
         fox=bool(words & _words(_FOX)),
-        birds=light != "night" and (bool(words & _words(_BIRDS)) or dice.random() < 0.5),
+        birds=not words & _words(_PLANET)
+        and (bool(words & _words(_BIRDS)) or (light != "night" and dice.random() < 0.5)),
     )
 
 
