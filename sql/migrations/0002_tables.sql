@@ -238,7 +238,7 @@ begin
     ts timestamptz default clock_timestamp(),
     kind varchar not null,
     payload jsonb,
-    seq bigint default nextval('private.event_order'),
+    seq bigint,
     run_kind varchar
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
@@ -265,11 +265,9 @@ $$;
 alter table public.run_events
   add column if not exists seq bigint,
   add column if not exists run_kind varchar;
--- The default comes after the column: filling old rows would rewrite the table and number them by chance.
 alter table public.run_events
   alter column id set default gen_random_uuid(),
-  alter column ts set default clock_timestamp(),
-  alter column seq set default nextval('private.event_order');
+  alter column ts set default clock_timestamp();
 
 alter table public.run_events
   drop constraint if exists run_events_kind_is_known,
@@ -286,11 +284,15 @@ comment on column public.run_events.run_kind is 'The kind of the run, copied so 
 
 create index if not exists run_events_of_a_run on public.run_events (run_id, seq);
 
--- Copies the run's kind, whoever writes: it decides whether our checks apply, so nobody may choose it.
+-- Numbers the event and copies the run's kind, whoever writes: the kind decides whether our checks apply, so nobody may
+-- choose it. No default, which would ask every writer of other kinds for rights on the sequence.
 create or replace function private.stamp_event()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if tg_op = 'INSERT' then
+    new.seq := nextval('private.event_order');
+  end if;
   select r.kind into new.run_kind from public.runs r where r.id = new.run_id;
   return new;
 end

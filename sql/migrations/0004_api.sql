@@ -263,7 +263,6 @@ grant usage on schema private to anon, authenticated, service_role;
 
 -- What the checks, the defaults and the policies of these tables call runs with the rights of whoever writes.
 grant execute on function private.has_base64(jsonb) to anon, authenticated, service_role;
-grant usage on sequence private.event_order to service_role;
 grant execute on function private.can_access_workflow(uuid), private.can_access_run(varchar),
   private.is_image_run(varchar) to anon, authenticated, service_role;
 -- What the client functions and the views call.

@@ -6,7 +6,7 @@ create table public.run_events (
   ts timestamptz default clock_timestamp(),
   kind varchar not null,
   payload jsonb,
-  seq bigint default nextval('private.event_order'),
+  seq bigint,
   run_kind varchar
 );
 
@@ -22,11 +22,15 @@ comment on column public.run_events.run_kind is 'The kind of the run, copied so 
 
 create index if not exists run_events_of_a_run on public.run_events (run_id, seq);
 
--- Copies the run's kind, whoever writes: it decides whether our checks apply, so nobody may choose it.
+-- Numbers the event and copies the run's kind, whoever writes: the kind decides whether our checks apply, so nobody may
+-- choose it. No default, which would ask every writer of other kinds for rights on the sequence.
 create or replace function private.stamp_event()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if tg_op = 'INSERT' then
+    new.seq := nextval('private.event_order');
+  end if;
   select r.kind into new.run_kind from public.runs r where r.id = new.run_id;
   return new;
 end

@@ -1,0 +1,462 @@
+"""Who may see and touch a workflow: strangers, anon and members of another workflow get at nothing."""
+
+import asyncio
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from tests.postgres import connect, signed_in
+
+ANN = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
+BOB = UUID("bbbbbbbb-0000-4000-8000-00000000000b")
+ANNS = UUID("aaaaaaaa-1111-4000-8000-000000000001")
+BOBS = UUID("bbbbbbbb-1111-4000-8000-000000000002")
+
+INSERT_RUN = "insert into runs (id, kind, subject_id, status, processor, metadata) values ($1, 'image_gen', $2, 'pending', 'demo:painter', $3)"
+INSERT_NODE = "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ($1, $2, 'image', $3)"
+OPERATORS_VIEWS = ("queue_stats", "run_timings", "run_costs", "storage_stats", "storage_violations", "daemons")
+TABLES = ("runs", "run_events", "workflow_nodes", "workflow_members", "image_jobs")
+
+DENIED = asyncpg.InsufficientPrivilegeError
+
+
+def asking(node: str = "ann-node", **more: object) -> dict[str, object]:
+    return {"nodeId": node, "promptSpec": {"basePrompt": "a red fox"}, **more}
+
+
+@pytest.fixture
+async def db(db):
+    """Ann's workflow has a node and a run; so has Bob's."""
+    for user, workflow, name in ((ANN, ANNS, "ann"), (BOB, BOBS, "bob")):
+        async with signed_in(db, user):
+            await db.execute(INSERT_NODE, f"{name}-node", workflow, {"label": name})
+            await db.execute(INSERT_RUN, f"{name}-run", workflow, asking(f"{name}-node"))
+    return db
+
+
+async def everything(db) -> dict[str, list[tuple[object, ...]]]:
+    """All rows that clients could see, as an operator sees them."""
+    return {table: sorted(map(repr, await db.fetch(f"select * from {table}"))) for table in TABLES}
+
+
+async def test_the_first_user_of_a_new_workflow_becomes_its_member(db):
+    async with signed_in(db, ANN):
+        assert [tuple(row) for row in await db.fetch("select workflow_id, user_id from workflow_members")] == [
+            (ANNS, ANN)
+        ]
+
+
+@pytest.mark.parametrize("first", ["node", "run"])
+async def test_the_founder_gets_the_row_returned(db, first):
+    workflow = uuid4()
+    async with signed_in(db, ANN):
+        if first == "node":
+            row = await db.fetchrow(INSERT_NODE + " returning id, version", "n", workflow, {})
+            assert row["id"] == "n" and row["version"]
+        else:
+            row = await db.fetchrow(INSERT_RUN + " returning id, status, created_by", "r", workflow, asking("n"))
+            assert tuple(row) == ("r", "pending", ANN)
+
+
+async def test_a_member_sees_the_own_workflow_and_no_other(db):
+    async with signed_in(db, ANN):
+        for table in TABLES:
+            column = {"run_events": "run_id", "image_jobs": '"workflowId"', "runs": "subject_id"}.get(
+                table, "workflow_id"
+            )
+            seen = {row[0] for row in await db.fetch(f"select {column} from {table}")}
+            assert seen == ({"ann-run"} if table == "run_events" else {ANNS})
+
+
+async def test_a_stranger_sees_nothing(db):
+    async with signed_in(db):
+        for table in TABLES:
+            assert not await db.fetch(f"select * from {table}")
+
+
+@pytest.mark.parametrize("subject", [None, "", "no-uuid", 7, {"a": 1}, "1' or true --"])
+async def test_a_token_without_a_proper_user_id_sees_nothing(db, subject):
+    async with signed_in(db, sub=subject):
+        for table in TABLES:
+            assert not await db.fetch(f"select * from {table}")
+
+
+async def test_a_token_without_a_proper_user_id_founds_nothing(db):
+    with pytest.raises(DENIED):
+        async with signed_in(db, sub="no-uuid"):
+            await db.execute(INSERT_NODE, "n", uuid4(), {})
+
+
+async def test_anon_reads_no_table_at_all(db):
+    for table in (*TABLES, *OPERATORS_VIEWS, "provider_limits"):
+        with pytest.raises(DENIED):
+            async with signed_in(db, role="anon"):
+                await db.fetch(f"select * from {table}")
+
+
+async def test_views_for_operators_are_closed_to_members(db):
+    for view in (*OPERATORS_VIEWS, "provider_limits"):
+        with pytest.raises(DENIED):
+            async with signed_in(db, ANN):
+                await db.fetch(f"select * from {view}")
+
+
+async def test_everybody_reads_the_models_on_offer(db):
+    await db.execute("insert into private.models (provider, model) values ('demo', 'painter')")
+    for role in ("anon", "authenticated", "service_role"):
+        async with signed_in(db, role=role):
+            assert await db.fetchval("select model from image_models") == "painter"
+
+
+FORBIDDEN = {
+    "read the private schema": "select * from private.workflows",
+    "insert a run": "insert into runs (kind, subject_id, status, processor, metadata) values "
+    f"""('image_gen', '{ANNS}', 'pending', 'demo:painter', '{{"nodeId": "ann-node", "promptSpec": {{"basePrompt": "x"}}}}')""",
+    "insert a node": f"insert into workflow_nodes (id, workflow_id, node_type, node_data) values ('x', '{ANNS}', 'image', '{{}}')",
+    "overwrite a node": "insert into workflow_nodes (id, workflow_id, node_type, node_data) values "
+    f"""('ann-node', '{BOBS}', 'image', '{{}}') on conflict (id) do update set node_data = '{{"label": "stolen"}}'""",
+    "take a node over": "insert into workflow_nodes (id, workflow_id, node_type, node_data) values "
+    f"""('ann-node', '{BOBS}', 'image', '{{}}') on conflict (id) do update set workflow_id = excluded.workflow_id""",
+    "add an event": "insert into run_events (run_id, kind) values ('ann-run', 'log')",
+    "join": f"insert into workflow_members (workflow_id, user_id) values ('{ANNS}', '{BOB}')",
+    "update a run": "update runs set status = 'cancelled' where id = 'ann-run'",
+    "delete a run": "delete from runs where id = 'ann-run'",
+    "delete events": "delete from run_events",
+    "empty runs": "truncate runs cascade",
+    "merge into runs": "merge into runs r using (values ('ann-run')) v (id) on r.id = v.id when matched then delete",
+    "lock a run": "select * from runs where id = 'ann-run' for update",
+    "ask for a turn": "select private.turn(gen_random_uuid(), 1, true, '[]', '[]', null, null)",
+    "register a daemon": "select private.register_daemon(gen_random_uuid(), 'x', '0', 1, '30 s', '{demo}')",
+    "mark a workflow": "select private.use_workflow(gen_random_uuid())",
+    "move a sequence": "select setval('private.claims', 1)",
+    "lift a limit": "update provider_limits set per_minute = null",
+}
+
+
+@pytest.mark.parametrize("deed", FORBIDDEN)
+async def test_what_is_not_ones_own_is_refused(db, deed):
+    before = await everything(db)
+    for user, role in ((None, "anon"), (None, "authenticated"), (BOB, "authenticated")):
+        with pytest.raises(DENIED):
+            async with signed_in(db, user, role):
+                await db.execute(FORBIDDEN[deed])
+    assert await everything(db) == before
+
+
+async def test_a_node_is_not_pushed_into_a_foreign_workflow(db):
+    with pytest.raises(DENIED):
+        async with signed_in(db, BOB):
+            await db.execute("update workflow_nodes set workflow_id = $1 where id = 'bob-node'", ANNS)
+
+
+UNSEEN = (
+    """update workflow_nodes set node_data = '{"label": "stolen"}' where id = 'ann-node'""",
+    f"update workflow_nodes set workflow_id = '{BOBS}' where id = 'ann-node'",
+    "delete from workflow_nodes where id = 'ann-node'",
+)
+
+
+async def test_what_cannot_be_seen_cannot_be_changed(db):
+    before = await everything(db)
+    for deed in UNSEEN:
+        for user in (None, BOB):
+            async with signed_in(db, user):
+                assert (await db.execute(deed)).endswith(" 0")
+    assert await everything(db) == before
+
+
+@pytest.mark.parametrize("function", ["cancel_run", "requeue_run"])
+@pytest.mark.parametrize("user", [None, BOB])
+async def test_a_run_of_others_is_as_good_as_none(db, function, user):
+    before = await everything(db)
+    answers = []
+    for run in ("ann-run", "there-is-no-such-run"):
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            async with signed_in(db, user):
+                await db.fetchval(f"select {function}($1)", run)
+        answers.append((refused.value.sqlstate, str(refused.value)))
+    assert answers[0] == answers[1]
+    assert answers[0][0] == "PT404"
+    assert await everything(db) == before
+
+
+async def test_anon_calls_nothing(db):
+    for call in ("start_image_job('{}')", "cancel_run('ann-run')", "requeue_run('ann-run')"):
+        with pytest.raises(DENIED):
+            async with signed_in(db, role="anon"):
+                await db.execute(f"select {call}")
+
+
+async def test_a_run_that_names_a_foreign_node_leaves_it_alone(db):
+    before = await db.fetchrow("select * from workflow_nodes where id = 'ann-node'")
+    async with signed_in(db, BOB):
+        await db.execute(INSERT_RUN, "thief", BOBS, asking("ann-node"))
+    await db.execute("update runs set status = 'cancelled' where id = 'thief'")
+    assert await db.fetchrow("select * from workflow_nodes where id = 'ann-node'") == before
+    await db.execute("delete from runs where id = 'thief'")
+    assert await db.fetchrow("select * from workflow_nodes where id = 'ann-node'") == before
+
+
+async def test_a_node_never_shows_a_run_of_another_workflow(db):
+    async with signed_in(db, BOB):
+        await db.execute(INSERT_RUN, "early", BOBS, asking("later-node"))
+    async with signed_in(db, ANN):
+        await db.execute(INSERT_NODE, "later-node", ANNS, {"label": "mine"})
+        assert await db.fetchval("select node_data from workflow_nodes where id = 'later-node'") == {"label": "mine"}
+
+
+OWN_COLUMNS = {
+    "payload": '{"imageUrl": "https://evil.example/x.png"}',
+    "progress": "50",
+    "priority": "9",
+    "attempt": "-5",
+    "max_attempts": "99",
+    "claim": "1",
+    "ticket": "9223372036854775807",
+    "claimed_by": str(ANN),
+    "provider_job_id": "job",
+    "created_by": str(BOB),
+    "finished_at": "2020-01-01",
+    "message": "x",
+    "preview_url": "https://evil.example/x.png",
+    "lane": "x",
+    "rank": "-1",
+    "submitted_at": "2020-01-01",
+    "refused_since": "2020-01-01",
+}
+
+
+async def test_a_member_forges_no_column_of_a_run(db):
+    for column, value in OWN_COLUMNS.items():
+        with pytest.raises(asyncpg.InvalidParameterValueError) as refused:
+            async with signed_in(db, ANN):
+                await db.execute(
+                    f"insert into runs (kind, subject_id, status, processor, metadata, {column}) "
+                    f"values ('image_gen', $1, 'pending', 'demo:painter', $2, '{value}')",
+                    ANNS,
+                    asking(),
+                )
+        assert refused.value.hint
+
+
+async def test_every_column_of_a_run_is_a_members_or_ours(db):
+    """A new column has to be put on one side or the other."""
+    columns = {
+        row[0] for row in await db.fetch("select column_name from information_schema.columns where table_name = 'runs'")
+    }
+    theirs = {"id", "kind", "subject_id", "status", "processor", "metadata", "due_at"}
+    overwritten = {"started_at", "created_at", "updated_at"}
+    assert columns == set(OWN_COLUMNS) | theirs | overwritten
+
+
+async def test_a_member_inserts_pending_runs_only(db):
+    for status in ("running", "completed", "failed", "cancelled", "research", ""):
+        with pytest.raises(asyncpg.InvalidParameterValueError):
+            async with signed_in(db, ANN):
+                await db.execute(
+                    "insert into runs (kind, subject_id, status, processor, metadata) "
+                    "values ('image_gen', $1, $2, 'demo:painter', $3)",
+                    ANNS,
+                    status,
+                    asking(),
+                )
+
+
+async def test_times_that_a_member_gives_are_not_believed(db):
+    async with signed_in(db, ANN):
+        row = await db.fetchrow(
+            "insert into runs (kind, subject_id, status, processor, metadata, created_at, updated_at, started_at) "
+            "values ('image_gen', $1, 'pending', 'demo:painter', $2, '2000-01-01', '2000-01-01', '2000-01-01') returning *",
+            ANNS,
+            asking(),
+        )
+    assert row["created_at"] == row["updated_at"] == row["started_at"]
+    assert row["created_at"].year > 2000
+
+
+async def test_a_member_inserts_no_run_of_another_kind(db):
+    with pytest.raises(DENIED):
+        async with signed_in(db, ANN):
+            await db.execute(
+                "insert into runs (id, kind, subject_id, status) values ('x', 'research', $1, 'pending')", ANNS
+            )
+
+
+@pytest.mark.parametrize("hand", ["projection", "daemon"])
+async def test_a_client_who_claims_to_be_the_projection_is_not_believed(db, hand):
+    before = await db.fetchval("select node_data from workflow_nodes where id = 'ann-node'")
+    async with signed_in(db, ANN):
+        await db.execute("select set_config('image_jobs.hand', $1, true)", hand)
+        await db.execute(
+            "update workflow_nodes set node_data = node_data || $1, run_ticket = 0, version = 0",
+            {"status": "completed", "imageUrl": "https://evil.example/x.png"},
+        )
+        after = await db.fetchval("select node_data from workflow_nodes where id = 'ann-node'")
+    assert after == before
+
+
+async def test_a_client_who_claims_to_be_the_daemon_breaks_only_the_own_request(db):
+    before = await everything(db)
+    for call in ("cancel_run('ann-run')", "requeue_run('ann-run')"):
+        with pytest.raises(asyncpg.PostgresError):
+            async with signed_in(db, ANN):
+                await db.execute("select set_config('image_jobs.hand', 'daemon', true)")
+                await db.execute(f"select {call}")
+    assert await everything(db) == before
+
+
+async def test_members_work(db):
+    async with signed_in(db, ANN):
+        await db.execute(
+            """update workflow_nodes set node_data = node_data || '{"label": "moved"}', position = '{"x": 1}'"""
+        )
+        cancelled = await db.fetchval("select cancel_run('ann-run')")
+        requeued = await db.fetchval("select requeue_run('ann-run')")
+        started = await db.fetchval(
+            "select start_image_job($1)",
+            {
+                "nodeId": "ann-node",
+                "workflowId": str(ANNS),
+                "provider": "demo",
+                "model": "painter",
+                "promptSpec": {"basePrompt": "an owl"},
+            },
+        )
+        node = await db.fetchval("select node_data from workflow_nodes")
+        events = await db.fetch("select payload ->> 'event' from run_events where run_id = 'ann-run' order by seq")
+        await db.execute("delete from workflow_nodes")
+    assert (cancelled["status"], requeued["status"], started["status"]) == ("cancelled", "pending", "pending")
+    assert node["label"] == "moved"
+    assert node["runId"] == started["jobId"]
+    assert [event[0] for event in events] == ["created", "cancelled", "requeued"]
+
+
+async def test_a_second_member_sees_the_workflow_once_added(db):
+    await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", ANNS, BOB)
+    async with signed_in(db, BOB):
+        assert await db.fetchval("select count(*) from runs") == 2
+    await db.execute("delete from workflow_members where workflow_id = $1 and user_id = $2", ANNS, BOB)
+    async with signed_in(db, BOB):
+        assert await db.fetchval("select count(*) from runs") == 1
+
+
+async def test_a_workflow_id_that_was_used_before_is_not_founded_again(db):
+    await db.execute("delete from workflow_members; delete from runs; delete from workflow_nodes")
+    for user in (ANN, BOB):
+        for insert in (INSERT_RUN, INSERT_NODE):
+            with pytest.raises(DENIED):
+                async with signed_in(db, user):
+                    await db.execute(insert, "again", ANNS, asking())
+
+
+async def test_what_an_operator_uses_first_belongs_to_nobody_until_he_says_so(db):
+    workflow = uuid4()
+    await db.execute(INSERT_NODE, "ops", workflow, {})
+    with pytest.raises(DENIED):
+        async with signed_in(db, ANN):
+            await db.execute(INSERT_RUN, "r", workflow, asking("ops"))
+    await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", workflow, ANN)
+    async with signed_in(db, ANN):
+        await db.execute(INSERT_RUN, "r", workflow, asking("ops"))
+
+
+async def test_a_failed_attempt_founds_nothing(db):
+    workflow = uuid4()
+    with pytest.raises(asyncpg.InvalidParameterValueError):
+        async with signed_in(db, BOB):
+            await db.execute(INSERT_RUN, "r", workflow, {"promptSpec": {}})
+    with pytest.raises(asyncpg.CheckViolationError, match="base64"):
+        async with signed_in(db, BOB):
+            await db.execute(INSERT_RUN, "r", workflow, asking(x="data:image/png;base64,AAAA"))
+    async with signed_in(db, ANN):
+        await db.execute(INSERT_RUN, "r", workflow, asking())
+
+
+@pytest.mark.parametrize("outcome", ["commit", "rollback"])
+@pytest.mark.parametrize("insert", [INSERT_RUN, INSERT_NODE])
+async def test_of_two_founders_at_once_one_wins(database, outcome, insert):
+    workflow = uuid4()
+    first, second = await connect(database), await connect(database)
+    transaction = first.transaction()
+    await transaction.start()
+    async with signed_in(first, ANN):
+        await first.execute(insert, "first", workflow, asking())
+
+    async def follow() -> None:
+        async with signed_in(second, BOB):
+            await second.execute(insert, "second", workflow, asking())
+
+    pid = second.get_server_pid()
+    following = asyncio.create_task(follow())
+    while not await first.fetchval("select cardinality(pg_blocking_pids($1)) > 0", pid):
+        assert not following.done()
+    if outcome == "commit":
+        await transaction.commit()
+        with pytest.raises(DENIED):
+            await following
+        winner = ANN
+    else:
+        await transaction.rollback()
+        await following
+        winner = BOB
+    rows = await first.fetch("select user_id from workflow_members where workflow_id = $1", workflow)
+    assert [row[0] for row in rows] == [winner]
+    await first.close()
+    await second.close()
+
+
+async def test_eight_founders_at_once_leave_one_member(database):
+    connections = [await connect(database) for _ in range(8)]
+    for _ in range(5):
+        workflow = uuid4()
+
+        async def found(connection, workflow=workflow) -> bool:
+            try:
+                async with signed_in(connection):
+                    await connection.execute(INSERT_NODE, str(uuid4()), workflow, {})
+            except DENIED:
+                return False
+            return True
+
+        assert sum(await asyncio.gather(*map(found, connections))) == 1
+        assert (
+            await connections[0].fetchval("select count(*) from workflow_members where workflow_id = $1", workflow) == 1
+        )
+    for connection in connections:
+        await connection.close()
+
+
+@pytest.mark.parametrize("role", ["service_role", "postgres"])
+async def test_operators_do_everything(db, role):
+    async with signed_in(db, role=role):
+        assert await db.fetchval("select count(*) from runs") == 2
+        await db.execute(INSERT_RUN, "ops", ANNS, asking())
+        await db.execute("update runs set status = 'cancelled' where id = 'ops'")
+        await db.execute("update runs set status = 'pending', priority = 3 where id = 'ops'")
+        await db.execute("select cancel_run('ops')")
+        await db.execute("select requeue_run('ops')")
+        await db.execute("update workflow_nodes set position = '{}'")
+        await db.execute("insert into run_events (run_id, kind, payload) values ('ops', 'log', '{}')")
+        await db.execute("update provider_limits set paused = true")
+        await db.execute("insert into provider_limits (provider, model, max_running) values ('demo', 'painter', 1)")
+        for view in OPERATORS_VIEWS:
+            await db.fetch(f"select * from {view}")
+        await db.execute("delete from runs where id = 'ops'")
+    assert await db.fetchval("select lane from runs where id = 'ann-run'") == "demo:painter"
+
+
+async def test_an_upsert_of_a_run_by_the_service_role_counts_as_an_outside_hand(db):
+    await db.execute("update runs set status = 'cancelled' where id = 'ann-run'")
+    before = await db.fetchrow("select claim, ticket from runs where id = 'ann-run'")
+    async with signed_in(db, role="service_role"):
+        await db.execute(
+            INSERT_RUN + " on conflict (id) do update set status = excluded.status, claim = 1, ticket = 1",
+            "ann-run",
+            ANNS,
+            asking(),
+        )
+    after = await db.fetchrow("select claim, ticket, status from runs where id = 'ann-run'")
+    assert after["status"] == "pending"
+    assert after["claim"] > before["claim"]
+    assert after["ticket"] > before["ticket"]
