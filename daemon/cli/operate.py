@@ -41,6 +41,7 @@ def dev(
 
     Example: image-jobs dev --fresh
     """
+    settings = load_settings(beside_dev=False)
     try:
         from daemon.dev.stack import start
     except ModuleNotFoundError as error:
@@ -48,7 +49,7 @@ def dev(
             f"image-jobs dev needs more than the daemon does: {error.name} is not installed.",
             "Run pip install 'image-job-orchestrator[dev]', or in a checkout pip install '.[dev]'.",
         ) from error
-    start(data=data, port=port, fresh=fresh)
+    start(data=data, port=port, fresh=fresh, settings=settings)
 
 
 def migrate(as_json: AsJson = False) -> None:
