@@ -1,0 +1,459 @@
+"""Whatever happens to runs, in whatever order: the database and a model of it in Python agree after every step."""
+
+import asyncio
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+import asyncpg
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.postgres import Cluster, connect
+
+WORKFLOWS = (UUID(int=1), UUID(int=2))
+NODES = ("left", "right")
+DAEMONS = 2
+TERMINAL = ("completed", "failed", "cancelled")
+LEASE = 30
+HOUR = 3600
+# Not a divisor of anything that the database waits for, so that a step never ends where a wait does.
+STRIDE = 1007
+
+
+@dataclass
+class Run:
+    """What the model knows of a run. `state` says held or parked where the database says running."""
+
+    workflow: UUID
+    node: str | None
+    claim: int
+    ticket: int
+    state: str = "pending"
+    holder: UUID | None = None
+    attempt: int = 0
+    max_attempts: int = 3
+    job: str | None = None
+    code: str | None = None
+    refused_since: float | None = None
+
+    @property
+    def status(self) -> str:
+        return "running" if self.state in ("held", "parked") else self.state
+
+    def again(self, claim: int, ticket: int) -> None:
+        """What an outside hand does by setting it to pending."""
+        if self.state != "failed" or self.code != "polling_timeout":
+            self.job = None
+        self.state, self.claim, self.ticket = "pending", claim, ticket
+        self.holder, self.attempt, self.code, self.refused_since = None, 0, None, None
+
+
+@dataclass
+class Daemon:
+    """A daemon, and what it believes to hold: {claim: run}."""
+
+    id: UUID = field(default_factory=uuid4)
+    held: dict[int, str] = field(default_factory=dict)
+
+
+class Queue(RuleBasedStateMachine):
+    """One connection, two daemons, two workflows with two nodes each."""
+
+    runner: asyncio.Runner
+    connection: "asyncpg.Connection[asyncpg.Record]"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: dict[str, Run] = {}
+        self.daemons: list[Daemon] = []
+        self.settled: list[tuple[Daemon, dict[str, object]]] = []
+        self.last_claim = 0
+        self.clock = 0.0
+        self.paused = False
+
+    def execute(self, query: str, *args: object) -> str:
+        return self.runner.run(self.connection.execute(query, *args))
+
+    def fetch(self, query: str, *args: object) -> "list[asyncpg.Record]":
+        return self.runner.run(self.connection.fetch(query, *args))
+
+    @initialize()
+    def begin(self) -> None:
+        self.execute(
+            "truncate runs, run_events, workflow_nodes, private.stale_nodes, private.daemons, private.workflows; "
+            "update private.lanes set floor = 0; delete from provider_limits where provider = 'demo'; "
+            "insert into provider_limits (provider) values ('demo')"
+        )
+        self.last_claim = self.fetch("select nextval('private.claims')")[0][0]
+        self.move_clock(0)
+        self.daemons = [self.new_daemon() for _ in range(DAEMONS)]
+
+    def new_daemon(self) -> Daemon:
+        daemon = Daemon()
+        self.execute(
+            "select private.register_daemon($1, 'd', '0', 9, make_interval(secs => $2), '{demo}')", daemon.id, LEASE
+        )
+        return daemon
+
+    def move_clock(self, seconds: float) -> None:
+        self.clock += seconds
+        self.execute("select set_config('image_jobs.clock_offset', $1, false)", f"{self.clock} s")
+
+    def turn(self, daemon: Daemon, slots: int = 0, **parts: object) -> "list[asyncpg.Record]":
+        return self.fetch(
+            "select part, run from private.turn($1, $2, true, $3, $4, $5, null)",
+            daemon.id,
+            slots,
+            parts.get("settlements", []),
+            parts.get("progress", []),
+            parts.get("held"),
+        )
+
+    def new_claim(self, claim: int) -> int:
+        assert claim > self.last_claim, "a claim was used before"
+        self.last_claim = claim
+        return claim
+
+    def some_run(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.runs)), label="run")
+
+    def outside(self, query: str, run: str) -> None:
+        """A hand that sets the status to pending: reads the new claim and ticket into the model."""
+        self.execute(query, run)
+        row = self.fetch("select claim, ticket from runs where id = $1", run)[0]
+        assert row["ticket"] > max(each.ticket for each in self.runs.values())
+        self.runs[run].again(self.new_claim(row["claim"]), row["ticket"])
+
+    # The client and the canvas.
+
+    @rule(workflow=st.sampled_from(WORKFLOWS), node=st.sampled_from((None, *NODES)), delay=st.sampled_from((0, 500)))
+    def insert(self, workflow: UUID, node: str | None, delay: int) -> None:
+        run = f"run-{len(self.runs)}"
+        metadata = {"promptSpec": {"basePrompt": "a red fox"}, **({"nodeId": f"{workflow}-{node}"} if node else {})}
+        (row,) = self.fetch(
+            "insert into runs (id, kind, subject_id, status, processor, metadata, due_at) "
+            "values ($1, 'image_gen', $2, 'pending', 'demo:painter', $3, private.now() + make_interval(secs => $4)) "
+            "returning claim, ticket",
+            run,
+            workflow,
+            metadata,
+            delay,
+        )
+        self.runs[run] = Run(workflow, metadata.get("nodeId"), self.new_claim(row["claim"]), row["ticket"])
+
+    @rule(workflow=st.sampled_from(WORKFLOWS), node=st.sampled_from(NODES), x=st.integers(0, 9))
+    def drag_node(self, workflow: UUID, node: str, x: int) -> None:
+        self.execute(
+            "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ($1, $2, 'image', $3) "
+            "on conflict (id) do update set node_data = excluded.node_data",
+            f"{workflow}-{node}",
+            workflow,
+            {"x": x, "status": "completed", "imageUrl": "https://example.com/forged.png"},
+        )
+
+    # The daemon.
+
+    @rule(data=st.data(), slots=st.integers(1, 3), heard=st.booleans())
+    def claim(self, data: st.DataObject, slots: int, heard: bool) -> None:
+        daemon = data.draw(st.sampled_from(self.daemons), label="daemon")
+        before = self.claimable()
+        claimed = {row["run"]["id"]: row["run"] for row in self.turn(daemon, slots)}
+        assert len(claimed) <= slots
+        assert set(claimed) <= self.claimable(claimed)
+        if not set(claimed) >= before:
+            assert len(claimed) == slots
+        for run in sorted(claimed, key=lambda run: claimed[run]["claim"]):
+            model = self.runs[run]
+            if model.state == "pending":
+                model.attempt += 1
+            assert claimed[run]["attempt"] == model.attempt
+            assert claimed[run]["provider_job_id"] == model.job
+            model.state, model.holder, model.claim = "held", daemon.id, self.new_claim(claimed[run]["claim"])
+            if heard:
+                daemon.held[model.claim] = run
+
+    def claimable(self, among: "dict[str, object] | None" = None) -> set[str]:
+        """Runs that a daemon may take now; of those `among`, the ones it might have taken a moment ago."""
+        due = {row[0] for row in self.fetch("select id from runs where due_at <= private.now()")} | set(among or ())
+        return {
+            run
+            for run, model in self.runs.items()
+            if run in due and (model.state == "parked" or (model.state == "pending" and not self.paused))
+        }
+
+    @precondition(lambda self: any(daemon.held for daemon in self.daemons))
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from(("completed", "failed", "retry", "parked", "released")),
+        refund=st.booleans(),
+        delay=st.sampled_from((0, 500)),
+        code=st.sampled_from(("refused", "polling_timeout")),
+    )
+    def settle(self, data: st.DataObject, outcome: str, refund: bool, delay: int, code: str) -> None:
+        daemon = data.draw(st.sampled_from([each for each in self.daemons if each.held]), label="daemon")
+        claim = data.draw(st.sampled_from(sorted(daemon.held)), label="claim")
+        run = daemon.held.pop(claim)
+        settlement: dict[str, object] = {"id": run, "claim": claim, "outcome": outcome}
+        match outcome:
+            case "completed":
+                settlement["payload"] = {"imageUrl": f"https://example.com/{claim}.png"}
+            case "failed":
+                settlement["payload"] = {"error": "It failed.", "code": code}
+            case "retry":
+                settlement |= {"payload": {"error": "Again.", "code": code}, "due_in": delay, "refund": refund}
+            case "parked":
+                settlement |= {"provider_job_id": f"job-{claim}", "due_in": delay}
+        settlement["if_lost"] = {"payload": {"event": "late", "data": {"claim": claim}}}
+        self.settled.append((daemon, settlement))
+        ((_, answer),) = self.turn(daemon, settlements=[settlement])
+        model = self.runs[run]
+        if (model.state, model.claim, model.holder) != ("held", claim, daemon.id):
+            assert answer["result"] == "lost"
+            return
+        assert answer["result"] == "settled"
+        self.end_attempt(model, settlement)
+
+    def end_attempt(self, model: Run, settlement: dict[str, object]) -> None:
+        model.holder = None
+        refused_since, model.refused_since = model.refused_since, None
+        match settlement["outcome"]:
+            case "parked":
+                model.state, model.job = "parked", str(settlement["provider_job_id"])
+            case "released":
+                model.state = "parked" if model.job else "pending"
+                model.attempt -= 0 if model.job else 1
+            case "retry":
+                model.job = None
+                since = self.clock if refused_since is None else refused_since
+                refunded = bool(settlement["refund"]) and since > self.clock - HOUR
+                model.refused_since = since if settlement["refund"] else None
+                model.state = "pending" if refunded or model.attempt < model.max_attempts else "failed"
+                model.attempt -= 1 if refunded else 0
+                model.code = "refused"
+            case outcome:
+                model.state = str(outcome)
+        if model.state == "failed":
+            payload = settlement["payload"]
+            assert isinstance(payload, dict)
+            model.code = payload["code"]
+
+    @precondition(lambda self: self.settled)
+    @rule(data=st.data())
+    def settle_again(self, data: st.DataObject) -> None:
+        daemon, settlement = data.draw(st.sampled_from(self.settled), label="settlement")
+        ((_, answer),) = self.turn(daemon, settlements=[settlement])
+        claim = self.runs[str(settlement["id"])].claim
+        assert answer["result"] == ("already" if claim == settlement["claim"] else "lost")
+
+    @precondition(lambda self: any(daemon.held for daemon in self.daemons))
+    @rule(data=st.data(), progress=st.integers(0, 100))
+    def record_progress(self, data: st.DataObject, progress: int) -> None:
+        daemon = data.draw(st.sampled_from([each for each in self.daemons if each.held]), label="daemon")
+        claim = data.draw(st.sampled_from(sorted(daemon.held)), label="claim")
+        run = daemon.held[claim]
+        ((_, answer),) = self.turn(daemon, progress=[{"id": run, "claim": claim, "progress": progress}])
+        held = self.runs[run].state == "held" and self.runs[run].claim == claim
+        assert answer["result"] == ("recorded" if held else "lost")
+
+    @rule(data=st.data())
+    def reconcile(self, data: st.DataObject) -> None:
+        """A claim whose reply was lost is given back."""
+        daemon = data.draw(st.sampled_from(self.daemons), label="daemon")
+        self.turn(daemon, held=list(daemon.held))
+        for model in self.runs.values():
+            if model.state == "held" and model.holder == daemon.id and model.claim not in daemon.held:
+                model.holder = None
+                model.state = "parked" if model.job else "pending"
+                model.attempt -= 0 if model.job else 1
+
+    @rule(data=st.data())
+    def take_over(self, data: st.DataObject) -> None:
+        """All but one beat for a lease and a bit; then one of them judges."""
+        silent = data.draw(st.sampled_from(self.daemons), label="silent")
+        alive = [daemon for daemon in self.daemons if daemon is not silent]
+        for _ in range(5):
+            for daemon in alive:
+                self.execute("select private.heartbeat($1, 0, false, false)", daemon.id)
+            self.move_clock(LEASE / 3)
+        theirs = [run for run in sorted(self.runs) if self.runs[run].holder == silent.id]
+        assert self.fetch("select private.take_over($1)", alive[0].id)[0][0] == len(theirs)
+        claims = {
+            row["id"]: row["claim"] for row in self.fetch("select id, claim from runs where id = any ($1)", theirs)
+        }
+        for run in sorted(theirs, key=claims.__getitem__):
+            model = self.runs[run]
+            model.claim, model.holder = self.new_claim(claims[run]), None
+            if model.job:
+                model.state = "parked"
+            elif model.attempt < model.max_attempts:
+                model.state = "pending"
+            else:
+                model.state, model.code = "failed", "outcome_unknown"
+        self.daemons[self.daemons.index(silent)] = self.new_daemon()
+
+    # Operators.
+
+    @precondition(lambda self: self.runs)
+    @rule(
+        data=st.data(),
+        way=st.sampled_from(("select cancel_run($1)", "update runs set status = 'cancelled' where id = $1")),
+    )
+    def cancel(self, data: st.DataObject, way: str) -> None:
+        run = self.some_run(data)
+        model = self.runs[run]
+        try:
+            self.execute(way, run)
+        except asyncpg.InvalidParameterValueError:
+            assert model.state in TERMINAL
+            assert way.startswith("update")
+            return
+        if model.state in TERMINAL:
+            assert way.startswith("select")
+        else:
+            model.state, model.holder = "cancelled", None
+            model.claim = self.new_claim(self.fetch("select claim from runs where id = $1", run)[0][0])
+
+    @precondition(lambda self: self.runs)
+    @rule(
+        data=st.data(),
+        way=st.sampled_from(("select requeue_run($1)", "update runs set status = 'pending' where id = $1")),
+    )
+    def requeue(self, data: st.DataObject, way: str) -> None:
+        self.outside(way, self.some_run(data))
+
+    @precondition(lambda self: self.runs)
+    @rule(
+        data=st.data(),
+        change=st.sampled_from(
+            (
+                "priority = 5",
+                "priority = null",
+                "due_at = null",
+                "due_at = '-infinity'",
+                "due_at = private.now() + interval '500 s'",
+                "claim = 1, ticket = 1, attempt = 99, claimed_by = gen_random_uuid()",
+                "lane = 'nowhere', rank = -5, created_at = null, refused_since = null",
+                "metadata = metadata || '{\"note\": 1}'",
+            )
+        ),
+    )
+    def update_another_column(self, data: st.DataObject, change: str) -> None:
+        self.execute(f"update runs set {change} where id = $1", self.some_run(data))
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), attempts=st.integers(1, 4))
+    def change_max_attempts(self, data: st.DataObject, attempts: int) -> None:
+        run = self.some_run(data)
+        attempts = max(attempts, self.runs[run].attempt)
+        self.execute("update runs set max_attempts = $2 where id = $1", run, attempts)
+        self.runs[run].max_attempts = attempts
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), status=st.sampled_from(("running", "completed", "failed", "nonsense")))
+    def set_an_impossible_status(self, data: st.DataObject, status: str) -> None:
+        run = self.some_run(data)
+        if self.runs[run].status == status:
+            return
+        try:
+            self.execute("update runs set status = $2 where id = $1", run, status)
+        except asyncpg.InvalidParameterValueError:
+            return
+        raise AssertionError(f"a run was set to {status} by hand")
+
+    @rule()
+    def pause_or_go_on(self) -> None:
+        self.paused = not self.paused
+        self.execute("update provider_limits set paused = $1 where provider = 'demo'", self.paused)
+
+    @rule()
+    def time_passes(self) -> None:
+        self.move_clock(STRIDE)
+
+    # What always holds.
+
+    @invariant()
+    def the_database_agrees_with_the_model(self) -> None:
+        rows = self.fetch(
+            "select id, status, claim, ticket, claimed_by, attempt, max_attempts, provider_job_id, "
+            "finished_at is not null as finished, due_at is not null as due from runs"
+        )
+        assert {row["id"] for row in rows} == set(self.runs)
+        for row in rows:
+            run = self.runs[row["id"]]
+            assert (row["status"], row["claim"], row["ticket"]) == (run.status, run.claim, run.ticket), row["id"]
+            assert (row["claimed_by"], row["provider_job_id"]) == (run.holder, run.job), row["id"]
+            assert (row["attempt"], row["max_attempts"]) == (run.attempt, run.max_attempts), row["id"]
+            assert 0 <= row["attempt"] <= row["max_attempts"], row["id"]
+            assert row["finished"] == (run.state in TERMINAL), row["id"]
+            if run.state in ("pending", "parked"):
+                assert row["due"], f"nobody would ever look at {row['id']}"
+
+    @invariant()
+    def every_node_shows_its_newest_run(self) -> None:
+        for row in self.fetch("select id, node_data from workflow_nodes"):
+            newest = max(
+                ((run.ticket, name) for name, run in self.runs.items() if run.node == row["id"]), default=(0, None)
+            )[1]
+            shown = row["node_data"]
+            assert shown.get("runId") == newest
+            status = self.runs[newest].status if newest else None
+            assert shown.get("status") == ("error" if status == "failed" else status)
+            assert shown.get("imageUrl") != "https://example.com/forged.png"
+
+    @invariant()
+    def the_trail_of_events_tells_the_story(self) -> None:
+        for row in self.fetch(
+            "select run_id, array_agg(payload ->> 'event' order by seq) as events from run_events group by run_id"
+        ):
+            assert row["events"][0] == "created"
+            parts: list[list[str]] = [[]]
+            for event in row["events"]:
+                if event == "requeued":
+                    parts.append([])
+                elif event in ("claimed", "retry", "parked", "taken_over", *TERMINAL):
+                    parts[-1].append(event)
+            for part in parts:
+                assert not set(part[:-1]) & set(TERMINAL), row["events"]
+            run = self.runs[row["run_id"]]
+            if run.state in TERMINAL:
+                assert parts[-1][-1] == run.state
+            assert row["events"].count("created") == 1
+
+    @invariant()
+    def a_lost_settlement_is_written_down_once(self) -> None:
+        assert not self.fetch(
+            "select payload -> 'data' ->> 'claim' from run_events where payload ->> 'event' = 'late' "
+            "group by 1 having count(*) > 1"
+        )
+
+
+def test_the_database_agrees_with_the_model_whatever_happens(postgres: Cluster) -> None:
+    with asyncio.Runner() as runner:
+        database = postgres.database()
+        connection = runner.run(connect(runner.run(database.__aenter__())))
+
+        class Here(Queue):
+            pass
+
+        Here.runner, Here.connection = runner, connection
+        try:
+            run_state_machine_as_test(
+                Here,
+                settings=settings(
+                    max_examples=60,
+                    stateful_step_count=40,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        finally:
+            runner.run(connection.close())
+            runner.run(database.__aexit__(None, None, None))
