@@ -1,0 +1,52 @@
+"""The port of the local Supabase endpoints, and the server behind it, in the event loop of whoever starts it."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+from daemon.errors import ImageJobsError
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leaves the signals to dev."""
+        yield
+
+
+def listen(port: int) -> socket.socket:
+    """Takes a port of 127.0.0.1, before anything is started that would have to be stopped again.
+
+    Raises:
+        ImageJobsError: If it cannot be had.
+    """
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(("127.0.0.1", port))
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        taken = error.errno == errno.EADDRINUSE
+        raise ImageJobsError(
+            f"Port {port} is taken by another program." if taken else f"Port {port} cannot be used ({error.strerror}).",
+            "Stop that program, or choose another port with --port." if taken else "Choose another one with --port.",
+        ) from error
+    return listening
+
+
+@asynccontextmanager
+async def serving(app: Starlette, listening: socket.socket) -> AsyncGenerator[None, None]:
+    """Serves an application for as long as the context lasts; requests in flight then have a second to end."""
+    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    task = asyncio.create_task(server.serve(sockets=[listening]), name="api")  # it listens already: nobody is refused
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,109 @@
+"""The directory in which `image-jobs dev` keeps everything: whose it is, who uses it now, what stands in it."""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from daemon.errors import ImageJobsError, Misconfigured
+
+DATABASE_PORT = 54322
+"""As the Supabase CLI has it."""
+
+MARKER = "# The data of image-jobs dev. --fresh deletes this directory's content.\n*\n"
+"""In `.gitignore`: tells git to look away, and us that the directory is ours to delete."""
+
+
+class Home:
+    """A directory that belongs to `image-jobs dev`, and while it is entered to this process alone.
+
+    Args:
+        directory: Made if it does not exist.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.database = directory / "postgres"
+        self.storage = directory / "storage"
+        self.environment = directory / "env"
+        self.daemon_log = directory / "daemon.log"
+        self._marker = directory / ".gitignore"
+        self._lock = directory / "lock"
+        self._held: int | None = None
+
+    def __enter__(self) -> Self:
+        """Takes the directory.
+
+        Raises:
+            Misconfigured: If it holds something else than our data.
+            ImageJobsError: If it cannot be made, or another process uses it.
+        """
+        try:
+            self._claim()
+            held = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ImageJobsError(
+                f"{self.directory} cannot be used ({error.strerror}).", "Choose another directory with --data."
+            ) from error
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(held)
+            raise ImageJobsError(
+                f"Another image-jobs dev, process {self._lock.read_text().strip()}, is using {self.directory}.",
+                "Use that one, stop it first, or choose another directory with --data, and another --port.",
+            ) from error
+        os.truncate(held, 0)
+        os.write(held, f"{os.getpid()}\n".encode())
+        self._held = held
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._held is not None:
+            os.close(self._held)  # and with it the lock; the file stays, or two could hold locks on two files
+            self._held = None
+
+    def clear(self) -> None:
+        """Deletes all data. The directory stays ours."""
+        for path in self.directory.iterdir():
+            if path in (self._marker, self._lock):
+                continue
+            if path.is_symlink():  # Postgres as `nobody` keeps its files where it can reach them
+                shutil.rmtree(path.resolve(), ignore_errors=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def remembered_port(self) -> int:
+        """Where the database listened last time."""
+        try:
+            found = re.search(r"^DATABASE_URL=.*:(\d+)/", self.environment.read_text(), re.MULTILINE)
+        except FileNotFoundError:
+            return DATABASE_PORT
+        return int(found[1]) if found else DATABASE_PORT
+
+    def write_environment(self, values: Mapping[str, str]) -> None:
+        """Writes `env`, one NAME=value a line, for nobody else to read."""
+        unfinished = self.directory / "env.new"
+        unfinished.unlink(missing_ok=True)
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.writelines(f"{name}={value}\n" for name, value in values.items())
+        unfinished.rename(self.environment)
+
+    def _claim(self) -> None:
+        if self._marker.is_file() and self._marker.read_text() == MARKER:
+            return
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if any(self.directory.iterdir()):
+            raise Misconfigured(
+                f"{self.directory} holds files that image-jobs dev did not make.",
+                "Choose an empty or a new directory with --data.",
+            )
+        self._marker.write_text(MARKER)

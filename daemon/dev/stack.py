@@ -1,0 +1,219 @@
+"""`image-jobs dev`: starts everything on one machine, in order, and stops it in reverse.
+
+Postgres and the daemon are processes of their own, the Storage stand-in lives in this one. The daemon gets nothing that
+a deployed one would not get: an address and a key in its environment.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import NoReturn
+from uuid import UUID
+
+import asyncpg
+import typer
+
+import daemon
+from daemon.database import Connection, connected
+from daemon.dev.api import listen, serving
+from daemon.dev.feed import Feed
+from daemon.dev.guard import Guard
+from daemon.dev.home import Home
+from daemon.dev.keys import load_keys
+from daemon.dev.postgres import Server, embedded_bin_dir
+from daemon.dev.storage import storage_app
+from daemon.errors import ImageJobsError
+from daemon.migrate import migrate
+from daemon.settings import Settings
+
+DEMO_WORKFLOW = UUID("00000000-0000-4000-8000-000000000001")
+DEMO_PROMPT = "A red fox in a birch wood, first snow, morning light"
+"""The image that a fresh database makes by itself, so that something happens before anyone types."""
+
+DAEMON_DEFAULTS = {"IMAGE_JOBS_LEASE": "10", "IMAGE_JOBS_DRAIN_TIMEOUT": "30"}
+"""Somebody is waiting in front of the terminal."""
+
+LEAVE_TIMEOUT = 60.0
+"""Seconds for the daemon to leave after it was told to, before it is killed."""
+
+
+def start(*, data: Path, port: int, fresh: bool, settings: Settings) -> None:
+    """Runs everything until Ctrl-C, SIGTERM or SIGHUP; keeps the data.
+
+    Args:
+        data: Where everything is kept.
+        port: Of the Supabase endpoints.
+        fresh: Delete what is kept first.
+        settings: For the bucket, and to tell which providers join.
+
+    Raises:
+        ImageJobsError: If something is in the way, or a part ends by itself.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with ExitStack() as parts:
+            home = parts.enter_context(Home(data))
+            listening = parts.enter_context(closing(listen(port)))
+            if fresh:
+                home.clear()
+            guard = parts.enter_context(Guard())
+            server = Server(embedded_bin_dir(), home.database, _free_port(home.remembered_port()))
+            parts.callback(server.stop)
+            server.start()
+            if server.pid is not None:
+                guard.watch(server.pid)
+            asyncio.run(Stack(home, server, listening, guard, settings).run())
+    except KeyboardInterrupt:
+        return
+
+
+class Stack:
+    """What runs once Postgres does."""
+
+    def __init__(self, home: Home, server: Server, listening: socket.socket, guard: Guard, settings: Settings) -> None:
+        self._home = home
+        self._server = server
+        self._listening = listening
+        self._guard = guard
+        self._settings = settings
+        self._dsn = server.dsn(user="postgres")
+        self._url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        self._signals = 0
+        self._told = asyncio.Event()
+
+    async def run(self) -> None:
+        """Returns when told to stop and everything but Postgres has ended."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+        async with connected(self._server.dsn()) as superuser:
+            await superuser.execute(Path(__file__).with_name("supabase.sql").read_text())
+        await migrate(self._dsn, bucket=self._settings.bucket)
+        keys = load_keys(self._home.directory)
+        environment = {
+            "DATABASE_URL": self._dsn,
+            "SUPABASE_URL": self._url,
+            "SUPABASE_ANON_KEY": keys.anon_key,
+            "SUPABASE_SERVICE_ROLE_KEY": keys.service_role_key,
+        }
+        async with asyncpg.create_pool(self._dsn, min_size=0) as pool:
+            app = storage_app(pool, self._home.storage, keys)
+            async with serving(app, self._listening), connected(self._dsn) as connection:
+                self._home.write_environment(environment)
+                feed = Feed(connection)
+                await feed.look()
+                await self._welcome(connection)
+                await self._work(feed, environment)
+                await feed.look()
+
+    async def _work(self, feed: Feed, environment: Mapping[str, str]) -> None:
+        """Runs the daemon, and prints what it does, until it is told to leave."""
+        process = await self._start_daemon(environment)
+        parts = {
+            asyncio.create_task(feed.run(), name="feed"),
+            asyncio.create_task(process.wait(), name="daemon"),
+            asyncio.create_task(self._told.wait(), name="signals"),
+        }
+        try:
+            ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for each in ended:
+                await each  # a feed that broke says why
+            if not self._told.is_set():
+                self._explain_end(process.returncode)
+            await self._leave(process)
+        finally:
+            for each in parts:
+                each.cancel()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def _start_daemon(self, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+        package = Path(daemon.__file__).parents[1]
+        with self._home.daemon_log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "daemon", "run"),  # -P: whatever is called daemon here is not ours
+                env={
+                    **DAEMON_DEFAULTS,
+                    **os.environ,
+                    **environment,
+                    "IMAGE_JOBS_DEMO": "1",
+                    "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")])),
+                },
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # the terminal's Ctrl-C is for us
+            )
+        self._guard.watch(process.pid)
+        return process
+
+    async def _leave(self, process: asyncio.subprocess.Process) -> None:
+        """Tells the daemon to leave, and once more for every further signal."""
+        typer.secho("  Stopping: runs that have begun end first. Ctrl-C again to hand them back.", dim=True)
+        asked = 0
+        deadline = asyncio.get_running_loop().time() + LEAVE_TIMEOUT
+        while process.returncode is None and asyncio.get_running_loop().time() < deadline:
+            while asked < self._signals:
+                asked += 1
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), 0.1)
+            except TimeoutError:
+                continue
+
+    def _explain_end(self, code: int | None) -> NoReturn:
+        lines = self._home.daemon_log.read_text(errors="replace").strip().splitlines() or ["It said nothing."]
+        raise ImageJobsError(
+            f"The daemon ended by itself, with code {code}.", f"{lines[-1]}\nIts log is {self._home.daemon_log}."
+        )
+
+    async def _welcome(self, connection: Connection) -> None:
+        """The first screen; and on a fresh database the first run."""
+        keyed = ["demo", *(["openai"] if self._settings.openai_api_key else [])]
+        environment = self._home.environment
+        blocks = [
+            ("Postgres", self._dsn, f"{self._server.version}, data in {self._home.directory}/"),
+            ("API", self._url, "Storage"),
+            ("Providers", ", ".join(keyed), "" if len(keyed) > 1 else "OPENAI_API_KEY adds openai"),
+            ("Environment", str(environment), "for your application; image-jobs finds it here"),
+            ("Daemon's log", str(self._home.daemon_log), ""),
+        ]
+        typer.echo()
+        for label, value, remark in blocks:
+            typer.echo(
+                f"  {label:<13} {typer.style(f'{value:<52}', bold=True)} {typer.style(remark, dim=True)}".rstrip()
+            )
+        typer.echo('\n  In another terminal: image-jobs generate "a lighthouse at dusk"')
+        typer.secho("  Ctrl-C stops everything and keeps the data.\n", dim=True)
+        if not await connection.fetchval("select exists (select from public.runs)"):
+            await connection.execute(
+                "insert into public.runs (kind, subject_id, status, processor, metadata) "
+                "values ('image_gen', $1, 'pending', 'demo:painter', $2)",
+                DEMO_WORKFLOW,
+                {"promptSpec": {"basePrompt": DEMO_PROMPT, "seed": 1}},
+            )
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self._told.set()
+
+
+def _free_port(wanted: int) -> int:
+    """The port, or if somebody has it another that is free. The database's port is written down in `env`."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found: int = probe.getsockname()[1]
+            return found
+    return wanted
