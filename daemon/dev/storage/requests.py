@@ -1,0 +1,64 @@
+"""What every request has: a caller, perhaps a key, perhaps a body."""
+
+import json
+import re
+from typing import Any, cast
+
+from starlette.requests import Request
+
+from daemon.dev.keys import InvalidToken, Keys
+from daemon.dev.storage.answers import access_denied, internal, invalid_key, invalid_request
+from daemon.dev.storage.rows import Claims
+
+_KEY = re.compile(r"[\w/!\-.*'() &$@=;:+,?]+", re.ASCII)
+_LONGEST_NAME = 255
+
+
+def caller(request: Request, keys: Keys) -> Claims:
+    """Who asks. The gateway takes the `apikey` where there is no `authorization`; so does this.
+
+    Raises:
+        StorageError: If nobody says so, or the token is none of ours.
+    """
+    token = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("apikey")
+    if not token:
+        raise invalid_request("headers must have required property 'authorization'")
+    try:
+        return keys.claims(token)
+    except InvalidToken as error:
+        raise access_denied(str(error)) from None
+
+
+def bucket_and_key(request: Request) -> tuple[str, str]:
+    """The object that the path names."""
+    return request.path_params["bucket"], checked_key(request.path_params["key"])
+
+
+def checked_key(key: str) -> str:
+    """A key that the real server would take. Names longer than a file's make its file backend fail."""
+    if not _KEY.fullmatch(key):
+        raise invalid_key(key)
+    if max(len(name) for name in key.split("/")) > _LONGEST_NAME:
+        raise internal()
+    return key
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The body, an object."""
+    try:
+        body = json.loads(await request.body() or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise invalid_request("body must be object")
+    return cast("dict[str, Any]", body)
+
+
+def names_in(body: dict[str, Any], field: str) -> list[str]:
+    """A list of keys in a body."""
+    names = body.get(field)
+    if not isinstance(names, list):
+        raise invalid_request(f"body must have required property '{field}'")
+    if not names:
+        raise invalid_request(f"body/{field} must NOT have fewer than 1 items")
+    return [str(name) for name in cast("list[object]", names)]

@@ -1,0 +1,362 @@
+"""Storage as the worker uses it: against the stand-in, and against servers that misbehave."""
+
+import asyncio
+import hashlib
+import tracemalloc
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+
+from daemon.dev.keys import Keys, make_keys
+from daemon.dev.storage import storage_app
+from daemon.errors import ImageJobsError, Refused, Retryable, RunError
+from daemon.storage import ClaimGone, Storage, object_key, preview_key, thumbnail_key
+from tests.servers import scripted, served
+
+QUICK = {"timeout": timedelta(seconds=0.3), "first_wait": timedelta(milliseconds=1)}
+OK = b'{"Key":"images/a.png","Id":"1"}'
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(300_000)
+DOWN = b"<html>503 Service Temporarily Unavailable</html>"
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return make_keys("a secret of the tests, and of nobody else")
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator["asyncpg.Pool[asyncpg.Record]"]:
+    async with asyncpg.create_pool(database, min_size=1, max_size=4) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def url(pool: "asyncpg.Pool[asyncpg.Record]", tmp_path: Path, keys: Keys) -> AsyncIterator[str]:
+    async with served(storage_app(pool, tmp_path / "storage", keys)) as url:
+        yield url
+
+
+@pytest.fixture
+async def storage(url: str, keys: Keys) -> AsyncIterator[Storage]:
+    async with Storage(url, keys.service_role_key, bucket="images", first_wait=timedelta(milliseconds=1)) as storage:
+        yield storage
+
+
+def a_file(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def bytes_of(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return a_file(tmp_path / "image.png", PNG)
+
+
+def answer(status: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    """A whole request; answers with its head, in lower case."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+    await reader.readexactly(length)
+    return head
+
+
+def test_image_thumbnail_and_preview_lie_beside_each_other() -> None:
+    assert object_key("w", "job_1", "png") == "w/job_1.png"
+    assert thumbnail_key("w", "job_1") == "w/job_1.thumb.webp"
+    assert preview_key("w", "job_1") == "w/job_1.preview.webp"
+
+
+async def test_an_upload_can_be_seen_by_everyone(storage: Storage, image: Path) -> None:
+    assert await storage.upload("w/1.png", image, content_type="image/png") == 1
+    sha256 = hashlib.sha256(PNG).hexdigest()
+    public = await storage.public_url("w/1.png", sha256)
+    assert public.endswith(f"/storage/v1/object/public/images/w/1.png?v={sha256[:8]}")
+    assert await storage.is_public(public)
+    async with httpx.AsyncClient() as anybody:
+        response = await anybody.get(public)
+    assert response.content == PNG
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["cache-control"] == "max-age=31536000"
+
+
+async def test_an_upload_replaces_what_was_there(storage: Storage, image: Path, tmp_path: Path) -> None:
+    await storage.upload("w/1.png", image, content_type="image/png")
+    await storage.upload("w/1.png", a_file(tmp_path / "newer", b"newer"), content_type="image/png")
+    await storage.download("w/1.png", tmp_path / "back", max_bytes=100)
+    assert bytes_of(tmp_path / "back") == b"newer"
+
+
+async def test_what_was_said_of_an_object_is_found_again(storage: Storage, image: Path) -> None:
+    assert await storage.find("w/1.png") is None
+    metadata = {"request": "abc", "ticket": "7"}
+    await storage.upload("w/1.png", image, content_type="image/png", metadata=metadata)
+    found = await storage.find("w/1.png")
+    assert found is not None
+    assert (found.key, found.content_type, found.size) == ("w/1.png", "image/png", 300_008)
+    assert found.metadata == metadata
+
+
+async def test_nothing_is_public_that_is_not_there(storage: Storage) -> None:
+    assert not await storage.is_public(await storage.public_url("w/none.png", "0" * 8))
+
+
+async def test_who_may_not_write_any_more_writes_nothing(storage: Storage, image: Path) -> None:
+    async def no() -> bool:
+        return False
+
+    with pytest.raises(ClaimGone):
+        await storage.upload("w/1.png", image, content_type="image/png", may_write=no)
+    assert await storage.find("w/1.png") is None
+    assert storage.uploads_tried == 0
+
+
+async def test_the_right_to_write_is_asked_for_before_each_try(image: Path) -> None:
+    asked = iter([True, False])
+
+    async def still_ours() -> bool:
+        return next(asked)
+
+    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(answer("503 Service Unavailable", DOWN))
+
+    async with scripted(down) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
+        with pytest.raises(ClaimGone):
+            await storage.upload("a.png", image, content_type="image/png", may_write=still_ours)
+        assert (storage.uploads_tried, storage.uploads_failed) == (1, 1)
+
+
+async def test_an_outage_is_bridged(image: Path) -> None:
+    connections = 0
+
+    async def down_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await read_request(reader)
+        writer.write(answer("200 OK", OK) if connections > 2 else answer("503 Service Unavailable", DOWN))
+
+    async with scripted(down_twice) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
+        assert await storage.upload("a.png", image, content_type="image/png") == 3
+        assert (storage.uploads_tried, storage.uploads_failed) == (3, 2)
+
+
+async def test_the_third_failure_is_the_last(image: Path) -> None:
+    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(answer("503 Service Unavailable", DOWN))
+
+    async with scripted(down) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
+        with pytest.raises(Retryable, match="status 503") as caught:
+            await storage.upload("a.png", image, content_type="image/png")
+    assert caught.value.code == "storage_unavailable"
+    assert caught.value.data["uploadTries"] == 3
+
+
+async def test_a_server_that_hangs_is_given_up(image: Path) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with scripted(hang) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
+        with pytest.raises(Retryable) as caught:
+            await storage.upload("a.png", image, content_type="image/png")
+    assert caught.value.code == "storage_timeout"
+
+
+async def test_a_cut_connection_is_bridged(image: Path) -> None:
+    connections = 0
+
+    async def cut_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:
+            await reader.readexactly(100_000)
+            writer.transport.abort()
+            return
+        await read_request(reader)
+        writer.write(answer("200 OK", OK))
+
+    async with scripted(cut_once) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
+        assert await storage.upload("a.png", image, content_type="image/png") == 2
+
+
+async def test_nobody_there_is_said_so(image: Path) -> None:
+    async def unused(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pass
+
+    async with scripted(unused) as url:
+        pass
+    async with Storage(url, "key", bucket="images", **QUICK) as storage:
+        with pytest.raises(Retryable, match="cannot be reached") as caught:
+            await storage.upload("a.png", image, content_type="image/png")
+    assert caught.value.code == "storage_unreachable"
+
+
+async def test_a_refused_upload_does_not_poison_the_next_request(image: Path) -> None:
+    """As the real server: it refuses early, keeps the connection, and never reads the rest of the body."""
+    refusal = b'{"statusCode":"413","error":"Payload too large","message":"The object exceeded ...","code":"E"}'
+
+    async def refuse_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"POST"):
+            writer.write(answer("400 Bad Request", refusal))
+        else:
+            writer.write(answer("200 OK", b'{"size":1}'))
+        await asyncio.Event().wait()
+
+    # With the usual time limit of a minute: a poisoned connection would be waited for.
+    async with scripted(refuse_early) as url, Storage(url, "key", bucket="images") as storage, asyncio.timeout(5):
+        with pytest.raises(Refused):
+            await storage.upload("a.png", image, content_type="image/png")
+        assert await storage.find("a.png") is not None
+
+
+async def refusal_of(storage: Storage, image: Path, content_type: str = "image/png") -> RunError:
+    with pytest.raises(Refused) as caught:
+        await storage.upload("w/1.png", image, content_type=content_type)
+    assert caught.value.data["uploadTries"] == 1
+    assert caught.value.message.endswith(".")
+    assert caught.value.hint.endswith(".")
+    return caught.value
+
+
+async def test_a_missing_bucket_is_said_so(url: str, keys: Keys, image: Path) -> None:
+    async with Storage(url, keys.service_role_key, bucket="pictures") as storage:
+        assert (await refusal_of(storage, image)).code == "storage_no_bucket"
+        with pytest.raises(Refused):
+            await storage.find("w/1.png")
+
+
+@pytest.mark.parametrize("which", ["anon", "garbage", "another project's"])
+async def test_a_key_that_may_not_write_is_said_so(url: str, keys: Keys, image: Path, which: str) -> None:
+    key = {"anon": keys.anon_key, "garbage": "garbage"}.get(which) or make_keys("x" * 32).service_role_key
+    async with Storage(url, key, bucket="images") as storage:
+        assert (await refusal_of(storage, image)).code == "storage_unauthorized"
+
+
+async def test_an_image_over_the_bucket_s_limit_is_said_so(
+    storage: Storage, image: Path, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await db.execute("update storage.buckets set file_size_limit = 1000")
+    assert (await refusal_of(storage, image)).code == "storage_too_large"
+
+
+async def test_a_type_that_the_bucket_does_not_take_is_said_so(storage: Storage, image: Path) -> None:
+    assert (await refusal_of(storage, image, "image/svg+xml")).code == "storage_type_refused"
+
+
+async def test_a_download_stops_at_its_limit(storage: Storage, image: Path, tmp_path: Path) -> None:
+    await storage.upload("w/1.png", image, content_type="image/png")
+    with pytest.raises(Refused) as caught:
+        await storage.download("w/1.png", tmp_path / "back", max_bytes=1000)
+    assert caught.value.code == "image_too_large"
+
+
+async def test_a_download_of_nothing_is_said_so(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        await storage.download("w/none.png", tmp_path / "back", max_bytes=1000)
+    assert caught.value.code == "storage_missing"
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/storage/v1/object/public/images/w/1.png", "w/1.png"),
+        ("/storage/v1/object/public/images/w/1.png?v=0123abcd", "w/1.png"),
+        ("/storage/v1/object/public/images/w/a%20b.png", "w/a b.png"),
+        ("/storage/v1/object/public/images/", None),
+        ("/storage/v1/object/public/images/../secret/1.png", None),
+        ("/storage/v1/object/public/images/%2e%2e/secret/1.png", None),
+        ("/storage/v1/object/public/images2/w/1.png", None),
+        ("/storage/v1/object/sign/images/w/1.png", None),
+        ("/rest/v1/runs", None),
+    ],
+)
+async def test_our_own_urls_are_known(path: str, key: str | None) -> None:
+    async with Storage("https://project.supabase.co", "key", bucket="images") as storage:
+        assert storage.owns(f"https://project.supabase.co{path}") == key
+        assert storage.owns(f"https://PROJECT.supabase.co{path}") == key
+        assert storage.owns(f"http://project.supabase.co{path}") is None
+        assert storage.owns(f"https://project.supabase.co.evil.example{path}") is None
+        assert storage.owns(f"https://project.supabase.co@evil.example{path}") is None
+
+
+async def test_the_doctor_finds_nothing_wrong(storage: Storage) -> None:
+    await storage.check()
+    assert await storage.find("doctor/probe.png") is None
+
+
+@pytest.mark.parametrize("bucket", ["images", "pictures"])
+@pytest.mark.parametrize("role", ["anon", "service_role"])
+async def test_the_doctor_finds_a_wrong_key_and_a_missing_bucket(url: str, keys: Keys, role: str, bucket: str) -> None:
+    if (role, bucket) == ("service_role", "images"):
+        bucket = "images2"
+    key = keys.anon_key if role == "anon" else keys.service_role_key
+    async with Storage(url, key, bucket=bucket) as storage:
+        with pytest.raises(ImageJobsError) as caught:
+            await storage.check()
+    assert caught.value.hint
+
+
+async def test_the_doctor_finds_a_private_bucket(storage: Storage, db: "asyncpg.Connection[asyncpg.Record]") -> None:
+    await db.execute("update storage.buckets set public = false")
+    with pytest.raises(ImageJobsError, match="not public"):
+        await storage.check()
+
+
+async def test_the_doctor_finds_a_server_that_is_down() -> None:
+    async with Storage("http://127.0.0.1:9", "key", bucket="images", **QUICK) as storage:
+        with pytest.raises(ImageJobsError, match="cannot be reached"):
+            await storage.check()
+
+
+async def test_an_address_that_is_none_is_said_so() -> None:
+    storage = Storage("project", "key", bucket="images")
+    with pytest.raises(ImageJobsError, match="Supabase cannot be used"):
+        await storage.open()
+    await storage.aclose()
+
+
+async def test_a_large_upload_leaves_memory_and_the_loop_alone(tmp_path: Path) -> None:
+    """40 MB: Python's own memory grows by far less, and the loop is never kept for long."""
+    large = a_file(tmp_path / "large.png", bytes(40_000_000))
+    longest = 0.0
+
+    async def ticks() -> None:
+        nonlocal longest
+        loop = asyncio.get_running_loop()
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0)
+            longest = max(longest, loop.time() - before)
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        left = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        while left:
+            left -= len(await reader.read(1 << 16))
+        writer.write(answer("200 OK", OK))
+
+    async with scripted(swallow) as url, Storage(url, "key", bucket="images") as storage:
+        ticking = asyncio.create_task(ticks())
+        tracemalloc.start()
+        try:
+            await storage.upload("a.png", large, content_type="image/png")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            ticking.cancel()
+    assert peak < 4_000_000
+    assert longest < 0.2
