@@ -92,7 +92,11 @@ begin
     return false;
   end if;
   if v_text ~* 'data:[^,]*;base64,' then
-    return true;
+    -- Within one string: a key and its value do not make a file between them.
+    v_text := regexp_replace(v_text, '\\(u[0-9a-f]{4}|.)', ' ', 'g');
+    if v_text ~* 'data:[^,"]*;base64,' then
+      return true;
+    end if;
   end if;
   if length(v_text) <= 1024 then
     return false;

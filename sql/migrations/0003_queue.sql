@@ -229,7 +229,7 @@ begin
     return new;
   end if;
 
-  if new.status = 'cancelled' and old.status in ('pending', 'running') and old.ticket is not null then
+  if new.status = 'cancelled' and old.status in ('pending', 'running') then
     new.claim := nextval('private.claims');
     new.claimed_by := null;
     new.due_at := null;
@@ -503,7 +503,7 @@ begin
     where c.status = 'running' and c.provider_job_id is distinct from c.old_provider_job_id and c.provider_job_id is not null
       and c.old_status = 'running'
     union all
-    select 6, case when c.payload ? 'code' then 'error' else 'log' end, 'retry', coalesce(c.payload ->> 'error', c.message),
+    select 6, case when c.payload ? 'code' then 'error' else 'log' end, 'retry', coalesce(c.payload ->> 'error', c.message, 'In line again.'),
       jsonb_strip_nulls(jsonb_build_object('code', c.payload ->> 'code', 'hint', c.payload ->> 'hint',
         'details', c.payload -> 'details',
         'attempt', c.old_attempt, 'dueAt', c.due_at))
@@ -576,7 +576,7 @@ begin
     order by n.id)
   into v_changes
   from new_rows n join old_rows o on o.id = n.id
-  where n.kind = 'image_gen' and n.ticket is not null
+  where n.kind = 'image_gen' and (n.ticket is not null or n.status <> o.status)
     and (n.status, n.claim, n.claimed_by, n.progress, n.message, n.preview_url, n.provider_job_id, n.due_at, n.metadata ->> 'nodeId')
       is distinct from
       (o.status, o.claim, o.claimed_by, o.progress, o.message, o.preview_url, o.provider_job_id, o.due_at, o.metadata ->> 'nodeId');
@@ -964,7 +964,7 @@ begin
     due_at = case
       when s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts then null
       when s.outcome in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
-    rank = case when s.outcome = 'released' and not ordered then r.rank end,
+    rank = null,
     finished_at = case
       when s.outcome in ('completed', 'failed') or (s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts)
       then v_now end
@@ -1082,7 +1082,7 @@ begin
   update public.runs r
   set status = case when r.provider_job_id is null then 'pending' else 'running' end,
     attempt = r.attempt - case when r.provider_job_id is null then 1 else 0 end,
-    claimed_by = null, due_at = v_now, rank = case when r.provider_job_id is null then r.rank end
+    claimed_by = null, due_at = v_now, rank = null
   from unheld where r.id = unheld.id;
   perform set_config('image_jobs.hand', v_hand, true);
 end

@@ -38,3 +38,16 @@ $$;
 
 create or replace trigger stamp_event before insert or update on public.run_events
   for each row execute function private.stamp_event();
+
+-- A table that was there before may refuse to delete a run that has events; ours all have.
+create or replace function private.delete_events()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  delete from public.run_events e where e.run_id = old.id;
+  return old;
+end
+$$;
+
+create or replace trigger delete_events before delete on public.runs
+  for each row when (old.kind = 'image_gen') execute function private.delete_events();

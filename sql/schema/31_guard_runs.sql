@@ -91,7 +91,7 @@ begin
     return new;
   end if;
 
-  if new.status = 'cancelled' and old.status in ('pending', 'running') and old.ticket is not null then
+  if new.status = 'cancelled' and old.status in ('pending', 'running') then
     new.claim := nextval('private.claims');
     new.claimed_by := null;
     new.due_at := null;

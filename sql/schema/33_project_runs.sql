@@ -149,7 +149,7 @@ begin
     where c.status = 'running' and c.provider_job_id is distinct from c.old_provider_job_id and c.provider_job_id is not null
       and c.old_status = 'running'
     union all
-    select 6, case when c.payload ? 'code' then 'error' else 'log' end, 'retry', coalesce(c.payload ->> 'error', c.message),
+    select 6, case when c.payload ? 'code' then 'error' else 'log' end, 'retry', coalesce(c.payload ->> 'error', c.message, 'In line again.'),
       jsonb_strip_nulls(jsonb_build_object('code', c.payload ->> 'code', 'hint', c.payload ->> 'hint',
         'details', c.payload -> 'details',
         'attempt', c.old_attempt, 'dueAt', c.due_at))
@@ -222,7 +222,7 @@ begin
     order by n.id)
   into v_changes
   from new_rows n join old_rows o on o.id = n.id
-  where n.kind = 'image_gen' and n.ticket is not null
+  where n.kind = 'image_gen' and (n.ticket is not null or n.status <> o.status)
     and (n.status, n.claim, n.claimed_by, n.progress, n.message, n.preview_url, n.provider_job_id, n.due_at, n.metadata ->> 'nodeId')
       is distinct from
       (o.status, o.claim, o.claimed_by, o.progress, o.message, o.preview_url, o.provider_job_id, o.due_at, o.metadata ->> 'nodeId');

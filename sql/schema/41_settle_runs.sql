@@ -95,7 +95,7 @@ begin
     due_at = case
       when s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts then null
       when s.outcome in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
-    rank = case when s.outcome = 'released' and not ordered then r.rank end,
+    rank = null,
     finished_at = case
       when s.outcome in ('completed', 'failed') or (s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts)
       then v_now end

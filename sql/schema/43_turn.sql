@@ -20,7 +20,7 @@ begin
   update public.runs r
   set status = case when r.provider_job_id is null then 'pending' else 'running' end,
     attempt = r.attempt - case when r.provider_job_id is null then 1 else 0 end,
-    claimed_by = null, due_at = v_now, rank = case when r.provider_job_id is null then r.rank end
+    claimed_by = null, due_at = v_now, rank = null
   from unheld where r.id = unheld.id;
   perform set_config('image_jobs.hand', v_hand, true);
 end

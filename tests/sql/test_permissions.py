@@ -64,6 +64,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "private.claimed_run": NOBODY,
     "private.count_starts": NOBODY,
     "private.current_user_id": SIGNED_IN,
+    "private.delete_events": NOBODY,
     "private.follow_up": NOBODY,
     "private.guard_run": NOBODY,
     "private.guard_status": NOBODY,

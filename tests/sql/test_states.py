@@ -8,7 +8,7 @@ import pytest
 
 from tests.postgres import signed_in
 from tests.runs import WORKFLOW, event_names, insert_run, run_row
-from tests.sql.protocol import IMAGE, Db, Daemon, events, move_clock, new_daemon, run_in
+from tests.sql.protocol import IMAGE, Daemon, Db, events, move_clock, new_daemon, run_in
 
 MEMBER = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 STATES = ("pending", "running", "parked", "completed", "failed", "cancelled")
