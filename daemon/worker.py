@@ -258,7 +258,7 @@ class Worker:
 
     def _park(self, order: Submitted) -> dict[str, Any]:
         """Writes the order's id down before anything else is done with it: from then on any daemon can ask."""
-        due = order.check_in if order.check_in is not None else self._policy.poll_interval
+        due = min(order.check_in or self._policy.poll_interval, self._policy.poll_timeout)
         return {
             "outcome": "parked",
             "provider_job_id": order.job_id,

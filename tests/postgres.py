@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from daemon.dev.postgres import Server, embedded_bin_dir
+from daemon.migrate import migrate
 
 ROOT = Path(__file__).parents[1]
 SUPABASE = ROOT / "daemon/dev/supabase.sql"
@@ -105,13 +106,7 @@ class Cluster:
         await self.sudo("create database supabase template template0")
         await self.sudo(SUPABASE.read_text(), "supabase")
         await self.sudo(f"create database {TEMPLATE} template supabase owner postgres")
-        connection = await asyncpg.connect(self.server.dsn(TEMPLATE, user="postgres"))
-        try:
-            for file in sorted(MIGRATIONS.glob("*.sql")):
-                async with connection.transaction():
-                    await connection.execute(file.read_text())
-        finally:
-            await connection.close()
+        await migrate(self.server.dsn(TEMPLATE, user="postgres"))
 
 
 async def connect(dsn: str) -> "asyncpg.Connection[asyncpg.Record]":

@@ -1,0 +1,113 @@
+"""Whole daemons for tests: real processes, beside a database and the stand-in for Supabase Storage."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from daemon.dev.keys import Keys, make_keys
+from daemon.dev.storage import storage_app
+from tests.postgres import ROOT, wait_until
+from tests.servers import served
+
+
+@dataclass
+class Supabase:
+    """A project: a database, and Storage at `url`."""
+
+    dsn: str
+    url: str
+    keys: Keys
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """What a daemon needs to know of it; nothing of this machine's own settings."""
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "error::RuntimeWarning",
+            "DATABASE_URL": self.dsn,
+            "SUPABASE_URL": self.url,
+            "SUPABASE_SERVICE_ROLE_KEY": self.keys.service_role_key,
+            "SUPABASE_ANON_KEY": self.keys.anon_key,
+            "IMAGE_JOBS_DEMO": "1",
+            "IMAGE_JOBS_LOG_FORMAT": "json",
+            **more,
+        }
+
+
+@asynccontextmanager
+async def supabase(dsn: str) -> AsyncIterator[Supabase]:
+    """Serves Storage for a database."""
+    keys = make_keys("a secret of these tests that is long enough")
+    with tempfile.TemporaryDirectory() as directory:
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=8) as pool:
+            async with served(storage_app(pool, Path(directory), keys)) as url:
+                yield Supabase(dsn, url, keys)
+
+
+@dataclass
+class Daemon:
+    """A daemon process and what it logs."""
+
+    process: asyncio.subprocess.Process
+    lines: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    raw: list[str] = field(default_factory=list[str])
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Its log lines of one event."""
+        return [line for line in self.lines if line.get("event") == event]
+
+    async def started(self) -> "Daemon":
+        """Waits until it claims."""
+        await wait_until(lambda: self.logged("listener.connected") or self.process.returncode is not None, timeout=30)
+        assert self.process.returncode is None, "\n".join(self.raw)
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        self.process.send_signal(number)
+
+    async def ended(self, timeout: float = 30) -> int:
+        """Waits for its end; answers the exit code."""
+        return await asyncio.wait_for(self.process.wait(), timeout)
+
+    async def read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            text = line.decode(errors="replace").rstrip()
+            self.raw.append(text)
+            if text.startswith("{"):
+                self.lines.append(json.loads(text))
+
+
+@asynccontextmanager
+async def daemon(project: Supabase, **environment: str) -> AsyncIterator[Daemon]:
+    """Runs `image-jobs run` as a process of its own; kills it at the end if it still runs."""
+    with tempfile.TemporaryDirectory() as directory:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "daemon",
+            "run",
+            env=project.environment(**environment),
+            cwd=directory,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        it = Daemon(process)
+        reading = asyncio.create_task(it.read())
+        try:
+            yield it
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            await reading
