@@ -1,0 +1,750 @@
+"""What strangers try with a URL, against real servers on loopback.
+
+All of 127.0.0.0/8 is this machine, so a name can have several addresses with a server of its own on each.
+"""
+
+import asyncio
+import gzip
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from daemon.errors import Misconfigured, Refused, Retryable, RunError
+from daemon.fetch import MAX_REDIRECTS, Fetcher, Resolve
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
+PUBLIC = "93.184.215.14"
+SECRET = "token=s3cret"
+
+
+@dataclass
+class Visit:
+    """A connection that is about to be answered."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    left: asyncio.Event
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def stay(self) -> None:
+        """Says nothing more, until the visitor goes."""
+        await self.reader.read()
+        self.left.set()
+
+
+Answer = Callable[[Visit], Awaitable[None]]
+
+
+@dataclass
+class Server:
+    """Answers everything with `answer`, and remembers what it was asked."""
+
+    url: str
+    port: int
+    asked: list[str] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def headers(self) -> dict[str, str]:
+        """Those of the last request."""
+        lines = self.asked[-1].split("\r\n")[1:-2]
+        return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+
+
+@asynccontextmanager
+async def serving(
+    *answers: bytes | Answer, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Server]:
+    """A server; the last of `answers` is for every further request too."""
+
+    async def visited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            server.asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            answer = answers[min(len(server.asked), len(answers)) - 1]
+            visit = Visit(reader, writer, server.left)
+            await (visit.say(answer) if isinstance(answer, bytes) else answer(visit))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            server.left.set()
+        finally:
+            writer.close()
+
+    listener = await asyncio.start_server(visited, host, port, ssl=tls)
+    bound = listener.sockets[0].getsockname()[1]
+    server = Server(f"{'https' if tls else 'http'}://{host}:{bound}", bound)
+    async with listener:
+        yield server
+
+
+def http(status: str = "200 OK", body: bytes = PICTURE, **headers: Any) -> bytes:
+    """An answer. A header that is None is left out."""
+    pairs = {"content_type": "image/png", "content_length": len(body), **headers}
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in pairs.items() if value is not None]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
+
+
+def moved(location: str, status: str = "302 Found") -> bytes:
+    return http(status, b"", location=location, set_cookie="session=stolen; Path=/")
+
+
+def chunked(*chunks: bytes) -> bytes:
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+    return http(body=body, content_length=None, transfer_encoding="chunked")
+
+
+@dataclass
+class Names:
+    """A name server. Every look-up takes the next of a name's answers; the last one stays."""
+
+    answers: dict[str, list[Sequence[str]]]
+    asked: list[tuple[str, int]] = field(default_factory=list)
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.asked.append((host, port))
+        if host not in self.answers:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        answers = self.answers[host]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+async def nobody(host: str, port: int) -> Sequence[str]:
+    pytest.fail(f"{host} was looked up")
+
+
+@pytest.fixture
+def to(tmp_path: Path) -> Path:
+    return tmp_path / "download"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def certified(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    return context
+
+
+async def fetch(
+    url: str,
+    to: Path,
+    *allowed: str,
+    max_bytes: int = 1_000_000,
+    seconds: float = 20,
+    resolve: Resolve | None = nobody,
+    ssl_context: ssl.SSLContext | None = None,
+) -> bytes:
+    async with Fetcher(allowed, resolve=resolve, ssl_context=ssl_context) as fetcher:
+        await fetcher.fetch(url, to, max_bytes=max_bytes, timeout=timedelta(seconds=seconds))
+    return await asyncio.to_thread(to.read_bytes)
+
+
+def nothing_left(to: Path) -> bool:
+    return not list(to.parent.iterdir())
+
+
+async def failure(url: str, to: Path, *allowed: str, **options: Any) -> RunError:
+    """The error that a fetch ends with, after what holds for every one of them."""
+    with pytest.raises(RunError) as caught:
+        await fetch(url, to, *allowed, **options)
+    error = caught.value
+    assert error.code == "download"
+    assert re.fullmatch(r"Cannot download the image: .+\.", error.message)
+    assert error.hint
+    assert SECRET not in f"{error.message} {error.hint} {error.data}"
+    assert nothing_left(to)
+    return error
+
+
+async def refused(url: str, to: Path, *allowed: str, **options: Any) -> str:
+    error = await failure(url, to, *allowed, **options)
+    assert isinstance(error, Refused)
+    return error.message
+
+
+async def retryable(url: str, to: Path, *allowed: str, **options: Any) -> str:
+    error = await failure(url, to, *allowed, **options)
+    assert isinstance(error, Retryable)
+    return error.message
+
+
+# What is fetched
+
+
+@pytest.mark.parametrize(
+    "media_type", ["image/png", "IMAGE/WebP; x=y", "application/octet-stream", "binary/octet-stream"]
+)
+async def test_an_image_is_saved(to: Path, media_type: str) -> None:
+    async with serving(http(content_type=media_type)) as server:
+        assert await fetch(server.url, to, server.url) == PICTURE
+
+
+async def test_a_chunked_image_of_any_size_is_saved(to: Path) -> None:
+    pieces = [PICTURE * 50] * 6
+    async with serving(chunked(*pieces)) as server:
+        assert await fetch(server.url, to, server.url, max_bytes=10_000_000) == b"".join(pieces)
+
+
+async def test_a_signed_url_is_asked_as_it_was_written(to: Path) -> None:
+    path = "/a%2Fb+c.png?X-Sig=a%2Bb%3D&e=&x=1+2&u=%7e"
+    async with serving(http()) as server:
+        await fetch(f"{server.url}{path}#fragment", to, server.url)
+        assert server.asked[0].startswith(f"GET {path} HTTP/1.1\r\n")
+
+
+async def test_the_request_says_nothing_about_us(to: Path) -> None:
+    async with serving(http()) as server:
+        await fetch(server.url, to, server.url)
+        assert server.headers() == {
+            "host": f"127.0.0.1:{server.port}",
+            "accept": "image/*",
+            "accept-encoding": "identity",
+            "user-agent": "image-job-orchestrator",
+        }
+
+
+async def test_a_proxy_in_the_environment_is_not_used(to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(http()) as server, serving(http("502 Bad Gateway")) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        await fetch(server.url, to, server.url)
+        assert not proxy.asked
+
+
+async def test_an_earlier_file_is_replaced(to: Path) -> None:
+    async with serving(http(body=PICTURE * 2), http()) as server:
+        await fetch(server.url, to, server.url)
+        assert await fetch(server.url, to, server.url) == PICTURE
+
+
+# Where nobody goes
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "image.png",
+        "//host.example/image.png",
+        "https:///image.png",
+        "https://",
+        "http://host.example/image.png",
+        "HTTP://host.example/image.png",
+        "ftp://host.example/image.png",
+        "file:///etc/passwd",
+        "data:image/png;base64,iVBORw0KGgo=",
+        "gopher://127.0.0.1:6379/_FLUSHALL",
+        "unix:///var/run/docker.sock",
+    ],
+)
+async def test_only_https_is_spoken_with_strangers(to: Path, url: str) -> None:
+    await refused(url, to)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://{SECRET}@host.example/",
+        f"https://user:{SECRET}@host.example/",
+        f"https://user:{SECRET}@host.example:x/",
+        "https://host.example@127.0.0.1/",
+        "https://host.example\\@127.0.0.1/",
+        "https://host.example%00@127.0.0.1/",
+    ],
+)
+async def test_user_names_and_passwords_are_refused(to: Path, url: str) -> None:
+    await refused(url, to)
+
+
+@pytest.mark.parametrize(
+    "port", ["0", "22", "80", "444", "5432", "6379", "8443", "65535", "65979", "99999", "-1", "443:22", "x"]
+)
+async def test_only_the_port_of_https_is_open(to: Path, port: str) -> None:
+    await refused(f"https://host.example:{port}/", to)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.0.0.1.",
+        "127.0.0.1:443",
+        "127.1",
+        "127.0.1",
+        "2130706433",
+        "017700000001",
+        "0177.0.0.1",
+        "0x7f000001",
+        "0X7F.0.0.1",
+        "0x7f.1",
+        "0x",
+        "0",
+        "0.0.0.0",
+        "10.0.0.1",
+        "169.254.169.254",
+        "2852039166",
+        "0xa9fea9fe",
+        "168.63.129.16",
+        "100.100.100.200",
+        "[::1]",
+        "[::]",
+        "[0:0:0:0:0:0:0:1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[2002:7f00:1::]",
+        "[fe80::1%25eth0]",
+        "[fe80::1%eth0]",
+        "[2606:4700::1111%25eth0]",
+        "[fd00:ec2::254]",
+        "[127.0.0.1]",
+        "[::1",
+        "\u2460\u2461\u2466.\u24ea.\u24ea.\u2460",
+        "\uff11\uff12\uff17.0.0.1",
+        "127\u30020\u30020\u30021",
+        "127%2e0%2e0%2e1",
+        "%6cocalhost",
+        "\u24dbocalhost",
+    ],
+)
+async def test_no_spelling_of_an_inside_address_is_accepted(to: Path, host: str) -> None:
+    await refused(f"https://{host}/", to)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "a..b",
+        ".example",
+        "host.example..",
+        "a b.example",
+        "a\tb",
+        "a\nb",
+        "a\\b.example",
+        "*.example",
+        "-a.example",
+        "xn--",
+        "\u200bhost.example",
+        "a" * 64 + ".example",
+        "a." * 127 + "example",
+        "1.2.3.4.5",
+        "host.0x1f",
+        "host.1",
+    ],
+)
+async def test_what_is_no_host_name_is_not_looked_up(to: Path, host: str) -> None:
+    assert await refused(f"https://{host}/", to) in {
+        "Cannot download the image: its URL has no valid host name.",
+        "Cannot download the image: its URL is malformed.",
+    }
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
+async def test_names_of_this_machine_are_refused(to: Path, host: str) -> None:
+    assert "localhost is not a public address" in await refused(f"https://{host}/", to, resolve=None)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["127.0.0.1"],
+        ["10.1.2.3"],
+        ["169.254.169.254"],
+        ["::1"],
+        ["::ffff:127.0.0.1"],
+        ["64:ff9b::7f00:1"],
+        ["fe80::1%eth0"],
+        ["2130706433"],
+        [PUBLIC, "127.0.0.1"],
+        ["127.0.0.1", PUBLIC],
+        [PUBLIC, PUBLIC, PUBLIC, PUBLIC, PUBLIC, "192.168.0.1"],
+    ],
+)
+async def test_one_inside_address_among_the_answers_of_dns_refuses_them_all(to: Path, answers: list[str]) -> None:
+    names = Names({"host.example": [answers]})
+    message = await refused(f"https://host.example/?{SECRET}", to, resolve=names)
+    assert message == "Cannot download the image: host.example is not a public address."
+    assert names.asked == [("host.example", 443)]
+
+
+async def test_a_name_beyond_ascii_is_looked_up_as_dns_spells_it(to: Path) -> None:
+    names = Names({})
+    await retryable("https://Bücher.example./", to, resolve=names)
+    assert names.asked == [("xn--bcher-kva.example", 443)]
+
+
+# What the configuration opens
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:{other}/", "http://localhost:{port}/", "https://127.0.0.1:{port}/", "http://127.0.0.2:{port}/"],
+)
+async def test_only_the_exact_origin_that_is_configured_is_open(to: Path, url: str) -> None:
+    async with serving(http()) as server:
+        await refused(url.format(port=server.port, other=server.port - 1), to, server.url)
+        assert not server.asked
+
+
+async def test_the_configured_origin_is_known_in_any_spelling(to: Path) -> None:
+    async with serving(http()) as server:
+        names = Names({"localhost": [["127.0.0.1"]]})
+        base = f"http://localhost:{server.port}/storage/v1"
+        assert await fetch(f"HTTP://LocalHost.:{server.port}/", to, base, resolve=names) == PICTURE
+
+
+async def test_a_configured_localhost_that_leads_elsewhere_is_refused(to: Path) -> None:
+    names = Names({"localhost": [["127.0.0.1", "10.0.0.1"]]})
+    await refused("http://localhost:9/", to, "http://localhost:9", resolve=names)
+
+
+@pytest.mark.parametrize("base", ["http://host.example:8000", "http://10.0.0.1:8000", "https://10.0.0.1:8000"])
+async def test_a_configured_address_that_is_not_loopback_opens_nothing_inside(to: Path, base: str) -> None:
+    await refused(f"{base}/image.png", to, base)
+
+
+async def test_a_port_that_is_configured_with_https_is_open_for_that_host_alone(to: Path) -> None:
+    names = Names({"host.example": [["10.0.0.1"]], "other.example": [["10.0.0.1"]]})
+    base = "https://host.example:8443"
+    assert "not a public address" in await refused(f"{base}/a.png", to, base, resolve=names)
+    assert "port 8443" in await refused("https://other.example:8443/a.png", to, base, resolve=names)
+
+
+async def test_a_configured_address_that_is_no_url_is_said_at_once() -> None:
+    with pytest.raises(Misconfigured):
+        Fetcher(["http://127.0.0.1:port"])
+
+
+# The connection
+
+
+async def test_the_checked_address_is_connected_to_whatever_dns_says_next(to: Path) -> None:
+    async with (
+        serving(http(), host="127.0.0.2") as good,
+        serving(http(body=b"evil"), host="127.0.0.3", port=good.port) as evil,
+    ):
+        names = Names({"localhost": [["127.0.0.2"], ["127.0.0.3"]]})
+        base = f"http://localhost:{good.port}"
+        assert await fetch(base, to, base, resolve=names) == PICTURE
+        assert good.headers()["host"] == f"localhost:{good.port}"
+        assert not evil.asked
+    assert names.asked == [("localhost", good.port)]
+
+
+async def test_tls_and_host_name_the_host_not_the_address(
+    to: Path, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    tls = certified(authority, "images.localhost")
+    asked_for: list[str | None] = []
+    tls.sni_callback = lambda _socket, name, _context: asked_for.append(name)
+    async with serving(http(), host="127.0.0.2", tls=tls) as server:
+        base = f"https://images.localhost:{server.port}"
+        names = Names({"images.localhost": [["127.0.0.2"]]})
+        assert await fetch(base, to, base, resolve=names, ssl_context=trusting) == PICTURE
+        assert asked_for == ["images.localhost"]
+        assert server.headers()["host"] == f"images.localhost:{server.port}"
+
+
+async def test_a_certificate_of_another_name_is_refused(
+    to: Path, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    async with serving(http(), tls=certified(authority, "other.localhost", "127.0.0.1")) as server:
+        base = f"https://images.localhost:{server.port}"
+        names = Names({"images.localhost": [["127.0.0.1"]]})
+        assert "certificate" in await refused(base, to, base, resolve=names, ssl_context=trusting)
+        assert not server.asked
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused(to: Path, authority: trustme.CA) -> None:
+    async with serving(http(), tls=certified(authority, "127.0.0.1")) as server:
+        assert "certificate" in await refused(server.url, to, server.url)
+
+
+async def test_names_that_share_an_address_do_not_share_a_connection(
+    to: Path, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    async with serving(http(), tls=certified(authority, "one.localhost")) as server:
+        names = Names({"one.localhost": [["127.0.0.1"]], "two.localhost": [["127.0.0.1"]]})
+        one, two = (f"https://{name}:{server.port}" for name in names.answers)
+        async with Fetcher([one, two], resolve=names, ssl_context=trusting) as fetcher:
+            await fetcher.fetch(one, to, max_bytes=1_000_000, timeout=timedelta(seconds=20))
+            with pytest.raises(Refused, match=r"two\.localhost has no valid certificate"):
+                await fetcher.fetch(two, to, max_bytes=1_000_000, timeout=timedelta(seconds=20))
+
+
+async def test_the_next_address_is_tried_when_one_cannot_be_reached(to: Path) -> None:
+    async with serving(http(), host="127.0.0.3") as server:
+        base = f"http://localhost:{server.port}"
+        names = Names({"localhost": [["127.0.0.2", "127.0.0.3"]]})
+        assert await fetch(base, to, base, resolve=names) == PICTURE
+
+
+async def test_many_addresses_are_not_a_port_scan(to: Path) -> None:
+    async with serving(http(), host="127.0.0.9") as server:
+        base = f"http://localhost:{server.port}"
+        names = Names({"localhost": [[f"127.0.0.{number}" for number in range(2, 10)]]})
+        assert "cannot be reached" in await retryable(base, to, base, resolve=names)
+        assert not server.asked
+
+
+# Redirects
+
+
+async def test_redirects_are_followed_to_the_image(to: Path) -> None:
+    async with (
+        serving(http()) as images,
+        serving(moved("/b?c"), moved(f"{images.url}/d", "308 Permanent Redirect")) as server,
+    ):
+        assert await fetch(f"{server.url}/a/b?{SECRET}", to, server.url, images.url) == PICTURE
+        assert [head.split(" ")[1] for head in server.asked + images.asked] == [f"/a/b?{SECRET}", "/b?c", "/d"]
+
+
+async def test_a_redirect_takes_nothing_along(to: Path) -> None:
+    async with serving(moved("/again"), http()) as server:
+        await fetch(f"{server.url}/?{SECRET}", to, server.url)
+        assert not {"cookie", "authorization", "referer"} & server.headers().keys()
+
+
+async def test_redirects_come_to_an_end(to: Path) -> None:
+    async with serving(moved("/again")) as server:
+        assert "redirects" in await refused(server.url, to, server.url)
+        assert len(server.asked) == 1 + MAX_REDIRECTS
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://host.example/",
+        "//host.example/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://0x7f.1/",
+        "https://169.254.169.254/latest/meta-data/",
+        "https://inside.example/",
+        "https://host.example:22/",
+        f"https://user:{SECRET}@host.example/",
+        "http://localhost/",
+        "file:///etc/passwd",
+        "data:image/png,x",
+        "https://[",
+        "http://[",
+        "https://host.example:x/",
+        "https://\u200b/",
+    ],
+)
+async def test_a_redirect_is_checked_as_any_url_is(to: Path, location: str) -> None:
+    async with serving(moved(location)) as server:
+        await refused(server.url, to, server.url, resolve=Names({"inside.example": [["10.0.0.1"]]}))
+
+
+async def test_a_redirect_to_another_port_of_this_machine_is_refused(to: Path) -> None:
+    async with serving(http()) as inside, serving(moved(inside.url)) as server:
+        await refused(server.url, to, server.url)
+        assert not inside.asked
+
+
+# The answer
+
+
+@pytest.mark.parametrize("status", ["201 Created", "204 No Content", "206 Partial Content", "300 Multiple Choices"])
+async def test_an_answer_that_is_not_the_image_is_refused(to: Path, status: str) -> None:
+    async with serving(http(status, b"")) as server:
+        assert f"127.0.0.1 answered {status[:3]}." in await refused(server.url, to, server.url)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        "302 Found",
+        "304 Not Modified",
+        "400 Bad Request",
+        "401 Unauthorized",
+        "403 Forbidden",
+        "404 Not Found",
+        "410 Gone",
+    ],
+)
+async def test_an_image_that_is_not_there_is_refused(to: Path, status: str) -> None:
+    async with serving(http(status, b"")) as server:
+        assert f"127.0.0.1 answered {status[:3]}." in await refused(f"{server.url}/?{SECRET}", to, server.url)
+
+
+@pytest.mark.parametrize(
+    "status", ["408 Timeout", "429 Too Many", "500 Error", "502 Bad Gateway", "503 Unavailable", "599 ?"]
+)
+async def test_trouble_on_the_other_side_is_tried_again(to: Path, status: str) -> None:
+    async with serving(http(status, b"")) as server:
+        assert f"answered {status[:3]}." in await retryable(f"{server.url}/?{SECRET}", to, server.url)
+
+
+@pytest.mark.parametrize(
+    "media_type", [None, "", "text/html", "application/json", "imagery/png", "multipart/x-mixed-replace"]
+)
+async def test_what_does_not_claim_to_be_an_image_is_refused(to: Path, media_type: str | None) -> None:
+    async with serving(http(content_type=media_type)) as server:
+        assert "not an image" in await refused(server.url, to, server.url)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "identity, gzip", "GZIP"])
+async def test_a_compressed_body_is_refused(to: Path, encoding: str) -> None:
+    bomb = gzip.compress(bytes(10_000_000))
+    async with serving(http(body=bomb, content_encoding=encoding)) as server:
+        assert "compressed" in await refused(server.url, to, server.url)
+
+
+async def test_an_image_of_just_the_largest_size_is_saved(to: Path) -> None:
+    async with serving(http()) as server:
+        assert await fetch(server.url, to, server.url, max_bytes=len(PICTURE)) == PICTURE
+
+
+async def test_an_image_that_announces_too_much_is_refused_before_it_comes(to: Path) -> None:
+    async with serving(http(body=b"", content_length=10**15)) as server:
+        assert "larger than 1 MB" in await refused(server.url, to, server.url)
+
+
+async def test_a_body_without_end_is_cut_off(to: Path) -> None:
+    async def endless(visit: Visit) -> None:
+        await visit.say(http(body=b"", content_length=None))
+        while True:
+            await visit.say(bytes(1 << 16))
+
+    async with serving(endless) as server:
+        assert "larger than 1 MB" in await refused(server.url, to, server.url)
+        await server.left.wait()
+
+
+async def test_one_byte_too_many_in_chunks_is_refused(to: Path) -> None:
+    async with serving(chunked(PICTURE, b"!")) as server:
+        assert "larger than" in await refused(server.url, to, server.url, max_bytes=len(PICTURE))
+
+
+# The network
+
+
+async def stay(visit: Visit) -> None:
+    await visit.stay()
+
+
+async def stay_after_the_headers(visit: Visit) -> None:
+    await visit.say(http(body=b"", content_length=1000))
+    await visit.stay()
+
+
+async def stay_before_the_end(visit: Visit) -> None:
+    await visit.say(http()[:-1])
+    await visit.stay()
+
+
+async def drip(visit: Visit) -> None:
+    """Never silent for long, so that only a limit of the whole helps."""
+    await visit.say(http(body=b"", content_length=None))
+    gone = asyncio.ensure_future(visit.stay())
+    while not gone.done():
+        await visit.say(b".")
+        await asyncio.wait([gone], timeout=0.02)
+
+
+@pytest.mark.parametrize("answer", [stay, stay_after_the_headers, stay_before_the_end, drip])
+async def test_the_time_limit_is_for_everything_together(to: Path, answer: Answer) -> None:
+    async with serving(answer) as server:
+        message = await retryable(f"{server.url}/?{SECRET}", to, server.url, seconds=0.2)
+        assert message == "Cannot download the image: it took longer than 0.2 s."
+        await server.left.wait()
+
+
+async def test_a_look_up_that_hangs_is_within_the_time_limit(to: Path) -> None:
+    async def hang(host: str, port: int) -> Sequence[str]:
+        return await asyncio.get_running_loop().create_future()
+
+    assert "took longer" in await retryable("https://host.example/", to, resolve=hang, seconds=0.1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x16\x03\x01\x02",
+        http()[:-1],
+        http()[: -len(PICTURE)],
+        chunked(PICTURE)[:-5],
+        http(content_length="-1"),
+        http(content_length="1, 2"),
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000,
+    ],
+    ids=[
+        "silence",
+        "half a line",
+        "ssh",
+        "tls",
+        "one byte less",
+        "no body",
+        "cut",
+        "negative",
+        "two lengths",
+        "headers",
+    ],
+)
+async def test_a_broken_answer_is_tried_again(to: Path, answer: bytes) -> None:
+    async with serving(answer) as server:
+        assert "connection" in await retryable(f"{server.url}/?{SECRET}", to, server.url)
+
+
+async def test_a_host_that_cannot_be_reached_is_tried_again(to: Path) -> None:
+    async with serving(http()) as server:
+        pass
+    assert "127.0.0.1 cannot be reached" in await retryable(f"{server.url}/?{SECRET}", to, server.url)
+
+
+@pytest.mark.parametrize("answers", [{}, {"host.example": [[]]}])
+async def test_a_name_that_is_not_found_is_tried_again(to: Path, answers: dict[str, list[Sequence[str]]]) -> None:
+    message = await retryable(f"https://host.example/?{SECRET}", to, resolve=Names(answers))
+    assert message == "Cannot download the image: host.example was not found."
+
+
+async def test_a_handshake_that_fails_is_tried_again(to: Path, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
+    tls = certified(authority, "127.0.0.1")
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2
+    trusting.minimum_version = ssl.TLSVersion.TLSv1_3
+    async with serving(http(), tls=tls) as server:
+        assert "cannot be reached" in await retryable(server.url, to, server.url, ssl_context=trusting)
+
+
+async def test_cancelling_leaves_no_file_and_no_connection(to: Path) -> None:
+    half_way = asyncio.Event()
+
+    async def stop_half_way(visit: Visit) -> None:
+        await visit.say(http(body=bytes(3 << 20), content_length=9 << 20))
+        half_way.set()
+        await visit.stay()
+
+    async with serving(stop_half_way) as server:
+        download = asyncio.create_task(fetch(server.url, to, server.url, max_bytes=10 << 20))
+        await half_way.wait()
+        download.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await download
+        await server.left.wait()
+    assert nothing_left(to)
