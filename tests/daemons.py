@@ -49,9 +49,11 @@ async def supabase(dsn: str) -> AsyncIterator[Supabase]:
     """Serves Storage for a database."""
     keys = make_keys("a secret of these tests that is long enough")
     with tempfile.TemporaryDirectory() as directory:
-        async with asyncpg.create_pool(dsn, min_size=1, max_size=8) as pool:
-            async with served(storage_app(pool, Path(directory), keys)) as url:
-                yield Supabase(dsn, url, keys)
+        async with (
+            asyncpg.create_pool(dsn, min_size=1, max_size=8) as pool,
+            served(storage_app(pool, Path(directory), keys)) as url,
+        ):
+            yield Supabase(dsn, url, keys)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import httpx
@@ -274,7 +275,7 @@ async def test_a_thousand_runs_in_one_statement_all_finish_within_bounded_memory
 
 def peak_memory(it: Daemon) -> int:
     """Peak resident memory in MB."""
-    with open(f"/proc/{it.process.pid}/status") as lines:
+    with Path(f"/proc/{it.process.pid}/status").open() as lines:
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 
 

@@ -166,7 +166,7 @@ async def test_a_claim_whose_reply_was_lost_is_given_back_and_costs_no_attempt(d
 
 async def test_an_outage_of_the_database_loses_neither_settlement_nor_slot(database: str, db: Db) -> None:
     await insert_runs(db, 3)
-    host, port = "127.0.0.1", int(database.rsplit(":", 1)[1].split("/")[0])
+    host, port = "127.0.0.1", int(database.rsplit(":", 1)[1].split("/", 1)[0])
     proxy = TCPFuzzingProxy(backend_host=host, backend_port=port)
     proxy.start()
     try:
