@@ -92,9 +92,11 @@ begin
     perform private.refuse('workflowId must be a uuid.', 'For example crypto.randomUUID().');
   end if;
   v_workflow := request ->> 'workflowId';
-  v_metadata := coalesce(nullif(request -> 'metadata', 'null'), '{}') || jsonb_strip_nulls(jsonb_build_object(
-    'nodeId', request -> 'nodeId', 'webhookUrl', request -> 'webhookUrl', 'idempotencyKey', request -> 'idempotencyKey',
-    'mode', request -> 'mode', 'fallback', request -> 'fallback'))
+  v_metadata := coalesce(nullif(request -> 'metadata', 'null'), '{}')
+    || coalesce((
+      select jsonb_object_agg(named.key, named.value) from jsonb_each(request) named
+      where named.key in ('nodeId', 'webhookUrl', 'idempotencyKey', 'mode', 'fallback') and named.value <> 'null'
+    ), '{}')
     || case when request ? 'promptSpec' then jsonb_build_object('promptSpec', request -> 'promptSpec') else '{}' end;
 
   insert into public.runs (kind, subject_id, status, processor, metadata)
