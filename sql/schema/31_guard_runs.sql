@@ -29,6 +29,7 @@ begin
   new.refused_since := old.refused_since;
   new.lane := old.lane;
   new.rank := old.rank;
+  new.priority := coalesce(new.priority, old.priority, 0);
   new.max_attempts := greatest(coalesce(new.max_attempts, old.max_attempts, 3), 1);
   -- Without a time, nobody would ever look at it again.
   if new.due_at is null and old.due_at is not null and old.status in ('pending', 'running') then
@@ -36,7 +37,6 @@ begin
   end if;
   if old.status = 'pending' and old.ticket is not null then
     new.lane := private.lane_of(new.processor);
-    new.priority := coalesce(new.priority, 0);
     if (new.due_at, new.priority, new.lane) is distinct from (old.due_at, old.priority, old.lane) then
       new.rank := private.place_in_line(new.subject_id, new.lane, new.priority);
       if new.due_at > private.now() then
@@ -64,7 +64,6 @@ begin
     new.ticket := nextval('private.tickets');
     new.claimed_by := null;
     new.attempt := 0;
-    new.priority := coalesce(new.priority, 0);
     new.progress := 0;
     new.payload := null;
     new.message := null;
