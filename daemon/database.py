@@ -39,6 +39,8 @@ async def connected(dsn: str, *, timeout: float = 10.0) -> AsyncGenerator[Connec
         yield connection
     except asyncpg.PostgresError as error:
         raise explain(error) from error
+    except BrokenPipeError:
+        raise  # stdout's: whoever read what a command prints has read enough
     except (ConnectionError, TimeoutError, asyncpg.InterfaceError) as error:
         raise ImageJobsError(
             f"The connection to {place(dsn)} was lost ({type(error).__name__}).", "Try again."

@@ -85,7 +85,7 @@ async def _examine(settings: Settings) -> list[Finding]:
     except ImageJobsError as error:
         findings.append(_problem("database", error))
     findings.append(await _storage(settings))
-    findings.append(_keys(settings))
+    findings.append(await _keys(settings))
     return findings
 
 
@@ -166,13 +166,21 @@ async def _storage(settings: Settings) -> Finding:
     return Finding("storage", "ok", f"Bucket {settings.bucket} at {settings.supabase_url}.")
 
 
-def _keys(settings: Settings) -> Finding:
-    """Which providers could work here. By their settings alone: making one would import its SDK."""
-    there = [name for name, key in (("openai", settings.openai_api_key), ("demo", settings.demo or None)) if key]
+async def _keys(settings: Settings) -> Finding:
+    from daemon.providers import PROVIDERS, available
+
+    try:
+        there = await available(settings)
+    except ImageJobsError as error:
+        return _problem("providers", error)
     if there:
         return Finding("providers", "ok", f"{', '.join(there)}.")
+    keys = [f"{name.upper()}_API_KEY" for name in PROVIDERS if name != "demo"]
     return Finding(
-        "providers", "problem", "No provider has a key.", "Set OPENAI_API_KEY, or IMAGE_JOBS_DEMO=1 for demo:painter."
+        "providers",
+        "problem",
+        "No provider has a key.",
+        f"Set {' or '.join(keys)}; IMAGE_JOBS_DEMO=1 offers demo:painter, which needs none.",
     )
 
 

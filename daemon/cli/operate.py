@@ -49,6 +49,7 @@ def dev(
             f"image-jobs dev needs more than the daemon does: {error.name} is not installed.",
             "Run pip install 'image-job-orchestrator[dev]', or in a checkout pip install '.[dev]'.",
         ) from error
+    log.configure(settings.log_format, secrets=secrets_of(settings))
     start(data=data, port=port, fresh=fresh, settings=settings)
 
 

@@ -19,13 +19,21 @@ TRIES = 5
 
 
 class Guard:
-    """The guard, as dev sees it. Leaving the context ends it, and nothing else."""
+    """The guard, as dev sees it. Leaving the context ends it, and nothing else.
+
+    Args:
+        lock: A file descriptor that it keeps open, so that a lock is held until it has done its work.
+    """
+
+    def __init__(self, lock: int | None = None) -> None:
+        self._lock = lock
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            pass_fds=[] if self._lock is None else [self._lock],
             start_new_session=True,  # the terminal's Ctrl-C is for dev
             text=True,
         )

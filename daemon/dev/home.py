@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,10 @@ DATABASE_PORT = 54322
 
 MARKER = "# The data of image-jobs dev. --fresh deletes this directory's content.\n*\n"
 """In `.gitignore`: tells git to look away, and us that the directory is ours to delete."""
+
+
+PATIENCE = 20.0
+"""Seconds to wait for the guard of a dev that was killed."""
 
 
 class Home:
@@ -49,18 +54,27 @@ class Home:
             raise ImageJobsError(
                 f"{self.directory} cannot be used ({error.strerror}).", "Choose another directory with --data."
             ) from error
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(held)
-            raise ImageJobsError(
-                f"Another image-jobs dev, process {self._lock.read_text().strip()}, is using {self.directory}.",
-                "Use that one, stop it first, or choose another directory with --data, and another --port.",
-            ) from error
+        deadline = time.monotonic() + PATIENCE
+        while not _locked(held):
+            holder = self._lock.read_text().strip()
+            if _lives(holder) or time.monotonic() > deadline:
+                os.close(held)
+                raise ImageJobsError(
+                    f"Another image-jobs dev, process {holder}, is using {self.directory}.",
+                    "Use that one, stop it first, or choose another directory with --data, and another --port.",
+                )
+            time.sleep(0.05)  # it was killed, and its guard is stopping what it has left behind
         os.truncate(held, 0)
         os.write(held, f"{os.getpid()}\n".encode())
         self._held = held
         return self
+
+    @property
+    def lock(self) -> int:
+        """The file descriptor that holds the lock: whoever inherits it holds it too."""
+        if self._held is None:
+            raise RuntimeError("the directory is not entered")
+        return self._held
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -107,3 +121,22 @@ class Home:
                 "Choose an empty or a new directory with --data.",
             )
         self._marker.write_text(MARKER)
+
+
+def _locked(file: int) -> bool:
+    """Takes the lock if it is free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lives(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -29,11 +29,15 @@ from daemon.dev.postgres import Server, embedded_bin_dir
 from daemon.dev.storage import storage_app
 from daemon.errors import ImageJobsError
 from daemon.migrate import migrate
+from daemon.providers import PROVIDERS, available
 from daemon.settings import Settings
 
 DEMO_WORKFLOW = UUID("00000000-0000-4000-8000-000000000001")
 DEMO_PROMPT = "A red fox in a birch wood, first snow, morning light"
 """The image that a fresh database makes by itself, so that something happens before anyone types."""
+
+WHERE_COMMANDS_LOOK = Path(".image-jobs")
+"""Without DATABASE_URL, commands take what the `env` in there says."""
 
 DAEMON_DEFAULTS = {"IMAGE_JOBS_LEASE": "10", "IMAGE_JOBS_DRAIN_TIMEOUT": "30"}
 """Somebody is waiting in front of the terminal."""
@@ -62,7 +66,7 @@ def start(*, data: Path, port: int, fresh: bool, settings: Settings) -> None:
             listening = parts.enter_context(closing(listen(port)))
             if fresh:
                 home.clear()
-            guard = parts.enter_context(Guard())
+            guard = parts.enter_context(Guard(home.lock))
             server = Server(embedded_bin_dir(), home.database, _free_port(home.remembered_port()))
             parts.callback(server.stop)
             server.start()
@@ -91,7 +95,7 @@ class Stack:
         """Returns when told to stop and everything but Postgres has ended."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self._on_signal, number)
         async with connected(self._server.dsn()) as superuser:
             await superuser.execute(Path(__file__).with_name("supabase.sql").read_text())
         await migrate(self._dsn, bucket=self._settings.bucket)
@@ -176,13 +180,14 @@ class Stack:
 
     async def _welcome(self, connection: Connection) -> None:
         """The first screen; and on a fresh database the first run."""
-        keyed = ["demo", *(["openai"] if self._settings.openai_api_key else [])]
-        environment = self._home.environment
+        here = await available(self._settings.model_copy(update={"demo": True}))
+        keys = [f"{name.upper()}_API_KEY adds {name}" for name in PROVIDERS if name not in here]
+        prefix = "" if self._home.directory == WHERE_COMMANDS_LOOK else f"env $(cat {self._home.environment}) "
         blocks = [
             ("Postgres", self._dsn, f"{self._server.version}, data in {self._home.directory}/"),
             ("API", self._url, "Storage"),
-            ("Providers", ", ".join(keyed), "" if len(keyed) > 1 else "OPENAI_API_KEY adds openai"),
-            ("Environment", str(environment), "for your application; image-jobs finds it here"),
+            ("Providers", ", ".join(here), ", ".join(keys)),
+            ("Environment", str(self._home.environment), "DATABASE_URL and keys, for your application"),
             ("Daemon's log", str(self._home.daemon_log), ""),
         ]
         typer.echo()
@@ -190,7 +195,7 @@ class Stack:
             typer.echo(
                 f"  {label:<13} {typer.style(f'{value:<52}', bold=True)} {typer.style(remark, dim=True)}".rstrip()
             )
-        typer.echo('\n  In another terminal: image-jobs generate "a lighthouse at dusk"')
+        typer.echo(f'\n  In another terminal: {prefix}image-jobs generate "a lighthouse at dusk"')
         typer.secho("  Ctrl-C stops everything and keeps the data.\n", dim=True)
         if not await connection.fetchval("select exists (select from public.runs)"):
             await connection.execute(
@@ -200,7 +205,11 @@ class Stack:
                 {"promptSpec": {"basePrompt": DEMO_PROMPT, "seed": 1}},
             )
 
-    def _on_signal(self) -> None:
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP:  # the terminal is gone: writing to it would be an error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere, stream.fileno())
         self._signals += 1
         self._told.set()
 

@@ -148,6 +148,15 @@ def create(provider: str, settings: Settings) -> Provider | None:
     return made
 
 
+async def available(settings: Settings) -> list[str]:
+    """The providers that the settings hold a key for. Makes each one, and lets it go again."""
+    made = {name: create(name, settings) for name in PROVIDERS}
+    for provider in made.values():
+        if provider is not None:
+            await provider.aclose()
+    return [name for name, provider in made.items() if provider is not None]
+
+
 def find_model(provider: str, name: str) -> Model | None:
     """The catalogue's entry for a model; None if the catalogue does not know it."""
     return next((model for model in models(provider) if model.name == name), None)
