@@ -102,6 +102,7 @@ class Outbox:
         self._filled = filled
         self._settlements: deque[Settlement] = deque()
         self._progress: dict[int, Progress] = {}
+        self._closed = False
 
     def __bool__(self) -> bool:
         return bool(self._settlements or self._progress)
@@ -113,6 +114,8 @@ class Outbox:
         if waiting is not None:
             body = {**body, "events": [*waiting.events, *body.get("events", ())]}
         self._settlements.append(Settlement(run, body, done))
+        if self._closed:
+            done.cancel()
         self._filled()
         return done
 
@@ -120,6 +123,15 @@ class Outbox:
         """Adds progress."""
         self._progress.setdefault(progress.run.claim, Progress(progress.run)).merge(progress)
         self._filled()
+
+    def close(self) -> None:
+        """Nothing will be written any more: whoever waits for it is cancelled."""
+        self._closed = True
+        for item in self._settlements:
+            item.done.cancel()
+        for entry in self._progress.values():
+            for future in entry.asking:
+                future.cancel()
 
     def take(self) -> Batch:
         """Takes out what goes with the next turn."""

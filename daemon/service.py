@@ -19,6 +19,7 @@ from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
 from daemon.listener import Listener
 from daemon.log import masker, secrets_of
+from daemon.metrics import Metrics
 from daemon.providers import PROVIDERS, Provider, create, models
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
@@ -57,6 +58,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._id = uuid4()
+        self._metrics = Metrics(settings.metrics_port)
         self._joining = asyncio.Lock()
         self._draining = asyncio.Event()
         self._insisted = asyncio.Event()
@@ -152,6 +154,7 @@ class Service:
                 strict_models=settings.strict_models,
                 max_image_bytes=settings.max_image_bytes,
             ),
+            metrics=self._metrics,
             tmp_dir=settings.tmp_dir,
         )
         async with asyncio.TaskGroup() as infra:

@@ -116,7 +116,13 @@ class Turns:
         return await answer
 
     async def run(self) -> None:
-        """Takes turns until cancelled."""
+        """Takes turns until cancelled. Whoever waits for a settlement then is cancelled too: it will not be written."""
+        try:
+            await self._take_turns()
+        finally:
+            self._outbox.close()
+
+    async def _take_turns(self) -> None:
         failures = 0
         while True:
             await self._wait()
@@ -135,6 +141,9 @@ class Turns:
                     await self._rejoin(daemon)
                 else:
                     await asyncio.sleep(min(0.05 * 2 ** min(failures, 7), LONGEST_PAUSE))
+            except BaseException:
+                self._outbox.put_back(batch)
+                raise
 
     async def _rejoin(self, daemon: UUID) -> None:
         try:

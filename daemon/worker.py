@@ -19,6 +19,7 @@ import structlog
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
+from daemon.metrics import Metrics
 from daemon.prompt import PromptSpec
 from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Waiting
 from daemon.providers.catalogue import Resolved, resolve
@@ -55,6 +56,7 @@ class Worker:
         storage, fetcher: Where input images come from.
         publisher: Stores pictures.
         providers: Those that have a key here, by name.
+        policy, metrics: How long things may take, and who counts them.
         tmp_dir: Where pictures lie until they are stored.
     """
 
@@ -70,6 +72,7 @@ class Worker:
         publisher: Publisher,
         providers: Mapping[str, Provider],
         policy: Policy,
+        metrics: Metrics,
         tmp_dir: Path | None,
     ) -> None:
         self._group = group
@@ -81,6 +84,7 @@ class Worker:
         self._publisher = publisher
         self._providers = providers
         self._policy = policy
+        self._metrics = metrics
         self._tmp_dir = tmp_dir
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._dropped: set[int] = set()
@@ -115,7 +119,10 @@ class Worker:
             body = await self._outcome(run, reporter)
             await reporter.close()
             result = await self._turns.settle(run, body)
+            if body["outcome"] != "retry":
+                self._refusals.pop(run.id, None)
             payload: dict[str, Any] = body.get("payload") or {}
+            self._metrics.finished(run, body["outcome"], time.monotonic() - started)
             log.info(
                 "run.finished",
                 outcome=body["outcome"],
@@ -337,8 +344,6 @@ class Worker:
 
     def _back_off(self, run: Claimed) -> float:
         """Seconds until the next attempt: exponential, with jitter. Refusals count too, though they cost no attempt."""
-        if len(self._refusals) > 10_000:
-            self._refusals.clear()
         tries = self._refusals[run.id] = self._refusals.get(run.id, 0) + 1
         wait = min(FIRST_WAIT * 2 ** (max(tries, run.attempt) - 1), LONGEST_WAIT)
         return wait * random.uniform(0.75, 1.25)  # noqa: S311 - jitter

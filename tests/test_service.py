@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.daemons import Daemon, Supabase, daemon, supabase
-from tests.postgres import wait_until
+from tests.postgres import free_port, wait_until
 from tests.runs import WORKFLOW, event_names, insert_run, insert_runs, run_row
 
 Db = asyncpg.Connection
@@ -324,3 +324,17 @@ async def test_what_a_killed_daemon_had_stored_already_is_used_and_not_made_agai
         assert "adopted" in events
         assert events.count("generated") == 1
         await asyncio.sleep(0)
+
+
+async def test_metrics_are_served_where_a_port_is_set(project: Supabase, db: Db) -> None:
+    port = free_port()
+    async with daemon(project, IMAGE_JOBS_METRICS_PORT=str(port)) as it:
+        await it.started()
+        await until(db, await insert_run(db, demo={"noop": True}), "completed")
+        async with httpx.AsyncClient() as client:
+
+            async def counted() -> bool:
+                text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+                return 'image_jobs_runs_finished_total{outcome="completed",provider="demo"} 1.0' in text
+
+            await wait_until(counted)
