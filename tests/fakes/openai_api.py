@@ -240,6 +240,21 @@ def cut(*, after: int) -> Fault:
     return fault
 
 
+def held(go: asyncio.Event) -> Fault:
+    """A good stream that waits for `go` between its previews and the picture."""
+
+    async def fault(exchange: Exchange) -> None:
+        await exchange.start(200, "text/event-stream")
+        partials = int(exchange.call.fields["partial_images"])
+        for index in range(partials):
+            await exchange.event(exchange.api.partial(exchange.call, index))
+        await go.wait()
+        await exchange.event(exchange.api.completed(exchange.call, partials))
+        await exchange.body(b"")
+
+    return fault
+
+
 def silent_end() -> Fault:
     """A stream that ends in good order, but without a picture."""
 

@@ -1,0 +1,490 @@
+"""OpenAI from the row to the picture: a real daemon, database and storage, and a fake of the Images API.
+
+Each test says how the run ends, what its events and its node tell, what it cost, and how many requests were made.
+"""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from daemon.providers.openai_models import estimate
+from tests.daemons import Daemon, Supabase, daemon, supabase
+from tests.fakes.openai_api import KEY, OpenAIAPI, cut, error_event, hang, held, moderation, status
+from tests.postgres import Cluster, connect, free_port, wait_until
+from tests.runs import insert_run, run_row
+
+FLARE = "gpt-image-2.5-flare"
+COST = (13 * 5 + (196 + 2 * 100) * 30) / 1e6
+"""USD of what the fake counts: the prompt, the picture and two previews."""
+POSSIBLE_COST = estimate(FLARE, (1024, 1024), "medium", previews=2)
+
+
+@dataclass
+class Studio:
+    """Everything that a run passes through."""
+
+    project: Supabase
+    db: "asyncpg.Connection[asyncpg.Record]"
+    api: OpenAIAPI
+    daemon: Daemon
+
+    async def order(self, model: str = FLARE, **prompt: Any) -> str:
+        """Inserts a run with a node and a workflow of its own; answers its id."""
+        node, workflow = f"node-{uuid4()}", uuid4()
+        await self.db.execute(
+            "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ($1, $2, 'image_generation', '{}')",
+            node,
+            workflow,
+        )
+        return await insert_run(self.db, processor=f"openai:{model}", workflow=workflow, prompt=prompt, nodeId=node)
+
+    async def until(self, run: str, wanted: str) -> asyncpg.Record:
+        """Waits for a status as it comes; answers the row."""
+
+        async def reached() -> asyncpg.Record | None:
+            row = await run_row(self.db, run)
+            return row if row["status"] == wanted else None
+
+        try:
+            return await wait_until(reached, timeout=20)
+        except AssertionError:
+            row = await run_row(self.db, run)
+            pytest.fail(f"{run} is {row['status']}: {row['payload']} {await self.story(run)}\n{self.daemon.raw[-20:]}")
+
+    async def put_off(self, run: str) -> asyncpg.Record:
+        """Waits until the run is to be tried again, later; answers the row."""
+        await wait_until(lambda: self.happened(run, "retry"), timeout=20)
+        return await self.until(run, "pending")
+
+    async def hurry(self, run: str) -> None:
+        """Does what an operator may do: nothing is blocked any more, and the run is due now."""
+        await self.db.execute("update provider_limits set blocked_until = null")
+        await self.db.execute("update runs set due_at = now() where id = $1 and status = 'pending'", run)
+
+    async def happened(self, run: str, name: str) -> bool:
+        return bool(await self.events(run, name))
+
+    async def events(self, run: str, name: str) -> list[dict[str, Any]]:
+        """The payloads of a run's events of one name, with their kind."""
+        rows = await self.db.fetch(
+            """select kind, payload from run_events where run_id = $1 and payload ->> 'event' = $2 order by seq""",
+            run,
+            name,
+        )
+        return [{"kind": row["kind"], **row["payload"]} for row in rows]
+
+    async def story(self, run: str) -> list[str]:
+        """The names of a run's events, in order, without those that only tell how far it is."""
+        rows = await self.db.fetch(
+            "select payload ->> 'event' as name from run_events where run_id = $1 order by seq", run
+        )
+        return [row["name"] for row in rows if row["name"] != "progress"]
+
+    async def node(self, run: str) -> dict[str, Any]:
+        """What the run's node shows."""
+        data: dict[str, Any] = await self.db.fetchval(
+            "select n.node_data from runs r join workflow_nodes n on n.id = r.metadata ->> 'nodeId' where r.id = $1",
+            run,
+        )
+        return data
+
+    async def blocked(self) -> dict[tuple[str, str | None], float]:
+        """What is closed, and for how many seconds."""
+        rows = await self.db.fetch(
+            """select provider, model, extract(epoch from blocked_until - now())::float8 as seconds
+            from provider_limits where blocked_until > now()"""
+        )
+        return {(row["provider"], row["model"]): row["seconds"] for row in rows}
+
+    async def pictures(self, run: str) -> int:
+        """How many pictures of the run are in storage, without its thumbnail and preview."""
+        count: int = await self.db.fetchval(
+            "select count(*) from storage.objects where name like '%/' || $1 || '.png'", run
+        )
+        return count
+
+    async def assert_no_secret(self) -> None:
+        """No key is in any row or log line."""
+        rows = await self.db.fetch(
+            """select to_jsonb(r) as row from runs r union all select to_jsonb(e) from run_events e
+            union all select to_jsonb(n) from workflow_nodes n union all select to_jsonb(l) from provider_limits l"""
+        )
+        everything = json.dumps([row["row"] for row in rows]) + "\n".join(self.daemon.raw)
+        for secret in (KEY, self.project.keys.service_role_key):
+            assert secret not in everything
+
+
+@asynccontextmanager
+async def open_studio(dsn: str, api: OpenAIAPI, **environment: str) -> AsyncIterator[Studio]:
+    environment = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": api.url, **environment}
+    async with supabase(dsn) as project, daemon(project, **environment) as process:
+        await process.started()
+        db = await connect(dsn)
+        try:
+            studio = Studio(project, db, api, process)
+            yield studio
+            await studio.assert_no_secret()
+        finally:
+            await db.close()
+
+
+@pytest.fixture(scope="module")
+async def server() -> AsyncIterator[OpenAIAPI]:
+    async with OpenAIAPI() as api:
+        yield api
+
+
+@pytest.fixture
+def api(server: OpenAIAPI) -> OpenAIAPI:
+    """The fake API, as new."""
+    server.reset()
+    return server
+
+
+@pytest.fixture(scope="module")
+async def shared(postgres: Cluster, server: OpenAIAPI) -> AsyncIterator[Studio]:
+    async with postgres.database() as dsn, open_studio(dsn, server) as studio:
+        yield studio
+
+
+@pytest.fixture
+async def studio(shared: Studio, api: OpenAIAPI) -> Studio:
+    """One daemon for many tests; nothing is blocked."""
+    await shared.db.execute("delete from provider_limits where model is not null")
+    await shared.db.execute("update provider_limits set blocked_until = null, per_minute = null")
+    return shared
+
+
+async def test_a_run_becomes_a_picture_with_its_cost_model_and_thumbnail(studio: Studio) -> None:
+    run = await studio.order(styleModifiers=["watercolour"], size="1536x1024", quality="hd")
+    row = await studio.until(run, "completed")
+
+    payload = row["payload"]
+    assert payload["cost"] == pytest.approx(COST)
+    assert payload["model"] == payload["requestedModel"] == FLARE
+    assert (payload["width"], payload["height"], payload["contentType"]) == (1536, 1024, "image/png")
+    assert "error" not in payload
+    async with httpx.AsyncClient() as client:
+        picture = await client.get(payload["imageUrl"])
+        thumbnail = await client.get(payload["thumbnailUrl"])
+    assert (picture.headers["content-type"], len(picture.content)) == ("image/png", payload["bytes"])
+    assert thumbnail.headers["content-type"] == "image/webp"
+
+    assert await studio.story(run) == ["created", "claimed", "submitted", "generated", "stored", "completed"]
+    (submitted,) = await studio.events(run, "submitted")
+    (request,) = studio.api.requests
+    assert submitted["data"]["request"] == {"endpoint": "images/generations", **request.fields}
+    assert request.fields["size"] == "1536x1024"
+    assert request.fields["quality"] == "high"
+    (generated,) = await studio.events(run, "generated")
+    assert generated["data"]["cost"] == pytest.approx(COST)
+    assert generated["data"]["request_id"] == "req_1"
+
+    node = await studio.node(run)
+    assert node["status"] == "completed"
+    assert (node["imageUrl"], node["thumbnailUrl"]) == (payload["imageUrl"], payload["thumbnailUrl"])
+
+
+async def test_the_node_shows_a_preview_while_the_stream_goes_on(studio: Studio) -> None:
+    go = asyncio.Event()
+    studio.api.next(held(go))
+    run = await studio.order()
+
+    async def shown() -> str | None:
+        return (await studio.node(run)).get("previewUrl")
+
+    preview = await wait_until(shown)
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(preview)).headers["content-type"] == "image/webp"
+    assert (await studio.node(run))["progress"] > 0
+    go.set()
+    row = await studio.until(run, "completed")
+
+    assert "previewUrl" not in await studio.node(run)
+    assert row["payload"]["cost"] == pytest.approx(COST)
+    assert len(studio.api.requests) == 1
+
+
+async def test_a_picture_of_our_own_is_edited(studio: Studio) -> None:
+    first = await studio.until(await studio.order(), "completed")
+    url = first["payload"]["imageUrl"]
+    run = await studio.order(previousImage=url)
+    row = await studio.until(run, "completed")
+
+    generation, edit = studio.api.requests
+    assert (generation.path, edit.path) == ("/v1/images/generations", "/v1/images/edits")
+    async with httpx.AsyncClient() as client:
+        assert edit.image == (await client.get(url)).content
+    assert edit.image_type == "image/png"
+    assert row["payload"]["imageUrl"] != url
+    assert await studio.story(run) == ["created", "claimed", "submitted", "generated", "stored", "completed"]
+    (submitted,) = await studio.events(run, "submitted")
+    assert submitted["data"]["request"]["image"] == f"image/png, {len(edit.image)} bytes"
+
+
+@pytest.mark.parametrize("where", ["https://127.0.0.1/secret.png", "https://169.254.169.254/latest/meta-data.png"])
+async def test_a_previous_image_inside_our_network_is_refused_before_anything_is_sent(
+    studio: Studio, where: str
+) -> None:
+    run = await studio.order(previousImage=where)
+    row = await studio.until(run, "failed")
+
+    assert row["payload"]["code"] == "download"
+    assert "promptSpec.previousImage" in row["payload"]["error"]
+    assert row["payload"]["hint"]
+    assert await studio.story(run) == ["created", "claimed", "failed"]
+    assert studio.api.requests == []
+
+
+async def test_a_refused_prompt_is_final_and_says_why(studio: Studio) -> None:
+    studio.api.next(status(400, **moderation("input", "violence", "self-harm")))
+    run = await studio.order()
+    row = await studio.until(run, "failed")
+
+    payload = row["payload"]
+    assert payload["code"] == "content_policy"
+    assert payload["error"] == "OpenAI refused the prompt (violence, self-harm)."
+    assert payload["hint"] == "Rephrase the prompt."
+    assert payload["details"]["categories"] == ["violence", "self-harm"]
+    assert row["attempt"] == 1
+    assert await studio.story(run) == ["created", "claimed", "submitted", "failed"]
+    node = await studio.node(run)
+    assert (node["status"], node["error"]) == ("error", payload["error"])
+    assert len(studio.api.requests) == 1
+
+
+async def test_a_refused_picture_is_final_although_previews_were_seen(studio: Studio) -> None:
+    studio.api.next(error_event(moderation("output", "sexual"), after=2))
+    run = await studio.order()
+    row = await studio.until(run, "failed")
+
+    assert row["payload"]["code"] == "content_policy"
+    assert row["payload"]["details"]["stage"] == "output"
+    node = await studio.node(run)
+    assert node["status"] == "error"
+    assert "previewUrl" not in node
+    assert len(studio.api.requests) == 1
+
+
+async def test_without_credit_every_run_of_the_provider_waits_and_loses_no_attempt(studio: Studio) -> None:
+    studio.api.next(status(429, "insufficient_quota", type="insufficient_quota"))
+    run = await studio.order()
+    row = await studio.put_off(run)
+
+    assert row["attempt"] == 0
+    (retry,) = await studio.events(run, "retry")
+    assert retry["data"]["code"] == "billing"
+    assert "Add credit" in retry["data"]["hint"]
+    assert await studio.blocked() == {("openai", None): pytest.approx(600, abs=30)}
+    node = await studio.node(run)
+    assert node["status"] == "pending"
+    assert "out of credit" in node["message"]
+
+    waiting = await studio.order("gpt-image-2")
+    demo = await insert_run(studio.db, demo={"noop": True})
+    await studio.until(demo, "completed")
+    assert await studio.story(waiting) == ["created"]
+    assert len(studio.api.requests) == 1
+
+    await studio.hurry(run)
+    assert (await studio.until(run, "completed"))["attempt"] == 1
+    await studio.until(waiting, "completed")
+    assert len(studio.api.requests) == 3
+
+
+async def test_a_rate_limit_with_a_wait_closes_the_model_for_everybody_until_then(studio: Studio) -> None:
+    studio.api.next(status(429, "rate_limit_exceeded", headers={"retry-after": "90"}))
+    run = await studio.order()
+    row = await studio.put_off(run)
+
+    assert row["attempt"] == 0
+    assert (row["due_at"] - row["updated_at"]).total_seconds() == pytest.approx(90, abs=5)
+    assert await studio.blocked() == {("openai", FLARE): pytest.approx(90, abs=5)}
+    (retry,) = await studio.events(run, "retry")
+    assert retry["data"]["code"] == "rate_limited"
+
+    same = await studio.order()
+    other = await studio.order("gpt-image-2")
+    await studio.until(other, "completed")
+    assert await studio.story(same) == ["created"]
+    assert [request.fields["model"] for request in studio.api.requests] == [FLARE, "gpt-image-2"]
+
+    await studio.hurry(run)
+    assert (await studio.until(run, "completed"))["attempt"] == 1
+    await studio.until(same, "completed")
+    assert len(studio.api.requests) == 4
+
+
+async def test_a_rate_limit_without_a_wait_puts_off_that_run_alone(studio: Studio) -> None:
+    studio.api.next(status(429, "rate_limit_exceeded"))
+    run = await studio.order()
+    row = await studio.put_off(run)
+
+    assert row["attempt"] == 0
+    assert await studio.blocked() == {}
+    await studio.until(await studio.order(), "completed")
+
+    await studio.hurry(run)
+    row = await studio.until(run, "completed")
+    assert row["attempt"] == 1
+    assert "unknown_outcome" not in await studio.story(run)
+    assert len(studio.api.requests) == 3
+
+
+async def test_after_a_server_error_the_next_attempt_succeeds(studio: Studio) -> None:
+    studio.api.next(status(503, "server_error", message=f"Overloaded while serving {KEY}."))
+    run = await studio.order()
+    await studio.put_off(run)
+    await studio.hurry(run)
+    row = await studio.until(run, "completed")
+
+    assert row["attempt"] == 2
+    assert row["payload"]["cost"] == pytest.approx(COST)
+    (retry,) = await studio.events(run, "retry")
+    assert retry["message"] == "OpenAI had a problem (503): Overloaded while serving ***."
+    assert retry["data"]["code"] == "provider_unavailable"
+    assert await studio.story(run) == [
+        *("created", "claimed", "submitted", "retry"),
+        *("claimed", "submitted", "generated", "stored", "completed"),
+    ]
+    assert len(studio.api.requests) == 2
+
+
+async def test_a_stream_that_breaks_has_an_unknown_outcome_and_a_possible_cost(studio: Studio) -> None:
+    studio.api.next(cut(after=1))
+    run = await studio.order()
+    await studio.put_off(run)
+    await studio.hurry(run)
+    row = await studio.until(run, "completed")
+
+    assert row["attempt"] == 2
+    (unknown,) = await studio.events(run, "unknown_outcome")
+    assert unknown["kind"] == "error"
+    assert unknown["data"]["possibleCost"] == pytest.approx(POSSIBLE_COST)
+    story = await studio.story(run)
+    assert story[:5] == ["created", "claimed", "submitted", "unknown_outcome", "retry"]
+    assert story.count("generated") == 1
+    assert "previewUrl" not in await studio.node(run)
+    assert len(studio.api.requests) == 2
+
+
+async def test_a_stream_that_breaks_each_time_ends_as_unknown_after_the_last_attempt(studio: Studio) -> None:
+    studio.api.next(cut(after=0), cut(after=0), cut(after=0))
+    run = await studio.order()
+    for attempt in (1, 2):
+        await wait_until(lambda: len(studio.api.requests) == attempt)
+        await studio.until(run, "pending")
+        await studio.hurry(run)
+    row = await studio.until(run, "failed")
+
+    assert row["payload"]["code"] == "outcome_unknown"
+    assert row["payload"]["attempts"] == 3
+    assert row["payload"]["hint"]
+    assert len(await studio.events(run, "unknown_outcome")) == 3
+    assert await studio.pictures(run) == 0
+    assert len(studio.api.requests) == 3
+
+
+async def test_a_retired_model_is_replaced_by_its_successor_and_both_are_named(studio: Studio) -> None:
+    run = await studio.order("dall-e-3")
+    row = await studio.until(run, "completed")
+
+    assert row["processor"] == "openai:dall-e-3"
+    assert (row["payload"]["requestedModel"], row["payload"]["model"]) == ("dall-e-3", FLARE)
+    (warning,) = await studio.events(run, "warning")
+    assert warning["message"].startswith(f"dall-e-3 was retired on 2026-05-12; {FLARE} is used instead")
+    assert warning["data"] == {"field": "model", "requested": "dall-e-3", "effective": FLARE}
+    (request,) = studio.api.requests
+    assert request.fields["model"] == FLARE
+
+
+async def test_a_retired_model_fails_where_models_are_strict(database: str, api: OpenAIAPI) -> None:
+    async with open_studio(database, api, IMAGE_JOBS_STRICT_MODELS="1") as studio:
+        run = await studio.order("dall-e-3")
+        row = await studio.until(run, "failed")
+
+        assert row["payload"]["code"] == "model_retired"
+        assert row["payload"]["hint"] == f"Use openai:{FLARE}."
+        assert await studio.story(run) == ["created", "claimed", "failed"]
+    assert api.requests == []
+
+
+async def test_a_wrong_key_is_final_and_the_key_is_nowhere(database: str, api: OpenAIAPI) -> None:
+    wrong = "a wrong key that nobody may see"
+    async with open_studio(database, api, OPENAI_API_KEY=wrong) as studio:
+        run = await studio.order()
+        row = await studio.until(run, "failed")
+
+        assert row["payload"]["code"] == "authentication"
+        assert "OPENAI_API_KEY" in row["payload"]["hint"]
+        assert row["attempt"] == 1
+        written = await studio.db.fetch("select to_jsonb(e) as event from run_events e")
+        assert wrong not in json.dumps([event["event"] for event in written]) + "\n".join(studio.daemon.raw)
+    assert len(api.requests) == 1
+
+
+async def test_where_nothing_listens_nothing_can_have_been_paid(database: str, api: OpenAIAPI) -> None:
+    async with open_studio(database, api, OPENAI_BASE_URL=f"http://127.0.0.1:{free_port()}/v1") as studio:
+        run = await studio.order()
+        row = await studio.put_off(run)
+
+        assert row["attempt"] == 0
+        (retry,) = await studio.events(run, "retry")
+        assert retry["data"]["code"] == "unreachable"
+        assert "OPENAI_BASE_URL" in retry["data"]["hint"]
+        assert await studio.story(run) == ["created", "claimed", "submitted", "retry"]
+    assert api.requests == []
+
+
+async def test_no_answer_in_time_is_an_unknown_outcome(database: str, api: OpenAIAPI) -> None:
+    api.next(hang())
+    async with open_studio(database, api, IMAGE_JOBS_RUN_TIMEOUT="2") as studio:
+        run = await studio.order()
+        await studio.put_off(run)
+        (retry,) = await studio.events(run, "retry")
+        assert retry["data"]["code"] == "timeout"
+        (unknown,) = await studio.events(run, "unknown_outcome")
+        assert unknown["data"]["possibleCost"] == pytest.approx(POSSIBLE_COST)
+
+        await studio.hurry(run)
+        row = await studio.until(run, "completed")
+        assert row["attempt"] == 2
+        assert (await studio.story(run)).count("unknown_outcome") == 1
+    assert len(api.requests) == 2
+
+
+async def test_a_daemon_killed_in_mid_call_is_taken_over_and_the_next_attempt_succeeds(
+    database: str, api: OpenAIAPI
+) -> None:
+    api.next(hang())
+    environment = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": api.url, "IMAGE_JOBS_LEASE": "2"}
+    async with open_studio(database, api, IMAGE_JOBS_LEASE="2") as studio:
+        run = await studio.order()
+        await wait_until(lambda: len(api.requests) == 1)
+        async with daemon(studio.project, **environment) as other:
+            await other.started()
+            studio.daemon.signal(signal.SIGKILL)
+            await wait_until(lambda: studio.happened(run, "taken_over"), timeout=20)
+            await studio.hurry(run)
+            row = await studio.until(run, "completed")
+
+        assert row["attempt"] == 2
+        (taken,) = await studio.events(run, "taken_over")
+        assert taken["data"]["possibleCost"] == pytest.approx(0.0132)
+        assert await studio.story(run) == [
+            *("created", "claimed", "submitted", "taken_over"),
+            *("claimed", "submitted", "generated", "stored", "completed"),
+        ]
+        claims = [UUID(event["data"]["daemon"]) for event in await studio.events(run, "claimed")]
+        assert len(set(claims)) == 2
+        assert await studio.pictures(run) == 1
+    assert len(api.requests) == 2
