@@ -54,10 +54,10 @@ class Keys:
             return jwt.decode(token, self.jwt_secret, [ALGORITHM], options={"verify_aud": False, "verify_iat": False})
         except jwt.ExpiredSignatureError:
             raise InvalidToken('"exp" claim timestamp check failed') from None
-        except jwt.InvalidSignatureError:
-            raise InvalidToken("signature verification failed") from None
         except jwt.InvalidTokenError:
-            raise InvalidToken("Invalid Compact JWS") from None
+            # Three parts are a token to them, whatever is in these parts.
+            parts = token.count(".") + 1
+            raise InvalidToken("signature verification failed" if parts == 3 else "Invalid Compact JWS") from None
 
 
 def make_keys(jwt_secret: str) -> Keys:

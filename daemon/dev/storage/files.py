@@ -173,7 +173,9 @@ class _Form:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         if b"filename" in options:
             self._field = None
-            self.file_type = self._headers.get(b"content-type", b"application/octet-stream").decode("latin-1")
+            # The real server's parser drops the parameters; those of a raw body's type it keeps.
+            content_type, _ = parse_options_header(self._headers.get(b"content-type", b"application/octet-stream"))
+            self.file_type = content_type.decode("latin-1")
         else:
             self._field = self.fields[options.get(b"name", b"").decode("latin-1")] = bytearray()
 
