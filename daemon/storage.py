@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 from storage3 import AsyncStorageClient
@@ -91,7 +91,7 @@ class Storage:
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(seconds, connect=min(10, seconds), pool=min(30, seconds)),
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=0),
-            follow_redirects=True,
+            follow_redirects=False,  # httpx would take the header `apikey` along to wherever it is sent
         )
         self._client: AsyncClient | None = None
 
@@ -163,7 +163,7 @@ class Storage:
             self.uploads_tried += 1
             try:
                 await self._storage.from_(self._bucket).upload(key, file, options)
-            except BaseException:
+            except (StorageApiError, httpx.HTTPError):
                 self.uploads_failed += 1
                 raise
             return tries
@@ -182,7 +182,7 @@ class Storage:
         """Whether a GET of `url` answers with 200; asked up to three times, as a cache may be a moment behind."""
 
         async def once() -> None:
-            async with self._http.stream("GET", url) as response:
+            async with self._http.stream("GET", url, follow_redirects=True) as response:
                 response.raise_for_status()
 
         try:
@@ -224,12 +224,12 @@ class Storage:
             Refused: `storage_missing`, or `image_too_large` if it has more than `max_bytes`.
             Retryable, Refused: With a code `storage_…`.
         """
-        url = f"{self._url}/storage/v1/object/authenticated/{self._bucket}/{key}"
+        url = f"{self._url}/storage/v1/object/authenticated/{self._bucket}/{quote(key)}"
         headers = {"apikey": self._key, "authorization": f"Bearer {self._key}"}
 
         async def once() -> None:
             async with self._http.stream("GET", url, headers=headers) as response:
-                if response.is_error:
+                if not response.is_success:
                     raise parsed(await response.aread(), response.status_code)
                 size = 0
                 with to.open("wb") as file:

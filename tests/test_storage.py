@@ -223,6 +223,27 @@ async def test_a_refused_upload_does_not_poison_the_next_request(image: Path) ->
         assert await storage.find("a.png") is not None
 
 
+async def test_the_key_does_not_follow_a_redirect(image: Path, tmp_path: Path) -> None:
+    visits = 0
+
+    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal visits
+        visits += 1
+
+    async with scripted(elsewhere) as other:
+
+        async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(answer(f"307 Temporary Redirect\r\nlocation: {other}/", b""))
+
+        async with scripted(redirect) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
+            with pytest.raises(Refused, match="307"):
+                await storage.upload("a.png", image, content_type="image/png")
+            with pytest.raises(RunError):
+                await storage.download("a.png", tmp_path / "back", max_bytes=1000)
+    assert visits == 0
+
+
 async def refusal_of(storage: Storage, image: Path, content_type: str = "image/png") -> RunError:
     with pytest.raises(Refused) as caught:
         await storage.upload("w/1.png", image, content_type=content_type)
@@ -262,6 +283,14 @@ async def test_a_download_stops_at_its_limit(storage: Storage, image: Path, tmp_
     with pytest.raises(Refused) as caught:
         await storage.download("w/1.png", tmp_path / "back", max_bytes=1000)
     assert caught.value.code == "image_too_large"
+
+
+async def test_a_key_may_have_any_character_that_storage_allows(storage: Storage, image: Path, tmp_path: Path) -> None:
+    key = "w/50? off & more.png"
+    await storage.upload(key, image, content_type="image/png")
+    assert storage.owns(await storage.public_url(key, "0" * 8)) == key
+    await storage.download(key, tmp_path / "back", max_bytes=1_000_000)
+    assert bytes_of(tmp_path / "back") == PNG
 
 
 async def test_a_download_of_nothing_is_said_so(storage: Storage, tmp_path: Path) -> None:
