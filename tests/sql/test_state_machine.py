@@ -187,7 +187,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def claim_and_lose_the_reply(self, data: st.DataObject) -> None:
-        self.take(data, slots=1, heard=False)
+        self.take(data, slots=3, heard=False)
 
     def take(self, data: st.DataObject, slots: int, heard: bool) -> None:
         if self.paused:
@@ -403,9 +403,9 @@ class Queue(RuleBasedStateMachine):
         self.paused = not self.paused
         self.execute("update provider_limits set paused = $1 where provider = 'demo'", self.paused)
 
-    @rule()
-    def time_passes(self) -> None:
-        self.move_clock(STRIDE)
+    @rule(strides=st.sampled_from((1, 4)))
+    def time_passes(self, strides: int) -> None:
+        self.move_clock(strides * STRIDE)
 
     # What always holds.
 

@@ -1,0 +1,299 @@
+"""Limits are global and exact, and what may not start costs nothing."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.postgres import connect
+from tests.runs import insert_runs
+from tests.sql.protocol import Daemon, move_clock, new_daemon
+
+CLAIMERS = 8
+
+
+async def set_limit(db: asyncpg.Connection, **limit: Any) -> None:
+    """Sets the limit of openai, or of a model of it."""
+    model = limit.pop("model", None)
+    columns = ", ".join(f"{name} = excluded.{name}" for name in limit)
+    await db.execute(
+        f"insert into provider_limits (provider, model, {', '.join(limit)}) "
+        f"values ('openai', $1, {', '.join(f'${n}' for n in range(2, len(limit) + 2))}) "
+        f"on conflict (provider, model) do update set {columns}",
+        model,
+        *limit.values(),
+    )
+
+
+@pytest.fixture
+async def daemons(database: str):
+    """Daemons with a connection each."""
+    connections = [await connect(database) for _ in range(CLAIMERS)]
+    yield [await new_daemon(connection, "openai") for connection in connections]
+    for connection in connections:
+        await connection.close()
+
+
+async def claim_at_once(daemons: list[Daemon], slots: int, rounds: int = 3) -> int:
+    """All daemons claim at the same time, several times over; answers how many runs they got."""
+
+    async def claim(daemon: Daemon) -> int:
+        return sum([len(await daemon.claim(slots)) for _ in range(rounds)])
+
+    return sum(await asyncio.gather(*map(claim, daemons)))
+
+
+async def test_many_daemons_at_once_start_exactly_as_many_a_minute_as_allowed(db, daemons):
+    await set_limit(db, per_minute=25)
+    await insert_runs(db, 200, processor="openai:gpt-image-2")
+    assert await claim_at_once(daemons, slots=7) == 25
+    assert await claim_at_once(daemons, slots=7) == 0
+
+
+async def test_many_daemons_at_once_hold_exactly_as_many_runs_as_allowed(db, daemons):
+    await set_limit(db, per_minute=None, max_running=10)
+    await insert_runs(db, 200, processor="openai:gpt-image-2")
+    assert await claim_at_once(daemons, slots=7) == 10
+    (claimed,) = await db.fetch("select id, claim, claimed_by from runs where status = 'running' limit 1")
+    holder = next(daemon for daemon in daemons if daemon.id == claimed["claimed_by"])
+    assert await holder.complete(claimed) == "settled"
+    assert await claim_at_once(daemons, slots=7) == 1
+
+
+async def test_parked_runs_count_as_running(db, daemons):
+    await set_limit(db, per_minute=None, max_running=1)
+    await insert_runs(db, 2, processor="openai:gpt-image-2")
+    await daemons[0].park(await daemons[0].claim_one(), due_in=60)
+    assert not await daemons[1].claim(5)
+
+
+async def test_no_minute_sees_more_starts_than_its_limit_wherever_it_begins(db):
+    """Starts of four minutes, every ten seconds: none of the windows of 60 seconds holds more than allowed."""
+    await set_limit(db, per_minute=7)
+    await insert_runs(db, 100, processor="openai:gpt-image-2")
+    daemon = await new_daemon(db, "openai")
+    starts: list[float] = []
+    for second in range(0, 240, 10):
+        await move_clock(db, f"{second} s")
+        starts += [second] * len(await daemon.claim(4))
+    assert max(sum(begin <= start < begin + 60 for start in starts) for begin in starts) == 7
+    # A start counts for up to 61 seconds, so a minute may see a little less, but not much.
+    assert len(starts) >= 4 * 7 - 7
+
+
+async def test_a_minute_boundary_is_no_way_around_the_limit(db, daemons):
+    await set_limit(db, per_minute=10)
+    await insert_runs(db, 100, processor="openai:gpt-image-2")
+    assert await claim_at_once(daemons, slots=3) == 10
+    for daemon in daemons:
+        await move_clock(daemon.connection, "55 s")
+    assert await claim_at_once(daemons, slots=3) == 0
+    for daemon in daemons:
+        await move_clock(daemon.connection, "75 s")
+    assert await claim_at_once(daemons, slots=3) == 10
+
+
+async def test_a_limit_holds_for_the_provider_and_for_the_model(db, daemons):
+    await set_limit(db, per_minute=10)
+    await set_limit(db, model="small", per_minute=4)
+    await insert_runs(db, 50, processor="openai:small")
+    assert await claim_at_once(daemons, slots=3) == 4
+    await insert_runs(db, 50, processor="openai:large")
+    assert await claim_at_once(daemons, slots=3) == 6
+
+
+async def test_a_limit_that_comes_while_runs_wait_and_run_counts_both(db, daemons):
+    await set_limit(db, per_minute=None)
+    await insert_runs(db, 20, processor="openai:small")
+    assert len(await daemons[0].claim(2)) == 2
+    await set_limit(db, model="small", max_running=5)
+    assert await claim_at_once(daemons, slots=3) == 3
+    await db.execute("delete from provider_limits where model = 'small'")
+    assert await claim_at_once(daemons, slots=3) == 15
+
+
+async def test_a_run_inserted_while_its_model_gets_a_limit_is_counted(db, daemons, database):
+    """Its insert began before the limit and commits after it, so it stands in the provider's lane."""
+    await set_limit(db, per_minute=None)
+    other = await connect(database)
+    async with other.transaction():
+        await insert_runs(other, 3, processor="openai:small")
+        await set_limit(db, model="small", max_running=1)
+    assert await db.fetchval("select distinct lane from runs") == "openai"
+    assert await claim_at_once(daemons, slots=3) == 1
+    await other.close()
+
+
+@pytest.mark.parametrize("stop", [{"paused": True}, {"per_minute": 0}, {"max_running": 0}])
+async def test_a_provider_that_is_stopped_starts_nothing_and_goes_on_when_told(db, daemons, stop):
+    await insert_runs(db, 3, processor="openai:gpt-image-2")
+    await set_limit(db, **stop)
+    assert await claim_at_once(daemons, slots=3) == 0
+    await set_limit(db, **{name: False if name == "paused" else None for name in stop})
+    assert await claim_at_once(daemons, slots=3) == 3
+
+
+async def test_a_paused_provider_is_still_asked_about_its_orders(db, daemons):
+    await insert_runs(db, 2, processor="openai:gpt-image-2")
+    await daemons[0].park(await claim_some(daemons[0]), due_in=0)
+    await set_limit(db, paused=True)
+    (claimed,) = await daemons[1].claim(5)
+    assert claimed["provider_job_id"] == "order-1"
+
+
+async def claim_some(daemon: Daemon) -> dict[str, Any]:
+    (claimed,) = await daemon.claim(1)
+    return claimed
+
+
+async def test_a_block_holds_for_every_daemon_until_it_ends_and_never_gets_shorter(db, daemons):
+    await insert_runs(db, 3, processor="openai:gpt-image-2")
+    await db.execute("select private.block_provider('openai', null, '60 s', 'slow down')")
+    await db.execute("select private.block_provider('openai', null, '1 s', 'slow down')")
+    await move_clock(daemons[0].connection, "30 s")
+    assert await claim_at_once(daemons, slots=3) == 0
+    await move_clock(daemons[0].connection, "61 s")
+    assert len(await daemons[0].claim(5)) == 3
+
+
+async def test_a_blocked_model_leaves_the_others_alone(db, daemons):
+    await insert_runs(db, 2, processor="openai:small")
+    await insert_runs(db, 2, processor="openai:large")
+    await db.execute("select private.block_provider('openai', 'small', '60 s', 'slow down')")
+    claimed = await daemons[0].claim(10)
+    assert {run["processor"] for run in claimed} == {"openai:large"}
+
+
+async def test_limits_that_change_while_everybody_claims_are_never_exceeded(db, daemons):
+    await set_limit(db, per_minute=None, max_running=0)
+    await insert_runs(db, 300, processor="openai:gpt-image-2")
+    highest = 0
+
+    async def raise_the_limit() -> None:
+        nonlocal highest
+        for limit in (5, 9, 3, 30, 20):
+            highest = max(highest, limit)
+            await set_limit(db, max_running=limit)
+
+    claimed, _ = await asyncio.gather(claim_at_once(daemons, slots=4, rounds=8), raise_the_limit())
+    assert claimed <= highest
+
+
+async def test_what_was_started_is_remembered_by_the_second_not_by_the_claim(db):
+    await set_limit(db, per_minute=1000)
+    await insert_runs(db, 30, processor="openai:gpt-image-2")
+    daemon = await new_daemon(db, "openai")
+    for _ in range(30):
+        await daemon.claim(1)
+    row = await db.fetchrow("select recent_at, recent_starts from provider_limits where provider = 'openai'")
+    assert sum(row["recent_starts"]) == 30
+    assert len(row["recent_at"]) == len(set(row["recent_at"]))
+
+
+# What it costs. Buffers are counted, not seconds: they say the same on every machine.
+
+
+async def buffers_of(db: asyncpg.Connection, query: str, *args: object) -> int:
+    """Pages that a statement reads or writes, planning aside."""
+    async with db.transaction():
+        rows = await db.fetch(f"explain (analyze, buffers, format json) {query}", *args)
+    plan = rows[0][0]
+    (answer,) = json.loads(plan) if isinstance(plan, str) else plan
+    return answer["Plan"]["Shared Hit Blocks"] + answer["Plan"]["Shared Read Blocks"]
+
+
+async def fill(db: asyncpg.Connection, count: int, status: str, due: str = "private.now()") -> None:
+    """Puts very many runs there without the triggers, which would take a minute."""
+    await db.execute("alter table runs disable trigger user")
+    await db.execute(
+        f"""insert into runs (id, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt,
+            max_attempts, claim, ticket, provider_job_id, lane, rank)
+        select 'many-' || n, 'image_gen', md5((n % 100)::text)::uuid, $1::varchar, 'openai:gpt-image-2', '{{}}', 0, 0, {due}, 0, 3, n, n,
+            case $1 when 'running' then 'order' end, 'openai', case $1 when 'pending' then n / 100 end
+        from generate_series(1, $2) n""",
+        status,
+        count,
+    )
+    await db.execute("alter table runs enable trigger user")
+
+
+CLAIM = "select private.claim_runs($1, 5, $2)"
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "due", "limit"),
+    [
+        (100_000, "pending", "private.now()", {"paused": True}),
+        (20_000, "pending", "private.now()", {"per_minute": 0}),
+        (20_000, "running", "private.now() + interval '1 hour'", {"per_minute": 50}),
+    ],
+    ids=["paused", "exhausted", "parked"],
+)
+async def test_runs_that_may_not_start_cost_a_claim_nothing(db, count, status, due, limit):
+    daemon = await new_daemon(db, "openai", "demo")
+    await set_limit(db, **limit)
+    await insert_runs(db, 20)
+    await daemon.claim(5)
+    before = await buffers_of(db, CLAIM, daemon.id, True)
+    await fill(db, count, status, due)
+    for thorough in (False, True):
+        assert await buffers_of(db, CLAIM, daemon.id, thorough) < before + 150
+
+
+async def test_a_claim_costs_the_same_however_many_wait(db):
+    daemon = await new_daemon(db, "openai")
+    await insert_runs(db, 10, processor="openai:gpt-image-2")
+    await daemon.claim(1)
+    before = await buffers_of(db, CLAIM, daemon.id, False)
+    await fill(db, 20_000, "pending")
+    assert await buffers_of(db, CLAIM, daemon.id, False) < before + 150
+
+
+HOT = {
+    "claim": "select id from runs where kind = 'image_gen' and status = 'pending' and rank is not null "
+    "and lane = 'openai' and priority = 0 and rank >= 0 order by rank, id limit 5",
+    "what was put off": "select id from runs where kind = 'image_gen' and status = 'pending' and rank is null "
+    "and due_at <= now() order by due_at limit 200",
+    "check": "select id from runs where kind = 'image_gen' and status = 'running' and lane = 'openai' "
+    "and due_at <= now() and claimed_by is null order by due_at limit 5",
+    "place in line": "select rank from runs where kind = 'image_gen' and subject_id = '00000000-0000-4000-8000-000000000000' and lane = 'openai' "
+    "and rank is not null order by rank desc limit 1",
+    "newest run of a node": "select id from runs where kind = 'image_gen' and ticket is not null "
+    "and metadata ->> 'nodeId' = 'n' and subject_id = '00000000-0000-4000-8000-000000000000' order by ticket desc limit 1",
+    "held": "select id from runs where claimed_by = '00000000-0000-4000-8000-000000000000'",
+}
+INDEX = {
+    "claim": "runs_ready",
+    "what was put off": "runs_delayed",
+    "check": "runs_running",
+    "place in line": "runs_last_in_line",
+    "newest run of a node": "runs_node",
+    "held": "runs_held",
+}
+
+
+@pytest.mark.parametrize("rows", [0, 20_000], ids=["empty", "large"])
+async def test_each_hot_query_walks_its_index(db, rows):
+    """With the settings of the functions; on an empty table without statistics as well as on a large one."""
+    if rows:
+        await fill(db, rows, "pending")
+        await db.execute("analyze runs")
+    config = await db.fetchval("select proconfig from pg_proc where proname = 'claim_runs'")
+    for setting in config:
+        name, _, value = setting.partition("=")
+        await db.execute("select set_config($1, $2, false)", name, value.strip('"'))
+    for name, query in HOT.items():
+        # Inside the function search_path is empty; here the name says it.
+        plan = "\n".join(row[0] for row in await db.fetch("explain " + query.replace("from runs", "from public.runs")))
+        assert re.search(rf"Index (Only )?Scan (Backward )?using {INDEX[name]} ", plan), f"{name}:\n{plan}"
+        assert "Seq Scan" not in plan and "Sort" not in plan, f"{name}:\n{plan}"
+
+
+async def test_the_functions_that_run_most_have_their_plans_pinned(db):
+    rows = await db.fetch(
+        "select proname from pg_proc where 'enable_seqscan=off' = any (proconfig) and 'jit=off' = any (proconfig) order by 1"
+    )
+    assert [row[0] for row in rows] == ["claim_runs", "follow_up", "record_progress", "settle_runs", "show_runs"]
