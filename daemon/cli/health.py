@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 from uuid import uuid4
@@ -77,52 +76,61 @@ async def _states(dsn: str, host: str) -> list[str]:
 
 async def _examine(settings: Settings) -> list[Finding]:
     findings: list[Finding] = []
+    served: list[str] = []
     try:
         dsn = database_url(settings)
         refuse_transaction_pooler(dsn)
         async with connected(dsn) as connection:
-            findings += [finding async for finding in _examine_database(dsn, connection)]
+            findings += [await _server(dsn, connection), await _listen(connection)]
+            migrations = await _migrations(dsn)
+            findings.append(migrations)
+            if migrations.state == "ok":
+                alive, served = await _alive(connection)
+                findings.append(Finding("daemons", "info", f"{alive} alive, serving {', '.join(served) or 'nothing'}."))
+            findings.append(await _publication(connection))
     except ImageJobsError as error:
         findings.append(_problem("database", error))
-    findings.append(await _storage(settings))
-    findings.append(await _keys(settings))
+    findings += [await _storage(settings), await _keys(settings, served)]
     return findings
 
 
-async def _examine_database(dsn: str, connection: Connection) -> AsyncIterator[Finding]:
-    from daemon.migrate import pending
-
+async def _server(dsn: str, connection: Connection) -> Finding:
     number = int(await connection.fetchval("select current_setting('server_version_num')"))
     release = await connection.fetchval("select current_setting('server_version')")
     if number < OLDEST_POSTGRES:
-        yield Finding("database", "problem", f"{place(dsn)} is PostgreSQL {release}.", "Upgrade it to 15 or newer.")
-    else:
-        yield Finding("database", "ok", f"PostgreSQL {release} at {place(dsn)}.")
-    yield await _listen(connection)
+        return Finding("database", "problem", f"{place(dsn)} is PostgreSQL {release}.", "Upgrade it to 15 or newer.")
+    return Finding("database", "ok", f"PostgreSQL {release} at {place(dsn)}.")
+
+
+async def _migrations(dsn: str) -> Finding:
+    from daemon.migrate import pending
+
     try:
         missing = await pending(dsn)
     except ImageJobsError as error:
-        yield _problem("migrations", error)
-    else:
-        if missing:
-            yield Finding("migrations", "problem", f"Missing: {', '.join(missing)}.", "Run image-jobs migrate.")
-        else:
-            yield Finding("migrations", "ok", "All have run.")
-            alive = await connection.fetchval("select count(*) from public.daemons where state = 'alive'")
-            yield Finding(
-                "daemons", "info", f"{alive} alive." if alive else "None is running: image-jobs run starts one."
-            )
+        return _problem("migrations", error)
+    if missing:
+        return Finding("migrations", "problem", f"Missing: {', '.join(missing)}.", "Run image-jobs migrate.")
+    return Finding("migrations", "ok", "All have run.")
+
+
+async def _alive(connection: Connection) -> tuple[int, list[str]]:
+    """How many daemons live, and what they serve."""
+    rows = await connection.fetch("select providers from public.daemons where state = 'alive'")
+    return len(rows), sorted({provider for row in rows for provider in row["providers"]})
+
+
+async def _publication(connection: Connection) -> Finding:
     published = await connection.fetchval(
         "select exists (select from pg_publication_tables where pubname = 'supabase_realtime' "
         "and schemaname = 'public' and tablename = 'workflow_nodes')"
     )
-    yield Finding(
-        "publication",
-        "info",
+    message = (
         "workflow_nodes is in supabase_realtime."
         if published
-        else "workflow_nodes is not in supabase_realtime: subscriptions to postgres_changes get nothing.",
+        else "workflow_nodes is not in supabase_realtime: subscriptions to postgres_changes get nothing."
     )
+    return Finding("publication", "info", message)
 
 
 async def _listen(connection: Connection) -> Finding:
@@ -166,7 +174,7 @@ async def _storage(settings: Settings) -> Finding:
     return Finding("storage", "ok", f"Bucket {settings.bucket} at {settings.supabase_url}.")
 
 
-async def _keys(settings: Settings) -> Finding:
+async def _keys(settings: Settings, served: list[str]) -> Finding:
     from daemon.providers import PROVIDERS, available
 
     try:
@@ -175,6 +183,8 @@ async def _keys(settings: Settings) -> Finding:
         return _problem("providers", error)
     if there:
         return Finding("providers", "ok", f"{', '.join(there)}.")
+    if served:
+        return Finding("providers", "info", f"None has a key here; the daemons that live serve {', '.join(served)}.")
     keys = [f"{name.upper()}_API_KEY" for name in PROVIDERS if name != "demo"]
     return Finding(
         "providers",

@@ -74,12 +74,16 @@ def _screen(seen: Snapshot) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    states = ("pending", "delayed", "running", "parked", "completed", "failed", "cancelled")
     queue = [
         {
             "provider": row["provider"],
-            **{state: row[state] or "·" for state in states},
-            "waits for": _duration(row["oldest_wait"]),
+            **{state: row[state] for state in ("pending", "running", "completed", "failed")},
+            **{
+                state: row[state]
+                for state in ("delayed", "parked", "cancelled")
+                if any(r[state] for r in seen["queue"])
+            },
+            "oldest waits": _duration(row["oldest_wait"]),
             "note": _closed(row),
         }
         for row in seen["queue"]
@@ -108,8 +112,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, justify="right" if isinstance(rows[0][name], int) else "left", overflow="fold")
+    last = list(rows[0])[-1]
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int) else "left", no_wrap=name != last)
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row.values()))  # Text: what stands in the database is no markup
     return table

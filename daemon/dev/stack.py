@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
@@ -67,6 +68,7 @@ def start(*, data: Path, port: int, fresh: bool, settings: Settings) -> None:
             if fresh:
                 home.clear()
             guard = parts.enter_context(Guard(home.lock))
+            typer.secho("  Starting Postgres, storage and the daemon …", dim=True)
             server = Server(embedded_bin_dir(), home.database, _free_port(home.remembered_port()))
             parts.callback(server.stop)
             server.start()
@@ -109,34 +111,45 @@ class Stack:
         async with asyncpg.create_pool(self._dsn, min_size=0) as pool:
             app = storage_app(pool, self._home.storage, keys)
             async with serving(app, self._listening), connected(self._dsn) as connection:
-                self._home.write_environment(environment)
-                feed = Feed(connection)
-                await feed.look()
-                await self._welcome(connection)
-                await self._work(feed, environment)
-                await feed.look()
+                await self._work(connection, environment)
 
-    async def _work(self, feed: Feed, environment: Mapping[str, str]) -> None:
+    async def _work(self, connection: Connection, environment: Mapping[str, str]) -> None:
         """Runs the daemon, and prints what it does, until it is told to leave."""
+        feed = Feed(connection)
+        await feed.look()
+        since = await connection.fetchval("select private.now()")
         process = await self._start_daemon(environment)
         parts = {
-            asyncio.create_task(feed.run(), name="feed"),
+            asyncio.create_task(self._watch(connection, feed, environment, since), name="watch"),
             asyncio.create_task(process.wait(), name="daemon"),
             asyncio.create_task(self._told.wait(), name="signals"),
         }
         try:
-            ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            ended, others = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for each in ended:
-                await each  # a feed that broke says why
+                await each  # watching never ends by itself: it says what broke
             if not self._told.is_set():
                 self._explain_end(process.returncode)
             await self._leave(process)
+            for each in others:
+                each.cancel()
+            await asyncio.wait(parts)
+            await feed.look()
         finally:
             for each in parts:
                 each.cancel()
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+    async def _watch(self, connection: Connection, feed: Feed, environment: Mapping[str, str], since: datetime) -> None:
+        """From the moment that everything is up, the daemon as the last; one that was killed may still look alive."""
+        ready = "select exists (select from public.daemons where state = 'alive' and started_at >= $1)"
+        while not await connection.fetchval(ready, since):  # noqa: ASYNC110 - another process sets it
+            await asyncio.sleep(0.05)
+        self._home.write_environment(environment)
+        await self._welcome(connection)
+        await feed.run()
 
     async def _start_daemon(self, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
         package = Path(daemon.__file__).parents[1]
@@ -192,9 +205,8 @@ class Stack:
         ]
         typer.echo()
         for label, value, remark in blocks:
-            typer.echo(
-                f"  {label:<13} {typer.style(f'{value:<52}', bold=True)} {typer.style(remark, dim=True)}".rstrip()
-            )
+            said = f"  {label:<13} {typer.style(f'{value:<52}', bold=True)} {typer.style(remark, dim=True)}"
+            typer.echo(said if remark else f"  {label:<13} {typer.style(value, bold=True)}")
         typer.echo(f'\n  In another terminal: {prefix}image-jobs generate "a lighthouse at dusk"')
         typer.secho("  Ctrl-C stops everything and keeps the data.\n", dim=True)
         if not await connection.fetchval("select exists (select from public.runs)"):
