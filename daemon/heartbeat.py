@@ -17,6 +17,9 @@ from daemon.queue import UNAVAILABLE, Queue
 
 log = structlog.stdlib.get_logger()
 
+RETRY = 1.0
+"""Seconds between two beats of which the first did not arrive: back early, a daemon is not taken for dead."""
+
 
 class Heartbeat:
     """Beats, six times a lease.
@@ -57,9 +60,12 @@ class Heartbeat:
             self._fresh.clear()
             await self._fresh.wait()
 
-    def renewed(self, sent: float) -> None:
-        """A sign of life that was sent at `sent` (monotonic seconds) has arrived."""
-        self._until = sent + self._lease
+    def renewed(self, sent: float, *, session_lock: bool = False) -> None:
+        """A sign of life that was sent at `sent` (monotonic seconds) has arrived.
+
+        One that vouched for the session's lock is believed for a shorter time: if the network goes, so does the lock.
+        """
+        self._until = sent + (silence(self._lease) if session_lock else self._lease)
         self._fresh.set()
 
     async def run(self) -> None:
@@ -67,12 +73,14 @@ class Heartbeat:
         interval = self._lease / 6
         silent = False
         while True:
+            pause = min(interval, RETRY)
             sent = time.monotonic()
             daemon = self._daemon()
             in_flight, session_lock, draining = self._state()
             try:
                 await self._queue.heartbeat(daemon, in_flight=in_flight, session_lock=session_lock, draining=draining)
-                self.renewed(sent)
+                self.renewed(sent, session_lock=session_lock)
+                pause = interval
                 if silent:
                     silent = False
                     log.info("heartbeat.resumed")
@@ -90,4 +98,9 @@ class Heartbeat:
                 if not silent:
                     silent = True
                     log.warning("heartbeat.failed", error=type(error).__name__)
-            await asyncio.sleep(max(0.0, sent + interval - time.monotonic()))
+            await asyncio.sleep(max(0.0, sent + pause - time.monotonic()))
+
+
+def silence(lease: float) -> float:
+    """Seconds without a beat after which a daemon whose session's lock is free is dead; as in `private.take_over`."""
+    return min(lease, max(6.0, lease / 5))

@@ -21,6 +21,8 @@ log = structlog.stdlib.get_logger()
 
 WAKE = "image_jobs_wake"
 DROP = "image_jobs_drop"
+LONGEST_PAUSE = 5.0
+"""Seconds between two tries to reach a database that is away."""
 
 
 class Listener:
@@ -57,6 +59,7 @@ class Listener:
         self._ping = ping.total_seconds()
         self._patience = patience.total_seconds()
         self._locked: UUID | None = None
+        self._failures = 0
         self.hears = False
 
     @property
@@ -66,18 +69,17 @@ class Listener:
 
     async def run(self) -> None:
         """Listens until cancelled, over as many connections as it takes."""
-        failures = 0
         while True:
             try:
                 await self._listen()
-                failures = 0
             except UNAVAILABLE as error:
-                failures += 1
-                log.warning("listener.disconnected", error=type(error).__name__, failures=failures)
+                self._failures += 1
+                log.warning("listener.disconnected", error=type(error).__name__, failures=self._failures)
             finally:
                 self.hears = False
                 self._locked = None
-            await asyncio.sleep(min(0.1 * 2**failures, 5.0) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            wait = min(0.1 * 2 ** min(self._failures, 6), LONGEST_PAUSE)
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
     async def _listen(self) -> None:
         """One connection, from the first LISTEN to its end."""
@@ -94,6 +96,7 @@ class Listener:
             await connection.add_listener(probe, partial(_on_probe, heard))
             await self._find_out(connection, probe, heard)
             log.info("listener.connected", hears=self.hears)
+            self._failures = 0
             self._connected()
             while True:
                 await self._lock(connection)
@@ -122,13 +125,16 @@ class Listener:
         self.hears = heard.is_set()
 
     async def _lock(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """Holds the lock of the daemon's present id; only a session of our own can hold one."""
+        """Holds the lock of the daemon's present id; only a session of our own can hold one.
+
+        Does not wait for it: the server may not have noticed yet that the session before this one is gone.
+        """
         daemon = self._daemon()
         if self.hears and self._locked != daemon:
-            await connection.execute(
-                "select pg_advisory_lock(private.session_lock_key($1))", daemon, timeout=self._patience
+            free: bool = await connection.fetchval(
+                "select pg_try_advisory_lock(private.session_lock_key($1))", daemon, timeout=self._patience
             )
-            self._locked = daemon
+            self._locked = daemon if free else None
 
     def _on_wake(self, _connection: object, _pid: int, _channel: str, _payload: object) -> None:
         self._wake()

@@ -3,9 +3,11 @@
 What the functions promise stands in `sql/schema`; a daemon in another language could be written against them alone.
 """
 
+import asyncio
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -32,6 +34,9 @@ also a pooler that does not know the tenant while the project restarts (facts: S
 
 REFUSED: tuple[type[BaseException], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """The database will not take this data, however often it is sent."""
+
+BEAT_TIMEOUT = 5.0
+"""Seconds for a sign of life: what takes longer is worth less than the next try."""
 
 Result = Literal["settled", "already", "lost", "busy", "recorded"]
 
@@ -104,6 +109,8 @@ class Queue:
         self._timeout = timeout
         self._mask = mask
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        # One at a time: a hundred runs that are throttled at once must not leave the heartbeat without a connection.
+        self._blocking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         self._pool = await asyncpg.create_pool(
@@ -130,19 +137,33 @@ class Queue:
             raise RuntimeError("the queue is not open")
         return self._pool
 
+    @asynccontextmanager
+    async def _connected(
+        self, timeout: float | None = None
+    ) -> "AsyncGenerator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
+        """A connection for one call. One that gives no answer in time is cut: asyncpg would wait on for its cancel request
+        to arrive, which takes longest when the network is gone (measured: 25 s for a call with a timeout of 5)."""
+        async with self.pool.acquire(timeout=timeout or self._timeout) as connection:
+            try:
+                yield connection
+            except TimeoutError:
+                connection.terminate()
+                raise
+
     async def register(
         self, daemon: UUID, *, name: str, version: str, slots: int, lease: timedelta, providers: Sequence[str]
     ) -> None:
         """`private.register_daemon`: this process is a daemon from now on."""
-        await self.pool.execute(
-            "select private.register_daemon($1, $2, $3, $4, $5, $6)",
-            daemon,
-            name,
-            version,
-            slots,
-            lease,
-            list(providers),
-        )
+        async with self._connected() as connection:
+            await connection.execute(
+                "select private.register_daemon($1, $2, $3, $4, $5, $6)",
+                daemon,
+                name,
+                version,
+                slots,
+                lease,
+                list(providers),
+            )
 
     async def heartbeat(self, daemon: UUID, *, in_flight: int, session_lock: bool, draining: bool) -> None:
         """`private.heartbeat`: a sign of life.
@@ -150,30 +171,41 @@ class Queue:
         Raises:
             DaemonFenced: If others have taken this daemon for dead.
         """
-        await self.pool.execute(
-            "select private.heartbeat($1, $2, $3, $4)", daemon, in_flight, session_lock, draining, timeout=5
-        )
+        async with self._connected(BEAT_TIMEOUT) as connection:
+            await connection.execute(
+                "select private.heartbeat($1, $2, $3, $4)",
+                daemon,
+                in_flight,
+                session_lock,
+                draining,
+                timeout=BEAT_TIMEOUT,
+            )
 
     async def take_over(self, daemon: UUID) -> int:
         """`private.take_over`: takes the runs of silent daemons; answers how many."""
-        count: int = await self.pool.fetchval("select private.take_over($1)", daemon)
+        async with self._connected() as connection:
+            count: int = await connection.fetchval("select private.take_over($1)", daemon)
         return count
 
     async def leave(self, daemon: UUID) -> None:
         """`private.leave`: this daemon ends in good order."""
-        await self.pool.execute("select private.leave($1)", daemon)
+        async with self._connected() as connection:
+            await connection.execute("select private.leave($1)", daemon)
 
     async def block(self, provider: str, model: str | None, wait: timedelta, reason: str) -> None:
         """`private.block_provider`: closes a provider, or one model of it, for all daemons."""
-        await self.pool.execute("select private.block_provider($1, $2, $3, $4)", provider, model, wait, reason)
+        async with self._blocking, self._connected() as connection:
+            await connection.execute("select private.block_provider($1, $2, $3, $4)", provider, model, wait, reason)
 
     async def publish(self, provider: str, models: Sequence[Mapping[str, Any]]) -> None:
         """`private.publish_models`: what `image_models` shows of a provider."""
-        await self.pool.execute("select private.publish_models($1, $2)", provider, json.dumps(models, default=str))
+        async with self._connected() as connection:
+            await connection.execute("select private.publish_models($1, $2)", provider, json.dumps(models, default=str))
 
     async def wake_all(self) -> None:
         """`private.wake_all`: look again, everybody."""
-        await self.pool.execute("select private.wake_all()")
+        async with self._connected() as connection:
+            await connection.execute("select private.wake_all()")
 
     async def turn(
         self,
@@ -191,16 +223,17 @@ class Queue:
         Raises:
             DaemonFenced: If slots were asked for and others have taken this daemon for dead.
         """
-        rows = await self.pool.fetch(
-            "select part, run from private.turn($1, $2, $3, $4, $5, $6, $7)",
-            daemon,
-            slots,
-            thorough,
-            json.dumps(_clean(settlements, self._mask)),
-            json.dumps(_clean(progress, self._mask)),
-            held,
-            awake,
-        )
+        async with self._connected() as connection:
+            rows = await connection.fetch(
+                "select part, run from private.turn($1, $2, $3, $4, $5, $6, $7)",
+                daemon,
+                slots,
+                thorough,
+                json.dumps(_clean(settlements, self._mask)),
+                json.dumps(_clean(progress, self._mask)),
+                held,
+                awake,
+            )
         claimed: list[Claimed] = []
         answers: list[Answer] = []
         for part, text in rows:

@@ -20,7 +20,7 @@ from daemon.heartbeat import Heartbeat
 from daemon.listener import Listener
 from daemon.log import masker, secrets_of
 from daemon.metrics import Metrics
-from daemon.providers import PROVIDERS, Provider, create, models
+from daemon.providers import PROVIDERS, Provider, create
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
 from daemon.settings import Settings
@@ -99,9 +99,10 @@ class Service:
         settings = self._settings
 
         async def rejoin(former: UUID) -> None:
-            await self._rejoin(former, queue, providers)
-            heartbeat.renewed(time.monotonic())
-            turns.look_closely()
+            sent = time.monotonic()
+            if await self._rejoin(former, queue, providers):
+                heartbeat.renewed(sent)
+                turns.look_closely()
 
         # The worker is made last, since it needs the others; they call it only once they run.
         def start(run: Claimed) -> None:
@@ -197,8 +198,8 @@ class Service:
                 "Run image-jobs migrate.",
             )
         await self._join(queue, providers)
-        for name in providers:
-            await queue.publish(name, [_published(name, model) for model in map(asdict, models(name))])
+        for name, provider in providers.items():
+            await queue.publish(name, [_published(name, model) for model in map(asdict, provider.models)])
 
     async def _join(self, queue: Queue, providers: Mapping[str, Provider]) -> None:
         await queue.register(
@@ -210,18 +211,24 @@ class Service:
             providers=sorted(providers),
         )
 
-    async def _rejoin(self, former: UUID, queue: Queue, providers: Mapping[str, Provider]) -> None:
-        """Registers under a new id, once, however many parts noticed that the former one was fenced."""
+    async def _rejoin(self, former: UUID, queue: Queue, providers: Mapping[str, Provider]) -> bool:
+        """Registers under a new id, once, however many parts noticed that the former one was fenced.
+
+        Returns:
+            Whether this call did it.
+        """
         async with self._joining:
-            if self._id == former:
-                successor = uuid4()
-                self._id = successor
-                try:
-                    await self._join(queue, providers)
-                except BaseException:
-                    self._id = former
-                    raise
-                log.warning("daemon.rejoined", former=str(former), daemon=str(successor))
+            if self._id != former:
+                return False
+            successor = uuid4()
+            self._id = successor
+            try:
+                await self._join(queue, providers)
+            except BaseException:
+                self._id = former
+                raise
+            log.warning("daemon.rejoined", former=str(former), daemon=str(successor))
+            return True
 
     async def _drain(self, turns: Turns, worker: Worker) -> None:
         """Claims nothing more and lets runs finish; when told twice, or out of time, hands them back."""

@@ -76,8 +76,20 @@ begin
 end
 $$;
 
--- Takes over from daemons that have gone silent: no beat for their lease, or no beat for 6 s and their session's lock is
--- free. Only a daemon whose own beats have come unbroken for one lease may judge. Answers how many runs were taken over.
+-- When the LISTEN session of a daemon began; null if it has none, or does not hold the daemon's lock.
+create or replace function private.session_began(p_daemon uuid)
+returns timestamptz language sql volatile set search_path = ''
+as $$
+  select a.backend_start
+  from pg_catalog.pg_locks l join pg_catalog.pg_stat_activity a on a.pid = l.pid and a.datname = current_database()
+  where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.database = a.datid
+    and (l.classid::bigint << 32 | l.objid::bigint) = private.session_lock_key(p_daemon)
+$$;
+
+-- Takes over from daemons that have gone silent: no beat for their lease, or no beat for 6 s (a fifth of a long lease, so
+-- that a beat was missed) and their session's lock is free. Locks go with a restart of the server too, so they count only
+-- for a daemon whose own session was there before the last beat of the silent one, and still is.
+-- Only a daemon whose own beats have come unbroken for one lease may judge. Answers how many runs were taken over.
 create or replace function private.take_over(p_daemon uuid)
 returns integer language plpgsql volatile set search_path = ''
 as $$
@@ -93,13 +105,15 @@ begin
     return 0;
   end if;
   for v_silent in
-    select d.id, d.seen_at < v_now - d.lease as lapsed from private.daemons d
+    select d.id, d.seen_at, d.seen_at < v_now - d.lease as lapsed from private.daemons d
     where d.ended_at is null and d.id <> p_daemon
-      and (d.seen_at < v_now - d.lease or (d.session_lock and d.seen_at < v_now - interval '6 s'))
+      and (d.seen_at < v_now - d.lease or (d.session_lock and d.seen_at < v_now - greatest(interval '6 s', d.lease / 5)))
     order by d.id
     for update skip locked
   loop
-    continue when not v_silent.lapsed and not pg_try_advisory_xact_lock(private.session_lock_key(v_silent.id));
+    continue when not v_silent.lapsed and not (
+      coalesce(private.session_began(p_daemon) < v_silent.seen_at, false)
+      and pg_try_advisory_xact_lock(private.session_lock_key(v_silent.id)));
     update private.daemons d set ended_at = v_now, ended = 'taken over' where d.id = v_silent.id;
     v_count := v_count + private.abandon_runs(v_silent.id);
   end loop;
