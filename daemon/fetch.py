@@ -106,6 +106,10 @@ class Fetcher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Lets go of connections."""
         await self._transport.aclose()
 
     async def fetch(self, url: str, to: Path, *, max_bytes: int, timeout: timedelta, what: str = "the image") -> None:

@@ -9,7 +9,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -170,8 +170,7 @@ class Worker:
             if run.attempt > 1 and (adopted := await self._publisher.adopt(run, model)) is not None:
                 return adopted
             previous = await self._previous_image(prompt, workdir)
-            request = Request(run.id, model.model, prompt, workdir, run.attempt, previous, run.metadata)
-            made = await self._generate(provider, request, reporter)
+            made = await self._generate(provider, replace(request, previous_image=previous), reporter)
         match made:
             case Generated():
                 await reporter.close()
@@ -183,8 +182,12 @@ class Worker:
                 return self._wait(run, made)
 
     def _choose(self, run: Claimed) -> tuple[Resolved, Provider]:
-        model = resolve(run.processor, strict=self._policy.strict_models)
-        provider = self._providers.get(model.provider)
+        provider = self._providers.get(run.processor.partition(":")[0])
+        model = resolve(
+            run.processor,
+            strict=self._policy.strict_models,
+            catalogued=provider is None or bool(provider.models),
+        )
         if provider is None:
             raise Refused(
                 f"No daemon here can use {model.provider}: its key is not set.",

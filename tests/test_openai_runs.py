@@ -7,134 +7,20 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
-from uuid import UUID, uuid4
 
-import asyncpg
 import httpx
 import pytest
 
 from daemon.providers.openai_models import estimate
-from tests.daemons import Daemon, Supabase, daemon, supabase
+from tests.daemons import daemon
 from tests.fakes.openai_api import KEY, OpenAIAPI, cut, error_event, hang, held, moderation, status
-from tests.postgres import Cluster, connect, free_port, wait_until
-from tests.runs import insert_run, run_row
+from tests.openai_studio import FLARE, Studio, open_studio
+from tests.postgres import Cluster, free_port, wait_until
+from tests.runs import insert_run
 
-FLARE = "gpt-image-2.5-flare"
 COST = (13 * 5 + (196 + 2 * 100) * 30) / 1e6
 """USD of what the fake counts: the prompt, the picture and two previews."""
 POSSIBLE_COST = estimate(FLARE, (1024, 1024), "medium", previews=2)
-
-
-@dataclass
-class Studio:
-    """Everything that a run passes through."""
-
-    project: Supabase
-    db: "asyncpg.Connection[asyncpg.Record]"
-    api: OpenAIAPI
-    daemon: Daemon
-
-    async def order(self, model: str = FLARE, **prompt: Any) -> str:
-        """Inserts a run with a node and a workflow of its own; answers its id."""
-        node, workflow = f"node-{uuid4()}", uuid4()
-        await self.db.execute(
-            "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ($1, $2, 'image_generation', '{}')",
-            node,
-            workflow,
-        )
-        return await insert_run(self.db, processor=f"openai:{model}", workflow=workflow, prompt=prompt, nodeId=node)
-
-    async def until(self, run: str, wanted: str) -> asyncpg.Record:
-        """Waits for a status as it comes; answers the row."""
-
-        async def reached() -> asyncpg.Record | None:
-            row = await run_row(self.db, run)
-            return row if row["status"] == wanted else None
-
-        try:
-            return await wait_until(reached, timeout=20)
-        except AssertionError:
-            row = await run_row(self.db, run)
-            pytest.fail(f"{run} is {row['status']}: {row['payload']} {await self.story(run)}\n{self.daemon.raw[-20:]}")
-
-    async def put_off(self, run: str) -> asyncpg.Record:
-        """Waits until the run is to be tried again, later; answers the row."""
-        await wait_until(lambda: self.happened(run, "retry"), timeout=20)
-        return await self.until(run, "pending")
-
-    async def hurry(self, run: str) -> None:
-        """Does what an operator may do: nothing is blocked any more, and the run is due now."""
-        await self.db.execute("update provider_limits set blocked_until = null")
-        await self.db.execute("update runs set due_at = now() where id = $1 and status = 'pending'", run)
-
-    async def happened(self, run: str, name: str) -> bool:
-        return bool(await self.events(run, name))
-
-    async def events(self, run: str, name: str) -> list[dict[str, Any]]:
-        """The payloads of a run's events of one name, with their kind."""
-        rows = await self.db.fetch(
-            """select kind, payload from run_events where run_id = $1 and payload ->> 'event' = $2 order by seq""",
-            run,
-            name,
-        )
-        return [{"kind": row["kind"], **row["payload"]} for row in rows]
-
-    async def story(self, run: str) -> list[str]:
-        """The names of a run's events, in order, without those that only tell how far it is."""
-        rows = await self.db.fetch(
-            "select payload ->> 'event' as name from run_events where run_id = $1 order by seq", run
-        )
-        return [row["name"] for row in rows if row["name"] != "progress"]
-
-    async def node(self, run: str) -> dict[str, Any]:
-        """What the run's node shows."""
-        data: dict[str, Any] = await self.db.fetchval(
-            "select n.node_data from runs r join workflow_nodes n on n.id = r.metadata ->> 'nodeId' where r.id = $1",
-            run,
-        )
-        return data
-
-    async def blocked(self) -> dict[tuple[str, str | None], float]:
-        """What is closed, and for how many seconds."""
-        rows = await self.db.fetch(
-            """select provider, model, extract(epoch from blocked_until - now())::float8 as seconds
-            from provider_limits where blocked_until > now()"""
-        )
-        return {(row["provider"], row["model"]): row["seconds"] for row in rows}
-
-    async def pictures(self, run: str) -> int:
-        """How many pictures of the run are in storage, without its thumbnail and preview."""
-        count: int = await self.db.fetchval(
-            "select count(*) from storage.objects where name like '%/' || $1 || '.png'", run
-        )
-        return count
-
-    async def assert_no_secret(self) -> None:
-        """No key is in any row or log line."""
-        rows = await self.db.fetch(
-            """select to_jsonb(r) as row from runs r union all select to_jsonb(e) from run_events e
-            union all select to_jsonb(n) from workflow_nodes n union all select to_jsonb(l) from provider_limits l"""
-        )
-        everything = json.dumps([row["row"] for row in rows]) + "\n".join(self.daemon.raw)
-        for secret in (KEY, self.project.keys.service_role_key):
-            assert secret not in everything
-
-
-@asynccontextmanager
-async def open_studio(dsn: str, api: OpenAIAPI, **environment: str) -> AsyncIterator[Studio]:
-    environment = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": api.url, **environment}
-    async with supabase(dsn) as project, daemon(project, **environment) as process:
-        await process.started()
-        db = await connect(dsn)
-        try:
-            studio = Studio(project, db, api, process)
-            yield studio
-            await studio.assert_no_secret()
-        finally:
-            await db.close()
 
 
 @pytest.fixture(scope="module")
@@ -380,9 +266,8 @@ async def test_a_stream_that_breaks_has_an_unknown_outcome_and_a_possible_cost(s
 async def test_a_stream_that_breaks_each_time_ends_as_unknown_after_the_last_attempt(studio: Studio) -> None:
     studio.api.next(cut(after=0), cut(after=0), cut(after=0))
     run = await studio.order()
-    for attempt in (1, 2):
-        await wait_until(lambda: len(studio.api.requests) == attempt)
-        await studio.until(run, "pending")
+    for times in (1, 2):
+        await studio.put_off(run, times)
         await studio.hurry(run)
     row = await studio.until(run, "failed")
 
@@ -416,6 +301,36 @@ async def test_a_retired_model_fails_where_models_are_strict(database: str, api:
         assert row["payload"]["hint"] == f"Use openai:{FLARE}."
         assert await studio.story(run) == ["created", "claimed", "failed"]
     assert api.requests == []
+
+
+async def test_a_picture_that_a_compatible_server_points_to_is_fetched_again_but_not_made_again(
+    studio: Studio,
+) -> None:
+    studio.api.compatible = studio.api.answer_with_url = True
+    studio.api.bad_downloads = 1
+    run = await studio.order("flux-dev", size="512x512")
+    row = await studio.until(run, "completed")
+
+    payload = row["payload"]
+    assert payload["originalUrl"] == f"{studio.api.url}/files/picture.png"
+    assert payload["revisedPrompt"] == "As it was drawn"
+    assert payload["cost"] is None
+    assert (len(studio.api.requests), studio.api.downloads) == (1, 2)
+
+
+async def test_another_server_has_models_and_prices_of_its_own(database: str, api: OpenAIAPI) -> None:
+    api.compatible = True
+    elsewhere = api.url.replace("127.0.0.1", "0.0.0.0")  # reaches the fake, and is not known to be this machine
+    async with open_studio(database, api, OPENAI_BASE_URL=elsewhere, IMAGE_JOBS_STRICT_MODELS="1") as studio:
+        run = await studio.order("dall-e-3")
+        row = await studio.until(run, "completed")
+
+        assert (row["payload"]["requestedModel"], row["payload"]["model"]) == ("dall-e-3", "dall-e-3")
+        assert row["payload"]["cost"] is None
+        assert await studio.events(run, "warning") == []
+        offered = await studio.db.fetch("select distinct provider from image_models")
+        assert [model["provider"] for model in offered] == ["demo"]
+    assert [request.fields["model"] for request in api.requests] == ["dall-e-3"]
 
 
 async def test_a_wrong_key_is_final_and_the_key_is_nowhere(database: str, api: OpenAIAPI) -> None:
@@ -473,7 +388,7 @@ async def test_a_daemon_killed_in_mid_call_is_taken_over_and_the_next_attempt_su
         async with daemon(studio.project, **environment) as other:
             await other.started()
             studio.daemon.signal(signal.SIGKILL)
-            await wait_until(lambda: studio.happened(run, "taken_over"), timeout=20)
+            await wait_until(lambda: studio.events(run, "taken_over"), timeout=20)
             await studio.hurry(run)
             row = await studio.until(run, "completed")
 
@@ -484,7 +399,6 @@ async def test_a_daemon_killed_in_mid_call_is_taken_over_and_the_next_attempt_su
             *("created", "claimed", "submitted", "taken_over"),
             *("claimed", "submitted", "generated", "stored", "completed"),
         ]
-        claims = [UUID(event["data"]["daemon"]) for event in await studio.events(run, "claimed")]
-        assert len(set(claims)) == 2
+        assert len({event["data"]["daemon"] for event in await studio.events(run, "claimed")}) == 2
         assert await studio.pictures(run) == 1
     assert len(api.requests) == 2

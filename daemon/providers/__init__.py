@@ -8,7 +8,7 @@ outside, by the worker.
 To add one: write the module, add its line to `PROVIDERS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from importlib import import_module
@@ -53,7 +53,8 @@ class Request:
     """All that a provider may know of a run.
 
     `model` is the effective one (a retired name has been replaced). `workdir` is a directory of this attempt's own,
-    removed afterwards. `previous_image` is a file in it, fetched and checked already. `metadata` is the caller's.
+    removed afterwards. `previous_image` is a file in it, fetched and checked already; it goes with the order, so `check`
+    does not get it again. `metadata` is the caller's.
     """
 
     run_id: str
@@ -114,6 +115,14 @@ class Reporter(Protocol):
 @runtime_checkable
 class Provider(Protocol):
     """Makes pictures. All methods raise `RunError` and nothing else for what the outside world does wrong."""
+
+    @property
+    def models(self) -> Sequence[Model]:
+        """What it has on offer as it is set up here: its module's `MODELS`, or nothing for a server they are not about.
+
+        Where there is nothing, nobody knows better than the caller: every name is passed on as it is.
+        """
+        ...
 
     async def generate(self, request: Request, report: Reporter) -> Generated | Submitted:
         """Makes the picture, or orders it. Called at most once per attempt; cancelled when the run is taken away."""

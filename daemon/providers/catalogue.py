@@ -21,12 +21,14 @@ class Resolved:
     warning: str | None = None
 
 
-def resolve(processor: str | None, *, strict: bool, today: date | None = None) -> Resolved:
+def resolve(processor: str | None, *, strict: bool, catalogued: bool = True, today: date | None = None) -> Resolved:
     """Finds the model for a processor, and its successor where it has been retired.
 
     Args:
         processor: `provider:model`, or `provider` alone for its usual model.
         strict: Refuse retired models instead of using their successors.
+        catalogued: False where the provider is a server that the catalogue is not about: then names are taken as they
+            are, for its `dall-e-3` is its own.
         today: The day to judge retirement by; the present one (UTC) if left out.
 
     Raises:
@@ -41,6 +43,8 @@ def resolve(processor: str | None, *, strict: bool, today: date | None = None) -
         )
     today = today or datetime.now(UTC).date()
     requested = requested or _usual(provider, today)
+    if not catalogued:
+        return Resolved(provider, requested, requested)
     known = entry(provider, requested)
     if known is None:
         return Resolved(provider, requested, requested, _unknown(provider, requested, today))

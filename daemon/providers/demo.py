@@ -106,6 +106,7 @@ class Painter:
     """Paints at once, or takes orders: both kinds of provider in one."""
 
     def __init__(self) -> None:
+        self.models = MODELS
         self._throttled: dict[str, int] = {}
 
     async def aclose(self) -> None:
@@ -131,6 +132,8 @@ class Painter:
             await asyncio.Event().wait()
         self._throttle(request, options)
         if options.submit is not None:
+            if request.previous_image is not None:
+                report.warning("Orders are painted anew.", field="previousImage", feature="ignored")
             order = _Order.taken(options.submit)
             return Submitted(order.job_id, "The painter took the order", timedelta(seconds=options.submit))
         _misbehave(request, options)

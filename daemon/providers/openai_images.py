@@ -1,22 +1,21 @@
 """The Images API by the official SDK: one call, streamed to disk, with previews where the model gives them."""
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
-import httpx
 import httpx2
 from openai import AsyncOpenAI, BadRequestError
 from pydantic import SecretStr
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_incrementing
 
 from daemon.errors import Refused, Retryable
-from daemon.providers import Generated, Reporter, Request
+from daemon.fetch import Fetcher
+from daemon.providers import Generated, Model, Reporter, Request
 from daemon.providers.base64_stream import Base64Stream, BrokenImage, EventStream
 from daemon.providers.openai_errors import BROKEN, reported, translate, unknown
 from daemon.providers.openai_models import settle
@@ -25,7 +24,7 @@ from daemon.providers.openai_request import PREVIEWS, ImagesCall, build
 _BASE_URL = "https://api.openai.com/v1"
 _MAX_REST = 1_000_000
 """Bytes of an answer that are not image: usage, a revised prompt. More than this is no answer of the Images API."""
-_DOWNLOAD_TRIES = 3
+_DOWNLOAD_TIMEOUT = timedelta(seconds=60)
 _STREAM_FIELDS = ("stream", "partial_images")
 
 
@@ -46,25 +45,35 @@ class OpenAIImages:
     Args:
         api_key: Sent to `base_url` and nowhere else.
         base_url: A compatible server; None for OpenAI itself.
+        models: What that server has on offer, as far as it is known.
         timeout: Longest silence of the server.
         max_bytes: Largest image that is accepted.
     """
 
-    def __init__(self, api_key: SecretStr, *, base_url: str | None, timeout: timedelta, max_bytes: int) -> None:
-        self._base_url = base_url or _BASE_URL
+    def __init__(
+        self,
+        api_key: SecretStr,
+        *,
+        base_url: str | None,
+        models: Sequence[Model],
+        timeout: timedelta,
+        max_bytes: int,
+    ) -> None:
+        self.models = models
         self._max_bytes = max_bytes
+        base_url = base_url or _BASE_URL
         self._client = AsyncOpenAI(
             api_key=api_key.get_secret_value().strip(),
-            base_url=self._base_url,
+            base_url=base_url,
             max_retries=0,  # its retries send no idempotency key: one picture could be paid for three times
             timeout=httpx2.Timeout(timeout.total_seconds(), connect=10, pool=10),
         )
-        self._downloads = httpx.AsyncClient(timeout=30, follow_redirects=False)
+        self._fetcher = Fetcher([base_url])
 
     async def aclose(self) -> None:
         """Lets go of connections."""
         await self._client.close()
-        await self._downloads.aclose()
+        await self._fetcher.aclose()
 
     async def generate(self, request: Request, report: Reporter) -> Generated:
         """Makes the picture, or edits the previous one."""
@@ -117,7 +126,8 @@ class OpenAIImages:
         data = {key: value for key, value in data.items() if value is not None}
         path = answer.image
         if path is None and answer.url is not None:
-            path = await self._download(answer.url, request.workdir / "image-0", cost, data)
+            path = request.workdir / "image-0"
+            await self._download(answer.url, path, cost, data)
         if path is None or path.stat().st_size == 0:
             raise Retryable(
                 "OpenAI answered without a picture.",
@@ -128,36 +138,26 @@ class OpenAIImages:
             )
         return Generated(path, cost, answer.revised_prompt, answer.url, data)
 
-    async def _download(self, url: str, path: Path, cost: float | None, data: dict[str, Any]) -> Path:
+    async def _download(self, url: str, path: Path, cost: float | None, data: dict[str, Any]) -> None:
         """Fetches a picture that a compatible server only points to. Never a reason to have it made again."""
-        reason = "its address is not allowed"
-        if _trusted(url, self._base_url):
-            for attempt in range(_DOWNLOAD_TRIES):
-                await asyncio.sleep(attempt)
-                try:
-                    return await self._fetch(url, path)
-                except (httpx.HTTPError, BrokenImage) as error:
-                    reason = str(error) or type(error).__name__
-        raise Refused(
-            f"The picture was made, but could not be fetched: {reason[:200]}",
-            code="download",
-            hint="Requeueing makes a new one.",
-            data={**data, "url": url.partition("?")[0][:2000]},
-            cost=cost,
+        persistently = AsyncRetrying(
+            stop=stop_after_attempt(3),
+            wait=wait_incrementing(start=1, increment=1),
+            retry=retry_if_exception_type(Retryable),
+            reraise=True,
         )
-
-    async def _fetch(self, url: str, path: Path) -> Path:
-        async with self._downloads.stream("GET", url) as response:
-            if not response.is_success:
-                raise httpx.HTTPStatusError(
-                    f"status {response.status_code}", request=response.request, response=response
-                )
-            with path.open("wb") as file:
-                async for chunk in response.aiter_bytes(65_536):
-                    file.write(chunk)
-                    if file.tell() > self._max_bytes:
-                        raise BrokenImage(f"The image is larger than {self._max_bytes:,} bytes.")
-        return path
+        try:
+            await persistently(
+                self._fetcher.fetch, url, path, max_bytes=self._max_bytes, timeout=_DOWNLOAD_TIMEOUT, what="it"
+            )
+        except (Refused, Retryable) as error:
+            raise Refused(
+                f"The picture was made, but not handed over. {error.message}",
+                code="download",
+                hint="Requeueing makes a new one.",
+                data={**data, "url": url.partition("?")[0][:2000]},
+                cost=cost,
+            ) from error
 
 
 async def _read_json(chunks: AsyncIterator[bytes], images: Base64Stream, model: str) -> _Answer:
@@ -222,9 +222,3 @@ def _object(value: object) -> dict[str, Any]:
 def _raise_reported(document: Mapping[str, Any], model: str) -> None:
     if error := document.get("error"):
         raise reported(error, model)
-
-
-def _trusted(url: str, base_url: str) -> bool:
-    """Only https, or the very server that was asked. Private addresses are the guarded client's business."""
-    asked, given = urlsplit(base_url), urlsplit(url)
-    return given.scheme == "https" or (given.scheme, given.netloc) == (asked.scheme, asked.netloc)

@@ -85,12 +85,16 @@ class CutError(Exception):
 
 @dataclass
 class OpenAIAPI:
-    """The server. `compatible` is another vendor's: any model, `response_format` understood, no stream, no usage."""
+    """The server. `compatible` is another vendor's: any model, `response_format` understood, no stream, no usage.
+
+    With `answer_with_url` a picture lies at an address, and the first `bad_downloads` of such pictures fail.
+    """
 
     compatible: bool = False
     answer_with_url: bool = False
     usage: bool = True
     picture: bytes | None = None
+    bad_downloads: int = 0
     requests: list[Call] = field(default_factory=list)
     downloads: int = 0
     url: str = ""
@@ -103,7 +107,7 @@ class OpenAIAPI:
     def reset(self) -> None:
         """As new, at the same address."""
         self.compatible = self.answer_with_url = False
-        self.usage, self.picture, self.downloads = True, None, 0
+        self.usage, self.picture, self.downloads, self.bad_downloads = True, None, 0, 0
         self.requests.clear()
         self._faults.clear()
 
@@ -126,6 +130,8 @@ class OpenAIAPI:
         if request.method == "GET":
             self.downloads += 1
             exchange = Exchange(Call(request.url.path, {}, {}), self, send)
+            if self.downloads <= self.bad_downloads:
+                return await exchange.json(503, {})
             await exchange.start(200, "image/png")
             return await exchange.body(self._picture({}))
         call = await _read(request)

@@ -3,9 +3,10 @@ from datetime import date
 import pytest
 
 from daemon.errors import Refused
-from daemon.providers import models
+from daemon.providers import create, models
 from daemon.providers.catalogue import Resolved, resolve
 from daemon.providers.openai_models import estimate
+from daemon.settings import Settings
 
 TODAY = date(2026, 11, 24)
 
@@ -63,6 +64,34 @@ def test_a_model_nobody_knows_is_passed_on_with_a_guess() -> None:
     assert found.model == "gpt-image-2.5-flair"
     assert found.warning is not None
     assert "Did you mean openai:gpt-image-2.5-flare?" in found.warning
+
+
+def test_at_a_server_that_the_catalogue_is_not_about_every_name_is_taken_as_it_is() -> None:
+    for model in ("dall-e-3", "flux-dev"):
+        found = resolve(f"openai:{model}", strict=True, catalogued=False, today=TODAY)
+        assert found == Resolved("openai", model, model)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "known"),
+    [
+        (None, True),
+        ("https://api.openai.com/v1", True),
+        ("https://eu.api.openai.com/v1", True),
+        ("http://127.0.0.1:8080/v1", True),
+        ("http://localhost:8080/v1", True),
+        ("http://[::1]:8080/v1", True),
+        ("https://openai.example.com/v1", False),
+        ("https://api.openai.com.example.com/v1", False),
+        ("https://notopenai.com/v1", False),
+        ("http://10.0.0.7:8080/v1", False),
+    ],
+)
+async def test_the_catalogue_is_about_openai_and_what_stands_in_for_it(base_url: str | None, known: bool) -> None:
+    provider = create("openai", Settings(_env_file=None, OPENAI_API_KEY="a key", OPENAI_BASE_URL=base_url))
+    assert provider is not None
+    assert tuple(provider.models) == (models("openai") if known else ())
+    await provider.aclose()
 
 
 @pytest.mark.parametrize("processor", ["openai", "openai:", " openai: "])

@@ -239,6 +239,16 @@ async def test_it_stops_in_the_middle_when_it_is_cancelled(studio: Studio) -> No
     assert not (studio.folder / "picture.png").exists()
 
 
+async def test_an_order_does_not_keep_the_previous_image_and_says_so(studio: Studio) -> None:
+    previous = studio.folder / "previous.png"
+    previous.write_bytes(await studio.paint())
+
+    order = await studio.painter.generate(studio.request({"submit": 0}, previous=previous), studio.recorder)
+
+    assert isinstance(order, Submitted)
+    assert studio.recorder.warned == {"previousImage"}
+
+
 async def test_an_order_is_painted_by_any_daemon_once_it_is_ready(studio: Studio) -> None:
     order = await studio.painter.generate(studio.request({"submit": 0}), studio.recorder)
     assert isinstance(order, Submitted)
