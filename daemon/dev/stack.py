@@ -69,9 +69,8 @@ def start(*, data: Path, port: int, fresh: bool, settings: Settings) -> None:
                 home.clear()
             guard = parts.enter_context(Guard(home.lock))
             typer.secho("  Starting Postgres, storage and the daemon …", dim=True)
-            server = Server(embedded_bin_dir(), home.database, _free_port(home.remembered_port()))
+            server = _start_postgres(home)
             parts.callback(server.stop)
-            server.start()
             if server.pid is not None:
                 guard.watch(server.pid)
             asyncio.run(Stack(home, server, listening, guard, settings).run())
@@ -226,15 +225,32 @@ class Stack:
         self._told.set()
 
 
-def _free_port(wanted: int) -> int:
-    """The port, or if somebody has it another that is free. The database's port is written down in `env`."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found: int = probe.getsockname()[1]
-            return found
-    return wanted
+def _start_postgres(home: Home) -> Server:
+    """Starts the database on last time's port, or on another if somebody has that. `env` says which."""
+    for port in (home.remembered_port(), _any_port(), _any_port()):
+        server = Server(embedded_bin_dir(), home.database, port)
+        try:
+            server.start()
+        except ImageJobsError:
+            if _is_free(port):
+                raise  # it was not the port
+        else:
+            return server
+    raise ImageJobsError("No port for the database could be had.", "Try again.")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _any_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from daemon.database import connected
+from daemon.dev.home import Home
 from tests.commands import ImageJobs
 from tests.postgres import ROOT, free_port, wait_until
 
@@ -195,6 +196,18 @@ async def test_a_taken_port_or_a_directory_of_others_is_refused_before_anything_
     done = await ImageJobs(tmp_path)("dev", "--fresh", "--data", "data", "--port", str(free_port()))
     assert done.code == 2
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["thesis.txt"]
+
+
+async def test_a_taken_database_port_is_no_obstacle(directory: Path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with Home(directory / "elsewhere") as home:
+            home.write_environment({"DATABASE_URL": f"postgresql://postgres@127.0.0.1:{taken}/postgres"})
+        async with running(directory, free_port(), "--data", "elsewhere") as dev:
+            await dev.says(IMAGE)
+            assert home.remembered_port() != taken
 
 
 async def test_it_stops_goes_on_with_its_data_survives_a_kill_and_begins_anew(directory: Path):
