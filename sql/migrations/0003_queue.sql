@@ -389,17 +389,22 @@ $$;
 -- a node whose own data breaks a rule of ours (older than the rule) must not keep its run from ending.
 create or replace function private.show_runs(p_nodes varchar[])
 returns void language plpgsql volatile security definer set search_path = ''
-  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set lock_timeout = '50ms'
 as $$
 declare
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
   v_locked varchar[];
   v_node varchar;
 begin
-  with locked as (
-    select n.id from public.workflow_nodes n where n.id = any (p_nodes) order by n.id for update skip locked
-  )
-  select array_agg(id) into v_locked from locked;
+  -- Postgres waits in spite of `skip locked` if a row's last writer commits just now and the next has written already.
+  begin
+    with locked as (
+      select n.id from public.workflow_nodes n where n.id = any (p_nodes) order by n.id for update skip locked
+    )
+    select array_agg(id) into v_locked from locked;
+  exception when lock_not_available then
+    v_locked := null;
+  end;
   insert into private.stale_nodes (node_id)
   select n.id from public.workflow_nodes n
   where n.id = any (p_nodes) and not n.id = any (coalesce(v_locked, '{}'));
@@ -488,8 +493,16 @@ begin
         when c.status = 'running' then 'The daemon that was checking this run went silent; another goes on.'
         else 'The daemon that was making this image went silent. Whether the provider made and charged it is unknown.' end,
       jsonb_strip_nulls(jsonb_build_object('daemon', c.old_holder, 'possibleCost', case when c.status <> 'running' then (
-        select m.price from private.models m
-        where m.provider = split_part(c.processor, ':', 1) and m.model = substr(c.processor, strpos(c.processor, ':') + 1)) end))
+        -- What the daemon said before it sent the request; the usual price if it did not get to say it; nothing if the
+        -- image came, for then its cost is known.
+        select case last.event when 'submitted' then (last.data ->> 'estimate')::numeric when 'claimed' then m.price end
+        from (
+          select e.payload ->> 'event' as event, e.payload -> 'data' as data from public.run_events e
+          where e.run_id = c.id and e.payload ->> 'event' in ('claimed', 'submitted', 'generated')
+          order by e.seq desc limit 1
+        ) last
+        left join private.models m
+          on m.provider = split_part(c.processor, ':', 1) and m.model = substr(c.processor, strpos(c.processor, ':') + 1)) end))
     where c.old_status = 'running' and c.ticket = c.old_ticket and c.claim <> c.old_claim
       and c.old_holder is not null and c.holder is null and c.status <> 'cancelled'
     union all
