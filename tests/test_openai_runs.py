@@ -279,6 +279,22 @@ async def test_a_stream_that_breaks_each_time_ends_as_unknown_after_the_last_att
     assert len(studio.api.requests) == 3
 
 
+async def test_a_run_that_is_cancelled_in_mid_call_stays_cancelled_and_its_possible_cost_is_kept(
+    studio: Studio,
+) -> None:
+    studio.api.next(hang())
+    run = await studio.order()
+    await wait_until(lambda: len(studio.api.requests) == 1)
+    await studio.db.execute("update runs set status = 'cancelled' where id = $1", run)
+    (unknown,) = await wait_until(lambda: studio.events(run, "unknown_outcome"))
+
+    assert unknown["data"]["possibleCost"] == pytest.approx(POSSIBLE_COST)
+    assert (await studio.until(run, "cancelled"))["payload"] is None
+    assert await studio.story(run) == ["created", "claimed", "submitted", "cancelled", "unknown_outcome"]
+    assert (await studio.node(run))["status"] == "cancelled"
+    assert len(studio.api.requests) == 1
+
+
 async def test_a_retired_model_is_replaced_by_its_successor_and_both_are_named(studio: Studio) -> None:
     run = await studio.order("dall-e-3")
     row = await studio.until(run, "completed")
@@ -383,7 +399,8 @@ async def test_a_daemon_killed_in_mid_call_is_taken_over_and_the_next_attempt_su
     api.next(hang())
     environment = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": api.url, "IMAGE_JOBS_LEASE": "2"}
     async with open_studio(database, api, IMAGE_JOBS_LEASE="2") as studio:
-        run = await studio.order()
+        run = await studio.order(size="1536x1024", quality="hd")
+        await wait_until(lambda: studio.events(run, "submitted"))
         await wait_until(lambda: len(api.requests) == 1)
         async with daemon(studio.project, **environment) as other:
             await other.started()
@@ -394,7 +411,7 @@ async def test_a_daemon_killed_in_mid_call_is_taken_over_and_the_next_attempt_su
 
         assert row["attempt"] == 2
         (taken,) = await studio.events(run, "taken_over")
-        assert taken["data"]["possibleCost"] == pytest.approx(0.0132)
+        assert taken["data"]["possibleCost"] == pytest.approx(estimate(FLARE, (1536, 1024), "high", previews=2))
         assert await studio.story(run) == [
             *("created", "claimed", "submitted", "taken_over"),
             *("claimed", "submitted", "generated", "stored", "completed"),
