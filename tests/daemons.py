@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+from starlette.types import ASGIApp
 
 from daemon.dev.keys import Keys, make_keys
 from daemon.dev.storage import storage_app
@@ -45,13 +46,13 @@ class Supabase:
 
 
 @asynccontextmanager
-async def supabase(dsn: str) -> AsyncIterator[Supabase]:
-    """Serves Storage for a database."""
+async def supabase(dsn: str, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> AsyncIterator[Supabase]:
+    """Serves Storage for a database, behind whatever stands before it."""
     keys = make_keys("a secret of these tests that is long enough")
     with tempfile.TemporaryDirectory() as directory:
         async with (
             asyncpg.create_pool(dsn, min_size=1, max_size=8) as pool,
-            served(storage_app(pool, Path(directory), keys)) as url,
+            served(behind(storage_app(pool, Path(directory), keys))) as url,
         ):
             yield Supabase(dsn, url, keys)
 
