@@ -27,9 +27,6 @@ from daemon.turns import Turns
 
 log = structlog.stdlib.get_logger()
 
-EXTENSIONS = ("png", "jpg", "webp", "gif", "avif")
-
-
 class Publisher:
     """Stores pictures of runs.
 
@@ -108,7 +105,7 @@ class Publisher:
 
         Only one that was made for the very same request, since the last requeue, counts.
         """
-        for extension in EXTENSIONS:
+        for extension in images.EXTENSIONS:
             key = object_key(run.workflow_id, run.id, extension)
             found = await self._storage.find(key)
             if found is None or found.metadata.get("request") != request_hash(run):

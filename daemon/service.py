@@ -78,8 +78,8 @@ class Service:
                 storage = await stack.enter_async_context(
                     Storage(settings.supabase_url or "", _secret(settings.service_role_key), bucket=settings.bucket)
                 )
-                bases = (settings.supabase_url, settings.openai_base_url)
-                fetcher = await stack.enter_async_context(Fetcher([base for base in bases if base]))
+                # Strangers name what it fetches, so no configured address is open to it; our own storage is asked as such.
+                fetcher = await stack.enter_async_context(Fetcher([]))
                 async with asyncio.TaskGroup() as runs:
                     await self._live(dsn, queue, storage, fetcher, providers=providers, runs=runs)
         finally:
