@@ -1,0 +1,174 @@
+"""The recipes of sql/README.md, executed as they are written there."""
+
+import re
+
+import asyncpg
+import pytest
+
+from tests.postgres import ROOT, signed_in
+from tests.runs import WORKFLOW, insert_run, insert_runs, run_row
+from tests.sql.protocol import Daemon, Db, move_clock, new_daemon, run_in
+
+README = (ROOT / "sql/README.md").read_text()
+RECIPES = re.findall(r"^(\S[^\n]*):\n\n```sql\n(.*?)^```\n", README, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```sql\n(.*?)^```\n", README, re.MULTILINE | re.DOTALL)
+
+
+def recipe(words: str) -> str:
+    """The one recipe whose title begins with these words."""
+    (sql,) = [sql for title, sql in RECIPES if title.startswith(words)]
+    return sql
+
+
+@pytest.fixture
+async def daemon(db: Db) -> Daemon:
+    return await new_daemon(db)
+
+
+async def statuses(db: Db) -> dict[str, int]:
+    rows = await db.fetch("select status, count(*) from runs group by status")
+    return {row["status"]: row["count"] for row in rows}
+
+
+@pytest.mark.parametrize("role", ["postgres", "service_role"])
+async def test_every_recipe_runs_for_every_operator(db: Db, daemon: Daemon, role: str) -> None:
+    for state in ("completed", "failed", "running"):
+        await run_in(db, daemon, state)
+    assert len(BLOCKS) > 10
+    for sql in BLOCKS:
+        if role == "service_role" and "grant execute" in sql:
+            continue  # the owner's alone
+        async with signed_in(db, role="service_role") if role == "service_role" else db.transaction():
+            await db.execute(sql)
+
+
+async def test_requeue_a_hundred_failed_runs(db: Db, daemon: Daemon) -> None:
+    await insert_runs(db, 120)
+    claims = await daemon.claim(120)
+    failed = {"outcome": "failed", "payload": {"error": "No.", "code": "refused"}}
+    await daemon.turn(settlements=[{"id": claim["id"], "claim": claim["claim"], **failed} for claim in claims])
+    await db.execute(recipe("Requeue up to 100 failed runs"))
+    assert await statuses(db) == {"pending": 100, "failed": 20}
+    assert len(await daemon.claim(200)) == 100
+
+
+async def test_cancel_what_is_running(db: Db, daemon: Daemon) -> None:
+    await insert_runs(db, 5)
+    claims = await daemon.claim(3)
+    await db.execute(recipe("Cancel everything that is running"))
+    assert await statuses(db) == {"cancelled": 3, "pending": 2}
+    assert await daemon.complete(claims[0]) == "lost"
+
+
+async def test_cancel_what_waits_in_one_workflow(db: Db, daemon: Daemon) -> None:
+    await insert_runs(db, 3)
+    await db.execute("insert into private.workflows (id) values (gen_random_uuid())")
+    other = await insert_run(db, workflow=await db.fetchval("select gen_random_uuid()"))
+    await db.execute(recipe("Cancel what waits in one workflow"))
+    assert (await daemon.claim_one())["id"] == other
+
+
+async def named(db: Db, name: str) -> str:
+    await db.execute(
+        "insert into runs (id, kind, subject_id, status, processor, metadata) "
+        "values ($1, 'image_gen', $2, 'pending', 'demo:painter', '{\"promptSpec\": {\"basePrompt\": \"a fox\"}}')",
+        name,
+        WORKFLOW,
+    )
+    return name
+
+
+async def test_run_one_now(db: Db, daemon: Daemon) -> None:
+    run = await named(db, "job_1")
+    await db.execute("update runs set due_at = now() + interval '1 day' where id = $1", run)
+    await db.execute(recipe("Run one now"))
+    assert (await daemon.claim_one())["id"] == run
+
+
+async def test_before_all_others_and_not_before_tonight(db: Db, daemon: Daemon) -> None:
+    await insert_run(db)
+    first, tonight = await named(db, "job_1"), await named(db, "job_2")
+    await db.execute(recipe("Before all others"))
+    assert (await daemon.claim())[0]["id"] == first
+    assert len(await daemon.claim(10)) == 1
+    await move_clock(db, "25 h")
+    assert (await daemon.claim_one())["id"] == tonight
+
+
+async def test_give_a_run_more_attempts(db: Db) -> None:
+    run = await named(db, "job_1")
+    await db.execute(recipe("Give a run more attempts"))
+    assert (await run_row(db, run))["max_attempts"] == 5
+
+
+async def test_pause_a_provider_and_open_it_again(db: Db) -> None:
+    daemon = await new_daemon(db, "openai")
+    await insert_run(db, processor="openai:gpt-image-2")
+    await db.execute(recipe("Pause a provider"))
+    assert await daemon.claim(10) == []
+    blocks = iter(BLOCKS)
+    assert recipe("Pause a provider") in blocks
+    await db.execute(next(blocks))
+    assert len(await daemon.claim(10)) == 1
+
+
+async def test_change_a_limit(db: Db) -> None:
+    daemon = await new_daemon(db, "openai", "google")
+    await insert_runs(db, 150, processor="google:imagen")
+    await insert_runs(db, 10, processor="openai:gpt-image-2")
+    await insert_runs(db, 30, processor="openai:gpt-image-1")
+    await db.execute(recipe("Change a limit"))
+    claimed = [run["processor"] for run in await daemon.claim(300)]
+    assert claimed.count("google:imagen") == 150
+    assert claimed.count("openai:gpt-image-2") == 5
+    assert len(claimed) == 150 + 20
+
+
+async def test_the_views_say_how_it_goes(db: Db, daemon: Daemon) -> None:
+    await insert_runs(db, 4)
+    claimed, *_ = await daemon.claim(2)
+    generated = {"kind": "log", "payload": {"event": "generated", "message": "Made.", "data": {"cost": 0.04}}}
+    stored = {"kind": "log", "payload": {"event": "stored", "message": "Stored.", "data": {"uploadTries": 2}}}
+    timings = {"queuedMs": 10, "generateMs": 2000, "storeMs": 300, "settleMs": 4}
+    payload = {"imageUrl": "https://example.com/i.png", "timings": timings}
+    await daemon.settle(claimed, "completed", payload=payload, events=[generated, stored])
+    for statement in recipe("See how it goes").strip().split(";\n"):
+        assert (await db.fetch(statement) == []) == ("storage_violations" in statement)
+    (queue,) = await db.fetch("select * from queue_stats")
+    assert (queue["provider"], queue["pending"], queue["running"], queue["completed"]) == ("demo", 2, 1, 1)
+    (costs,) = await db.fetch("select * from run_costs")
+    assert (costs["provider"], costs["model"], costs["images"], float(costs["cost"])) == ("demo", "painter", 1, 0.04)
+    uploads = await db.fetchrow("select * from storage_stats")
+    assert (uploads["tried"], uploads["failed"], float(uploads["success_rate"])) == (2, 1, 0.5)
+    stages = await db.fetch("select stage, p50, p99 from run_timings")
+    assert {row["stage"]: row["p50"] for row in stages} == timings
+    assert await db.fetchval("select state from daemons") == "alive"
+
+
+async def test_what_happened_and_what_failed(db: Db, daemon: Daemon) -> None:
+    run = await named(db, "job_1")
+    await daemon.fail(await daemon.claim_one())
+    trail, failures = recipe("What happened to one run").strip().removesuffix(";").split(";\n")
+    assert [row["event"] for row in await db.fetch(trail)] == ["created", "claimed", "failed"]
+    assert [tuple(row) for row in await db.fetch(failures)] == [("refused", 1)]
+    assert run == "job_1"
+
+
+async def test_let_somebody_see_a_workflow(db: Db) -> None:
+    run = await insert_run(db)
+    member = "aaaaaaaa-0000-4000-8000-00000000000a"
+    with pytest.raises(asyncpg.PostgresError):
+        async with signed_in(db, member):
+            await db.fetchval("select cancel_run($1)", run)
+    await db.execute(recipe("Let somebody see and use a workflow"))
+    async with signed_in(db, member):
+        assert (await db.fetchval("select cancel_run($1)", run))["status"] == "cancelled"
+
+
+async def test_forget_what_ended_long_ago(db: Db, daemon: Daemon) -> None:
+    old = await run_in(db, daemon, "completed")
+    young = await run_in(db, daemon, "completed")
+    await db.execute("update runs set finished_at = now() - interval '91 days' where id = $1", old)
+    await db.execute(recipe("Forget runs"))
+    assert {row["id"] for row in await db.fetch("select id from runs")} == {young}
+    assert {row["run_id"] for row in await db.fetch("select run_id from run_events")} == {young}
