@@ -27,6 +27,7 @@ from daemon.turns import Turns
 
 log = structlog.stdlib.get_logger()
 
+
 class Publisher:
     """Stores pictures of runs.
 
@@ -54,10 +55,7 @@ class Publisher:
         self, run: Claimed, model: Resolved, made: Generated, workdir: Path, *, generate_ms: int
     ) -> dict[str, Any]:
         """Stores the picture and answers the body of the run's settlement, also where storing fails."""
-        generated = event("generated", "The provider made the image.", cost=made.cost, **made.data)
-        late = event("late", "An image came after the run had been taken away; it was not used.", cost=made.cost)
-        # Written with the next turn, not with the settlement: whatever happens to this daemon, the cost is known.
-        self._turns.record(run, events=[generated], message="Storing the image.")
+        unused = event("unused", "The run was taken away while its image was being stored; it was not used.")
         started = time.monotonic()
         try:
             info = await self.inspect(made.path)
@@ -66,14 +64,14 @@ class Publisher:
             await asyncio.to_thread(images.thumbnail, made.path, thumbnail)
             tries = await self._upload_both(run, key, made.path, thumbnail, info)
         except ClaimGone:
-            return {"outcome": "released", "events": [], "if_lost": late}
+            return {"outcome": "released", "events": [], "if_lost": unused}
         except RunError as error:
             payload = {"error": error.message, "code": error.code, "hint": error.hint, "details": error.data}
             return {
                 "outcome": "failed",
                 "payload": payload,
                 "events": [event("store_failed", error.message, kind="error", **error.data)],
-                "if_lost": late,
+                "if_lost": unused,
             }
         url = await self._storage.public_url(key, info.sha256[:8])
         events = [event("stored", "The image is in storage.", uploadTries=tries, bytes=info.bytes)]
@@ -98,7 +96,7 @@ class Publisher:
                 "storeMs": store_ms,
             },
         }
-        return {"outcome": "completed", "payload": payload, "events": events, "if_lost": late}
+        return {"outcome": "completed", "payload": payload, "events": events, "if_lost": unused}
 
     async def adopt(self, run: Claimed, model: Resolved) -> dict[str, Any] | None:
         """Finds the picture that an earlier attempt has stored but not settled; None if there is none.

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from daemon.providers import Generated
 from daemon.queue import Claimed
 from daemon.turns import Turns
 
@@ -41,6 +42,7 @@ class RunReporter:
         self._preview: asyncio.Task[None] | None = None
         self._estimate: float | None = None
         self.sent = False
+        self.accounted = False
 
     @property
     def estimate(self) -> float | None:
@@ -76,6 +78,18 @@ class RunReporter:
         if field is not None:
             data["field"] = field
         self._turns.record(self._run, events=[event("warning", message, **data)])
+
+    async def generated(self, made: Generated) -> bool:
+        """Writes down that the image came and what it cost; answers whether the run is still ours.
+
+        If it is, its cost is known from here on, whatever happens to this daemon. If not, nothing was written.
+        """
+        self.accounted = await self._turns.confirm(
+            self._run,
+            events=[event("generated", "The provider made the image.", cost=made.cost, **made.data)],
+            message="Storing the image.",
+        )
+        return self.accounted
 
     async def close(self) -> None:
         """Nothing more is written once this returns; the settlement has the last word."""

@@ -109,10 +109,13 @@ class Turns:
         """Records progress of a run with the next turn; a newer value replaces one that still waits."""
         self._outbox.record(Progress(run, body, list(events)))
 
-    async def confirm(self, run: Claimed) -> bool:
-        """Asks the database whether the run is still ours: one round trip, with the next turn."""
+    async def confirm(self, run: Claimed, *, events: Sequence[Body] = (), **body: Any) -> bool:
+        """Asks the database whether the run is still ours: one round trip, with the next turn.
+
+        Takes what `record` takes; it is written if the answer is yes, and only then.
+        """
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._outbox.record(Progress(run, asking=[answer]))
+        self._outbox.record(Progress(run, body, list(events), [answer]))
         return await answer
 
     async def run(self) -> None:

@@ -148,11 +148,9 @@ class Worker:
             return await self._failed(run, reporter, error)
         except Exception:  # the one boundary: a bug of ours must end this run with a reason, and no other
             log.exception("run.crashed")
-            return _failure(
-                "Something went wrong inside the daemon.",
-                "internal",
-                "Its log has the details. Requeue the run once that is mended.",
-            )
+            message = "Something went wrong inside the daemon."
+            body = _failure(message, "internal", "Its log has the details. Requeue the run once that is mended.")
+            return {**body, "events": _unaccounted(reporter, message)}
 
     async def _attempt(self, run: Claimed, reporter: RunReporter, workdir: Path) -> dict[str, Any]:
         model, provider = self._choose(run)
@@ -175,6 +173,9 @@ class Worker:
             case Generated():
                 await reporter.close()
                 generate_ms = round(1000 * (time.monotonic() - started))
+                if not await reporter.generated(made):
+                    late = "The image came after the run had been taken away; it was not used."
+                    return {"outcome": "released", "if_lost": event("late", late, cost=made.cost)}
                 return await self._publisher.publish(run, model, made, workdir, generate_ms=generate_ms)
             case Submitted():
                 return self._park(made)
@@ -290,22 +291,17 @@ class Worker:
 
     def _stopped(self, run: Claimed, reporter: RunReporter) -> dict[str, Any]:
         """Cancelled from outside (the claim is gone), or handed back because the daemon must leave."""
-        unknown = event(
-            "unknown_outcome",
-            "The call to the provider was broken off; it may have been charged.",
-            kind="error",
-            possibleCost=reporter.estimate,
-        )
+        unknown = _unaccounted(reporter, "The call to the provider was broken off; it may have been charged.")
         if run.claim in self._dropped or not reporter.sent:
             body: dict[str, Any] = {"outcome": "released", "message": "Handed back by a daemon that had to stop."}
-            return {**body, "if_lost": unknown} if reporter.sent else body
+            return {**body, "if_lost": unknown[0]} if unknown else body
         return {
             "outcome": "retry",
             "due_in": 0,
-            "message": "The daemon had to stop while the provider was at work; another tries again.",
-            "events": [unknown],
+            "message": "The daemon had to stop while it was at work; another tries again.",
+            "events": unknown,
             "payload": {
-                "error": "The daemon had to stop while the provider was at work.",
+                "error": "The daemon had to stop while it was at work.",
                 "code": "outcome_unknown",
                 "hint": "The provider may have charged for it. Requeue the run to try again.",
             },
@@ -350,6 +346,13 @@ class Worker:
         tries = self._refusals[run.id] = self._refusals.get(run.id, 0) + 1
         wait = min(FIRST_WAIT * 2 ** (max(tries, run.attempt) - 1), LONGEST_WAIT)
         return wait * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+
+
+def _unaccounted(reporter: RunReporter, message: str) -> list[dict[str, Any]]:
+    """The event for a call that may have been paid for; none if it was not sent, or its cost is written down."""
+    if not reporter.sent or reporter.accounted:
+        return []
+    return [event("unknown_outcome", message, kind="error", possibleCost=reporter.estimate)]
 
 
 def _failure(message: str, code: str, hint: str, details: Mapping[str, Any] | None = None) -> dict[str, Any]:

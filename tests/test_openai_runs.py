@@ -15,7 +15,7 @@ from daemon.providers.openai_models import estimate
 from tests.daemons import daemon
 from tests.fakes.openai_api import KEY, OpenAIAPI, cut, error_event, hang, held, moderation, status
 from tests.openai_studio import FLARE, Studio, open_studio
-from tests.postgres import Cluster, free_port, wait_until
+from tests.postgres import Cluster, connect, free_port, wait_until
 from tests.runs import insert_run
 
 COST = (13 * 5 + (196 + 2 * 100) * 30) / 1e6
@@ -292,6 +292,25 @@ async def test_a_run_that_is_cancelled_in_mid_call_stays_cancelled_and_its_possi
     assert (await studio.until(run, "cancelled"))["payload"] is None
     assert await studio.story(run) == ["created", "claimed", "submitted", "cancelled", "unknown_outcome"]
     assert (await studio.node(run))["status"] == "cancelled"
+    assert len(studio.api.requests) == 1
+
+
+async def test_a_run_that_is_cancelled_while_its_picture_is_stored_has_cost_what_it_cost_and_once(
+    studio: Studio,
+) -> None:
+    await studio.db.execute("delete from run_events")
+    other = await connect(studio.project.dsn)
+    async with other.transaction():
+        await other.execute("lock table storage.objects in exclusive mode")  # the upload waits for this
+        run = await studio.order()
+        await wait_until(lambda: studio.events(run, "generated"))
+        await studio.db.execute("update runs set status = 'cancelled' where id = $1", run)
+        await wait_until(lambda: [line for line in studio.daemon.logged("run.finished") if line["run_id"] == run])
+    await other.close()
+
+    assert await studio.story(run) == ["created", "claimed", "submitted", "generated", "cancelled"]
+    costs = await studio.db.fetchrow("select images, cost, possible_cost from run_costs where provider = 'openai'")
+    assert (costs["images"], float(costs["cost"]), costs["possible_cost"]) == (1, pytest.approx(COST), None)
     assert len(studio.api.requests) == 1
 
 
