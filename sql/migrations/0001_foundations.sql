@@ -1,6 +1,9 @@
 -- The private schema: clock, sequences, who is asking, and the base64 rule.
 -- Every migration may run twice and changes nothing the second time.
 
+set local lock_timeout = '5s';
+set local statement_timeout = '10min';
+
 -- A plain Postgres gets the roles that a Supabase database has.
 do $$
 declare

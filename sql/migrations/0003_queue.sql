@@ -1,5 +1,8 @@
 -- The queue: what happens to a run from insert to settlement.
 
+set local lock_timeout = '5s';
+set local statement_timeout = '10min';
+
 -- insert → pending. Whoever inserts, the row is either good, or refused in one sentence.
 
 -- Refuses a promptSpec that no provider could work with. Sentences are for the person who called insert().
@@ -700,7 +703,7 @@ returns jsonb language sql stable set search_path = ''
 as $$
   select jsonb_build_object(
     'id', r.id, 'claim', r.claim, 'ticket', r.ticket, 'subject_id', r.subject_id, 'processor', r.processor,
-    'metadata', r.metadata, 'attempt', r.attempt, 'max_attempts', r.max_attempts,
+    'metadata', coalesce(r.metadata, '{}'), 'attempt', r.attempt, 'max_attempts', r.max_attempts,
     'provider_job_id', r.provider_job_id,
     'submitted_ago', extract(epoch from private.now() - r.submitted_at),
     'waited', case when isfinite(p_due_at) then extract(epoch from private.now() - p_due_at) else 0 end)
@@ -881,14 +884,17 @@ $$;
 
 -- running → completed, failed, pending again, or parked: the daemon writes back, fenced by the claim.
 
--- Adds events to runs: [{"run_id", "kind", "payload": {"event", "message", …}}, …], in order.
+-- Adds events to runs: [{"run_id", "id", "kind", "payload": {"event", "message", …}}, …], in order.
+-- One that comes again with its id, since an acknowledgement was lost, is left out.
 create or replace function private.add_events(p_events jsonb)
 returns void language sql volatile set search_path = ''
 as $$
-  insert into public.run_events (run_id, kind, payload)
-  select e.value ->> 'run_id', coalesce(e.value ->> 'kind', 'log'), e.value -> 'payload'
+  insert into public.run_events (id, run_id, kind, payload)
+  select coalesce((e.value ->> 'id')::uuid, gen_random_uuid()), e.value ->> 'run_id',
+    coalesce(e.value ->> 'kind', 'log'), e.value -> 'payload'
   from jsonb_array_elements(p_events) with ordinality as e (value, place)
   order by e.place
+  on conflict (id) do nothing
 $$;
 
 -- Settles runs. Each settlement is an object:
@@ -900,7 +906,7 @@ $$;
 --   refund            true: the provider never accepted the request; the attempt comes back, for at most an hour (retry)
 --   provider_job_id   of the order the provider has taken (parked)
 --   progress          0-100 (parked)
---   events            [{kind, payload}], written before the outcome's own event
+--   events            [{id, kind, payload}], written before the outcome's own event
 --   if_lost           {kind, payload}: the event to write instead, if the claim is gone
 -- Answers {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
 -- lost (somebody else's by now); busy (the row is
@@ -1124,9 +1130,10 @@ $$;
 --   p_thorough     see claim_runs
 --   p_settlements  see settle_runs
 --   p_progress     see record_progress
---   p_held         the claims it holds, now and then (after a reconnect, every few beats); null: not this time
+--   p_held         the claims it holds, now and then (after a reconnect, every few beats); null: not this time.
+--                  Those it holds no longer are answered as lost: the notification may have missed it
 --   p_awake        seconds for which this daemon will look by itself, so that inserts need no NOTIFY; null: it will not
--- Answers rows {part: claimed | settled | recorded, run: …}. Claims come first: limits lead the lock order.
+-- Answers rows {part: lost | claimed | settled | recorded, run: …}. Claims come first: limits lead the lock order.
 create or replace function private.turn(
   p_daemon uuid, p_slots integer, p_thorough boolean, p_settlements jsonb, p_progress jsonb, p_held bigint[],
   p_awake double precision)
@@ -1135,6 +1142,10 @@ as $$
 begin
   if p_held is not null then
     perform private.release_unheld(p_daemon, p_held);
+    return query
+    select 'lost', jsonb_build_object('claim', held.claim)
+    from unnest(p_held) as held (claim)
+    where held.claim not in (select r.claim from public.runs r where r.claimed_by = p_daemon);
   end if;
   return query select 'claimed', c from private.claim_runs(p_daemon, p_slots, p_thorough) c;
   return query select 'recorded', r from private.record_progress(p_daemon, p_progress) r;

@@ -1,5 +1,8 @@
 -- What clients and operators see and may do.
 
+set local lock_timeout = '5s';
+set local statement_timeout = '10min';
+
 -- Views: two for clients, the rest for operators.
 
 create or replace view public.image_jobs with (security_invoker = on) as

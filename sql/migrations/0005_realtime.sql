@@ -1,5 +1,8 @@
 -- What a canvas hears.
 
+set local lock_timeout = '5s';
+set local statement_timeout = '10min';
+
 -- Broadcast from the database: changed nodes go out on the private topic workflow:<uuid>, event nodes_changed.
 --
 -- One message per statement and workflow, cut below the payload limit. A client merges by version, and asks for what a
