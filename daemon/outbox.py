@@ -143,8 +143,13 @@ class Outbox:
         return Batch(settlements, progress)
 
     def put_back(self, batch: Batch) -> None:
-        """What could not be written goes first with the next turn. Nobody is called: the caller knows when to try."""
-        self._settlements.extendleft(reversed(batch.settlements))
+        """What could not be written goes first with the next turn. Nobody is called: the caller knows when to try.
+
+        A part of it may have been answered, or put back as busy, before the rest failed.
+        """
+        waiting = {item.run.claim for item in self._settlements}
+        unwritten = [item for item in batch.settlements if not item.done.done() and item.run.claim not in waiting]
+        self._settlements.extendleft(reversed(unwritten))
         for older in batch.progress:
             newer = self._progress.get(older.run.claim)
             if newer is not None:

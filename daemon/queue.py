@@ -93,6 +93,8 @@ class Turned:
 
     claimed: Sequence[Claimed]
     answers: Sequence[Answer]
+    lost: set[int]
+    """Of the claims that were said to be held: those that are not, any more."""
 
 
 class Queue:
@@ -141,12 +143,12 @@ class Queue:
     async def _connected(
         self, timeout: float | None = None
     ) -> "AsyncGenerator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
-        """A connection for one call. One that gives no answer in time is cut: asyncpg would wait on for its cancel request
-        to arrive, which takes longest when the network is gone (measured: 25 s for a call with a timeout of 5)."""
+        """A connection for one call. One whose answer is not awaited any more is cut: asyncpg would wait on for its cancel
+        request to arrive, which takes longest when the network is gone (measured: 25 s for a call with a timeout of 5)."""
         async with self.pool.acquire(timeout=timeout or self._timeout) as connection:
             try:
                 yield connection
-            except TimeoutError:
+            except (TimeoutError, asyncio.CancelledError):
                 connection.terminate()
                 raise
 
@@ -236,13 +238,17 @@ class Queue:
             )
         claimed: list[Claimed] = []
         answers: list[Answer] = []
+        lost: set[int] = set()
         for part, text in rows:
             run = json.loads(text)
-            if part == "claimed":
-                claimed.append(Claimed.read(daemon, run))
-            else:
-                answers.append(Answer(**run))
-        return Turned(claimed, answers)
+            match part:
+                case "claimed":
+                    claimed.append(Claimed.read(daemon, run))
+                case "lost":
+                    lost.add(run["claim"])
+                case _:
+                    answers.append(Answer(**run))
+        return Turned(claimed, answers, lost)
 
 
 def _clean(value: object, mask: Callable[[str], str]) -> object:

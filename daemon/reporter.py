@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from daemon.providers import Generated
 from daemon.queue import Claimed
@@ -15,11 +16,14 @@ INTERVAL = 1.0
 
 
 def event(name: str, message: str, *, kind: str = "log", **data: Any) -> dict[str, Any]:
-    """An entry of the audit trail. `kind` is progress, log or error; empty data is left out."""
+    """An entry of the audit trail. `kind` is progress, log or error; empty data is left out.
+
+    The id is for the write whose acknowledgement is lost: sent again, the event (and its cost) still counts once.
+    """
     payload: dict[str, Any] = {"event": name, "message": message}
     if data:
         payload["data"] = data
-    return {"kind": kind, "payload": payload}
+    return {"id": str(uuid4()), "kind": kind, "payload": payload}
 
 
 class RunReporter:
@@ -41,6 +45,7 @@ class RunReporter:
         self._timer: asyncio.TimerHandle | None = None
         self._preview: asyncio.Task[None] | None = None
         self._estimate: float | None = None
+        self._closed = False
         self.sent = False
         self.accounted = False
 
@@ -91,14 +96,17 @@ class RunReporter:
         )
         return self.accounted
 
-    async def close(self) -> None:
-        """Nothing more is written once this returns; the settlement has the last word."""
+    def close(self) -> None:
+        """Nothing more is written from now on; the settlement has the last word.
+
+        Waits for nothing, so that no cancellation can come between a run's outcome and its settlement.
+        """
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._preview is not None:
             self._preview.cancel()
-            await asyncio.gather(self._preview, return_exceptions=True)
 
     def _write(self) -> None:
         self._timer = None
@@ -107,5 +115,5 @@ class RunReporter:
 
     async def _publish(self, image: Path) -> None:
         url = await self._show(image)
-        if url is not None:
+        if url is not None and not self._closed:
             self._turns.record(self._run, preview_url=url)

@@ -105,6 +105,10 @@ class Turns:
         """
         return await asyncio.shield(self._outbox.settle(run, body))
 
+    def release(self, run: Claimed) -> None:
+        """Gives back a run on which nothing was done."""
+        self._outbox.settle(run, {"outcome": "released", "message": "Handed back before work began."})
+
     def record(self, run: Claimed, *, events: Sequence[Body] = (), **body: Any) -> None:
         """Records progress of a run with the next turn; a newer value replaces one that still waits."""
         self._outbox.record(Progress(run, body, list(events)))
@@ -207,6 +211,8 @@ class Turns:
             self._reconcile_at = now + RECONCILE
         self._held.update((run.claim, run) for run in turned.claimed)
         self._answer(batch, turned.answers)
+        if lost := turned.lost - {item.run.claim for item in batch.settlements}:
+            self._lost(lost)
         for run in turned.claimed:
             self._start(run)
         if turned.claimed:

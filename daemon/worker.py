@@ -88,6 +88,7 @@ class Worker:
         self._tmp_dir = tmp_dir
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._dropped: set[int] = set()
+        self._written: set[int] = set()
         self._refusals: dict[str, int] = {}
 
     @property
@@ -97,8 +98,8 @@ class Worker:
 
     def start(self, run: Claimed) -> None:
         """Begins to work on a run."""
-        task = self._group.create_task(self._work(run), name=f"run {run.id}")
-        self._tasks[run.claim] = task
+        task = self._tasks[run.claim] = self._group.create_task(self._work(run), name=f"run {run.id}")
+        task.add_done_callback(lambda _: self._ended(run))
 
     def drop(self, claims: set[int]) -> None:
         """These claims are no longer ours: stops their work. Unknown ones are none of our business."""
@@ -115,24 +116,29 @@ class Worker:
         structlog.contextvars.bind_contextvars(run_id=run.id, attempt=run.attempt, processor=run.processor)
         started = time.monotonic()
         reporter = RunReporter(self._turns, run, lambda image: self._publisher.preview(run, image))
-        try:
-            body = await self._outcome(run, reporter)
-            await reporter.close()
-            result = await self._turns.settle(run, body)
-            if body["outcome"] != "retry":
-                self._refusals.pop(run.id, None)
-            payload: dict[str, Any] = body.get("payload") or {}
-            self._metrics.finished(run, body["outcome"], time.monotonic() - started)
-            log.info(
-                "run.finished",
-                outcome=body["outcome"],
-                result=result,
-                code=payload.get("code"),
-                seconds=round(time.monotonic() - started, 3),
-            )
-        finally:
-            del self._tasks[run.claim]
-            self._dropped.discard(run.claim)
+        body = await self._outcome(run, reporter)
+        reporter.close()
+        self._written.add(run.claim)
+        result = await self._turns.settle(run, body)
+        if body["outcome"] != "retry":
+            self._refusals.pop(run.id, None)
+        payload: dict[str, Any] = body.get("payload") or {}
+        self._metrics.finished(run, body["outcome"], time.monotonic() - started)
+        log.info(
+            "run.finished",
+            outcome=body["outcome"],
+            result=result,
+            code=payload.get("code"),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _ended(self, run: Claimed) -> None:
+        """A task that was cancelled before its first step, or twice, wrote nothing back: without this, its slot is lost."""
+        del self._tasks[run.claim]
+        self._dropped.discard(run.claim)
+        if run.claim not in self._written:
+            self._turns.release(run)
+        self._written.discard(run.claim)
 
     async def _outcome(self, run: Claimed, reporter: RunReporter) -> dict[str, Any]:
         """Works on the run and answers the body of its settlement."""
@@ -171,7 +177,7 @@ class Worker:
             made = await self._generate(provider, replace(request, previous_image=previous), reporter)
         match made:
             case Generated():
-                await reporter.close()
+                reporter.close()
                 generate_ms = round(1000 * (time.monotonic() - started))
                 if not await reporter.generated(made):
                     late = "The image came after the run had been taken away; it was not used."

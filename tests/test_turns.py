@@ -12,6 +12,7 @@ from asyncpg._testbase.fuzzer import TCPFuzzingProxy
 
 from daemon.listener import Listener
 from daemon.queue import Claimed, Queue
+from daemon.reporter import event
 from daemon.turns import Turns
 from tests.postgres import connect, wait_until
 from tests.runs import completed, event_names, insert_run, insert_runs, register, run_row
@@ -233,3 +234,30 @@ async def test_a_delayed_run_is_not_claimed_before_it_is_due(database: str, db: 
         assert [claimed.id for claimed in it.claimed] == [other]
         await db.execute("update runs set due_at = now() where id = $1", run)
         await wait_until(lambda: len(it.claimed) == 2)
+
+
+async def test_an_event_whose_acknowledgement_was_lost_is_written_once(database: str, db: Db) -> None:
+    run = await insert_run(db)
+    async with running(database) as it:
+        await wait_until(lambda: it.claimed)
+        generated = event("generated", "The provider made the image.", cost=0.04)
+        entry = {"id": run, "claim": it.claimed[0].claim, "events": [generated]}
+        await it.queue.turn(it.daemon, slots=0, progress=[entry])
+        it.turns.record(it.claimed[0], events=[generated])
+        await it.turns.settle(it.claimed[0], {**completed(), "events": [generated]})
+    assert (await event_names(db, run)).count("generated") == 1
+    assert float(await db.fetchval("select cost from run_costs")) == 0.04
+
+
+async def test_a_claim_that_was_lost_without_a_notification_is_noticed_when_claims_are_compared(
+    database: str, db: Db
+) -> None:
+    cancelled, kept, _ = await insert_runs(db, 3)
+    async with running(database) as it:
+        await wait_until(lambda: len(it.claimed) == 3)
+        claims = {run.id: run.claim for run in it.claimed}
+        await db.execute("update runs set status = 'cancelled' where id = $1", cancelled)
+        it.turns.look_closely()
+        await wait_until(lambda: it.lost)
+        assert it.lost == {claims[cancelled]}
+        assert (await run_row(db, kept))["claim"] == claims[kept]

@@ -1,13 +1,16 @@
 -- running → completed, failed, pending again, or parked: the daemon writes back, fenced by the claim.
 
--- Adds events to runs: [{"run_id", "kind", "payload": {"event", "message", …}}, …], in order.
+-- Adds events to runs: [{"run_id", "id", "kind", "payload": {"event", "message", …}}, …], in order.
+-- One that comes again with its id, since an acknowledgement was lost, is left out.
 create or replace function private.add_events(p_events jsonb)
 returns void language sql volatile set search_path = ''
 as $$
-  insert into public.run_events (run_id, kind, payload)
-  select e.value ->> 'run_id', coalesce(e.value ->> 'kind', 'log'), e.value -> 'payload'
+  insert into public.run_events (id, run_id, kind, payload)
+  select coalesce((e.value ->> 'id')::uuid, gen_random_uuid()), e.value ->> 'run_id',
+    coalesce(e.value ->> 'kind', 'log'), e.value -> 'payload'
   from jsonb_array_elements(p_events) with ordinality as e (value, place)
   order by e.place
+  on conflict (id) do nothing
 $$;
 
 -- Settles runs. Each settlement is an object:
@@ -19,7 +22,7 @@ $$;
 --   refund            true: the provider never accepted the request; the attempt comes back, for at most an hour (retry)
 --   provider_job_id   of the order the provider has taken (parked)
 --   progress          0-100 (parked)
---   events            [{kind, payload}], written before the outcome's own event
+--   events            [{id, kind, payload}], written before the outcome's own event
 --   if_lost           {kind, payload}: the event to write instead, if the claim is gone
 -- Answers {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
 -- lost (somebody else's by now); busy (the row is

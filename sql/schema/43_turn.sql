@@ -50,9 +50,10 @@ $$;
 --   p_thorough     see claim_runs
 --   p_settlements  see settle_runs
 --   p_progress     see record_progress
---   p_held         the claims it holds, now and then (after a reconnect, every few beats); null: not this time
+--   p_held         the claims it holds, now and then (after a reconnect, every few beats); null: not this time.
+--                  Those it holds no longer are answered as lost: the notification may have missed it
 --   p_awake        seconds for which this daemon will look by itself, so that inserts need no NOTIFY; null: it will not
--- Answers rows {part: claimed | settled | recorded, run: …}. Claims come first: limits lead the lock order.
+-- Answers rows {part: lost | claimed | settled | recorded, run: …}. Claims come first: limits lead the lock order.
 create or replace function private.turn(
   p_daemon uuid, p_slots integer, p_thorough boolean, p_settlements jsonb, p_progress jsonb, p_held bigint[],
   p_awake double precision)
@@ -61,6 +62,10 @@ as $$
 begin
   if p_held is not null then
     perform private.release_unheld(p_daemon, p_held);
+    return query
+    select 'lost', jsonb_build_object('claim', held.claim)
+    from unnest(p_held) as held (claim)
+    where held.claim not in (select r.claim from public.runs r where r.claimed_by = p_daemon);
   end if;
   return query select 'claimed', c from private.claim_runs(p_daemon, p_slots, p_thorough) c;
   return query select 'recorded', r from private.record_progress(p_daemon, p_progress) r;
