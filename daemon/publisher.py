@@ -62,7 +62,7 @@ class Publisher:
             key = object_key(run.workflow_id, run.id, info.extension)
             thumbnail = workdir / "thumbnail.webp"
             await asyncio.to_thread(images.thumbnail, made.path, thumbnail)
-            tries = await self._upload_both(run, key, made.path, thumbnail, info)
+            tries = await self._upload_both(run, key, made, thumbnail, info)
         except ClaimGone:
             return {"outcome": "released", "events": [], "if_lost": unused}
         except RunError as error:
@@ -120,7 +120,7 @@ class Publisher:
                 "bytes": found.size,
                 "model": model.model,
                 "requestedModel": model.requested,
-                "cost": None,
+                "cost": float(cost) if (cost := found.metadata.get("cost")) else None,
                 "timings": {"queuedMs": round(1000 * run.waited.total_seconds())},
             }
             message = "An earlier attempt had stored the image already; it is used."
@@ -146,7 +146,7 @@ class Publisher:
             log.info("preview.failed", error=str(error))
             return None
 
-    async def _upload_both(self, run: Claimed, key: str, image: Path, thumbnail: Path, info: ImageInfo) -> int:
+    async def _upload_both(self, run: Claimed, key: str, made: Generated, thumbnail: Path, info: ImageInfo) -> int:
         """Uploads picture and thumbnail side by side; answers the tries that the picture took."""
 
         async def ours() -> bool:
@@ -159,9 +159,10 @@ class Publisher:
             "sha256": info.sha256,
             "width": str(info.width),
             "height": str(info.height),
+            "cost": "" if made.cost is None else str(made.cost),
         }
         main, small = await asyncio.gather(
-            self._storage.upload(key, image, content_type=info.content_type, metadata=metadata, may_write=ours),
+            self._storage.upload(key, made.path, content_type=info.content_type, metadata=metadata, may_write=ours),
             self._storage.upload(
                 thumbnail_key(run.workflow_id, run.id), thumbnail, content_type="image/webp", may_write=ours
             ),

@@ -305,6 +305,26 @@ async def test_a_run_that_is_cancelled_while_its_picture_is_stored_has_cost_what
     assert len(studio.api.requests) == 1
 
 
+async def test_a_picture_whose_settlement_was_lost_is_adopted_with_its_cost_and_not_made_again(studio: Studio) -> None:
+    run = await studio.order()
+    first = await studio.until(run, "completed")
+    async with studio.db.transaction():
+        # As a take-over leaves it that came between the upload and the settlement.
+        await studio.db.execute("select set_config('image_jobs.hand', 'daemon', true)")
+        await studio.db.execute(
+            """update runs set status = 'pending', payload = null, finished_at = null, due_at = now(), rank = 0
+            where id = $1""",
+            run,
+        )
+    row = await studio.until(run, "completed")
+
+    assert row["attempt"] == 2
+    for name in ("imageUrl", "thumbnailUrl", "width", "height", "bytes", "contentType", "model", "cost"):
+        assert row["payload"][name] == first["payload"][name]
+    assert (await studio.story(run))[-3:] == ["claimed", "adopted", "completed"]
+    assert len(studio.api.requests) == 1
+
+
 async def test_a_retired_model_is_replaced_by_its_successor_and_both_are_named(studio: Studio) -> None:
     run = await studio.order("dall-e-3")
     row = await studio.until(run, "completed")
