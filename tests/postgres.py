@@ -58,12 +58,12 @@ def free_port() -> int:
 class Cluster:
     """One running server of one version, with a template that `database()` clones."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, settings: dict[str, str] = FAST) -> None:
         # Not below pytest's own temporary directory: only its owner can reach that, and as root Postgres is `nobody`.
         self._home = Path(tempfile.mkdtemp(prefix=f"image-jobs-{name}-"))
         self._home.chmod(0o755)
         self.name = name
-        self.server = Server(bin_dir(name), self._home / "data", free_port(), FAST)
+        self.server = Server(bin_dir(name), self._home / "data", free_port(), settings)
         self._numbers = count(1)
         self._has_template = asyncio.Lock(), asyncio.Event()
 

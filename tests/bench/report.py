@@ -1,0 +1,22 @@
+"""What a benchmark prints."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table: the first column says what, the others how much."""
+    it = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        it.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        it.add_row(*row)
+    Console(width=110).print("", it)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which so many of them are."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]

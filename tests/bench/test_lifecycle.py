@@ -1,0 +1,114 @@
+"""Runs a second: the daemon beside pgbench, which calls the same functions from C and does nothing else."""
+
+import asyncio
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from uuid import uuid4
+
+import asyncpg
+
+from daemon.queue import Queue
+from tests.bench.idle_provider import done, idle_provider, insert_with_nodes
+from tests.bench.report import table
+from tests.postgres import Cluster, wait_until
+from tests.runs import register
+
+Db = asyncpg.Connection
+
+RUNS = 2000
+BATCH = 100
+ROUNDS = 3
+
+# Claims a batch and settles it: what a daemon does in one turn, in one transaction as there.
+LIFECYCLE = """
+create schema bench;
+create table bench.daemons (client integer primary key, id uuid not null);
+create function bench.lifecycle(p_client integer, p_batch integer, p_done jsonb) returns void language plpgsql as $$
+declare
+  v_daemon uuid := (select id from bench.daemons where client = p_client);
+  v_settlements jsonb;
+begin
+  select jsonb_agg(p_done || jsonb_build_object('id', t.run ->> 'id', 'claim', t.run -> 'claim')) into v_settlements
+  from private.turn(v_daemon, p_batch, false, '[]', '[]', null, null) t where t.part = 'claimed';
+  perform private.turn(v_daemon, 0, false, coalesce(v_settlements, '[]'), '[]', null, null);
+end $$;
+"""
+
+
+async def test_whole_lifecycles_a_second_beside_pgbench(durable: Cluster, database: str, db: Db) -> None:
+    await db.execute(LIFECYCLE)
+    async with Queue(database) as queue:
+        for client in range(4):
+            await db.execute("insert into bench.daemons values ($1, $2)", client, await register(queue))
+    rates: dict[str, list[float]] = {"daemon": [], "pgbench, 1 client": [], "pgbench, 4 clients": []}
+    for _ in range(ROUNDS):
+        for name, measured in rates.items():
+            await insert_with_nodes(db, RUNS, uuid4().hex)
+            await db.execute("analyze")
+            clients = re.findall(r"\d+", name)
+            seconds = await (pgbench(durable, database, int(clients[0])) if clients else daemon(database))
+            assert await db.fetchval("select count(*) from runs where status <> 'completed'") == 0
+            measured.append(RUNS / seconds)
+    ours = median(rates["daemon"])
+    table(
+        f"Whole lifecycles a second ({RUNS} runs with a node and 5 events each, batches of {BATCH})",
+        ("", "runs/s", "the daemon has"),
+        [(name, f"{median(found):.0f}", f"{ours / median(found):.2f} x") for name, found in rates.items()],
+    )
+
+
+async def daemon(dsn: str) -> float:
+    """Seconds for all pending runs, with as many in a batch as pgbench has."""
+    async with idle_provider(dsn, slots=BATCH, accepting=False) as it:
+        started = time.perf_counter()
+        it.turns.accepting = True
+        it.turns.wake()
+        await wait_until(lambda: it.settled == RUNS, timeout=60)
+        return time.perf_counter() - started
+
+
+async def pgbench(cluster: Cluster, dsn: str, clients: int) -> float:
+    """Seconds for all pending runs, without the time to connect."""
+    transactions = RUNS // BATCH // clients
+    with tempfile.TemporaryDirectory() as home:
+        script = Path(home) / "lifecycle.sql"
+        body = json.dumps(done()).replace("'", "''").replace(":", " :")
+        script.write_text(f"select bench.lifecycle(:client_id, {BATCH}, '{body}');\n".replace('" :', '" : '))
+        process = await asyncio.create_subprocess_exec(
+            cluster.server.bin_dir / "pgbench", "-n", "-f", script, "-c", str(clients), "-j", "1",
+            "-t", str(transactions), dsn,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate()
+    rate = re.search(r"tps = ([\d.]+)", out.decode())
+    assert process.returncode == 0, err.decode()
+    assert rate is not None
+    return transactions * clients / float(rate[1])
+
+
+async def test_runs_a_second_by_the_size_of_a_batch(database: str, db: Db) -> None:
+    sizes = {1: 200, 10: 800, 100: 2000, 400: 2000}
+    rates: dict[int, list[float]] = {size: [] for size in sizes}
+    async with Queue(database) as queue:
+        me = await register(queue, slots=400)
+        for _ in range(ROUNDS):
+            for size, runs in sizes.items():
+                await insert_with_nodes(db, runs, uuid4().hex)
+                await db.execute("analyze")
+                started = time.perf_counter()
+                turned = await queue.turn(me, slots=size)
+                while turned.claimed:
+                    settlements = [{**done(), "id": run.id, "claim": run.claim} for run in turned.claimed]
+                    turned = await queue.turn(me, slots=size, settlements=settlements)
+                rates[size].append(runs / (time.perf_counter() - started))
+                assert await db.fetchval("select count(*) from runs where status <> 'completed'") == 0
+    slowest = median(rates[1])
+    table(
+        "Runs a second by the size of a batch (one connection, one turn after the other)",
+        ("batch", "runs/s", "ratio"),
+        [(str(size), f"{median(found):.0f}", f"{median(found) / slowest:.1f} x") for size, found in rates.items()],
+    )
