@@ -1,0 +1,60 @@
+"""Storage fails for a moment, or for good: an image that was paid for is not made again by itself."""
+
+import asyncio
+
+import pytest
+
+from tests.faults.world import World
+from tests.postgres import wait_until
+from tests.runs import event_names
+
+
+@pytest.mark.parametrize("fault", ["refuses", "hangs", "breaks off"])
+async def test_storage_that_fails_for_a_moment_costs_no_second_image(world: World, fault: str) -> None:
+    match fault:
+        case "refuses":
+            world.gate.closed = True
+        case "hangs":
+            world.gate.passing["POST"] = asyncio.Event()
+        case _:
+            world.gate.cuts = 2
+    async with world.daemon() as it:
+        await it.started()
+        (run,) = await world.order()
+        await wait_until(lambda: world.gate.uploads(run), timeout=20)
+        world.gate.closed = False
+        if event := world.gate.passing.pop("POST", None):
+            event.set()
+        row = await world.until(run, "completed")
+        await world.all_ended_once()
+    assert len(world.api.requests) == 1
+    assert (await event_names(world.db, run)).count("generated") == 1
+    assert len(await world.fetched(row["payload"]["imageUrl"])) == row["payload"]["bytes"]
+
+
+async def test_storage_that_is_away_for_good_fails_the_run_with_its_cost_and_a_cure_and_requeueing_helps(
+    world: World,
+) -> None:
+    world.gate.closed = True
+    async with world.daemon() as it:
+        await it.started()
+        (run,) = await world.order()
+        row = await world.until(run, "failed")
+        assert row["payload"]["code"] == "storage_unavailable"
+        assert "equeue" in row["payload"]["hint"]
+        assert row["attempt"] == 1
+        assert len(world.api.requests) == 1
+        assert world.gate.uploads(run) == 3
+        (generated,) = await world.events(run, "generated")
+        assert generated["cost"] > 0
+        await world.all_ended_once()
+
+        world.gate.closed = False
+        await world.db.execute("update runs set status = 'pending' where id = $1", run)
+        await world.until(run, "completed")
+        await world.all_ended_once()
+        await world.nothing_in_flight()
+    costs = await world.db.fetchrow("select images, cost from run_costs")
+    assert costs is not None
+    assert costs["images"] == len(world.api.requests)
+    assert float(costs["cost"]) == pytest.approx(2 * generated["cost"])
