@@ -246,7 +246,7 @@ class Service:
                     await turns.wait_idle()
             except TimeoutError:
                 log.warning("daemon.not_flushed", runs=turns.held)
-                worker.hand_back()
+                worker.hand_back(storing_too=True)
 
     async def _until_idle(self, turns: Turns) -> None:
         idle = asyncio.ensure_future(turns.wait_idle())

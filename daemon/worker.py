@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from daemon import outcomes
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
@@ -25,7 +26,7 @@ from daemon.providers import Deferred, Generated, Provider, Request, Submitted, 
 from daemon.providers.catalogue import Resolved, resolve
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
-from daemon.reporter import RunReporter, event
+from daemon.reporter import RunReporter
 from daemon.storage import Storage
 from daemon.turns import Turns
 
@@ -88,6 +89,7 @@ class Worker:
         self._tmp_dir = tmp_dir
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._dropped: set[int] = set()
+        self._storing: set[int] = set()
         self._written: set[int] = set()
         self._refusals: dict[str, int] = {}
 
@@ -107,10 +109,12 @@ class Worker:
             self._dropped.add(claim)
             self._tasks[claim].cancel()
 
-    def hand_back(self) -> None:
-        """Stops all work and gives the runs back: the daemon must leave now."""
-        for task in self._tasks.values():
-            task.cancel()
+    def hand_back(self, *, storing_too: bool = False) -> None:
+        """Stops work and gives the runs back: the daemon must leave. A picture that is being stored is paid for: it may
+        still arrive, unless `storing_too`."""
+        for claim, task in self._tasks.items():
+            if storing_too or claim not in self._storing:
+                task.cancel()
 
     async def _work(self, run: Claimed) -> None:
         structlog.contextvars.bind_contextvars(run_id=run.id, attempt=run.attempt, processor=run.processor)
@@ -136,6 +140,7 @@ class Worker:
         """A task that was cancelled before its first step, or twice, wrote nothing back: without this, its slot is lost."""
         del self._tasks[run.claim]
         self._dropped.discard(run.claim)
+        self._storing.discard(run.claim)
         if run.claim not in self._written:
             self._turns.release(run)
         self._written.discard(run.claim)
@@ -149,14 +154,15 @@ class Worker:
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
-            return self._stopped(run, reporter)
+            return outcomes.stopped(reporter, dropped=run.claim in self._dropped)
         except RunError as error:
-            return await self._failed(run, reporter, error)
+            body = outcomes.failed(error, reporter, back_off=self._back_off(run))
+            if isinstance(error, Retryable):
+                await self._block(run, error, body["due_in"])
+            return body
         except Exception:  # the one boundary: a bug of ours must end this run with a reason, and no other
             log.exception("run.crashed")
-            message = "Something went wrong inside the daemon."
-            body = _failure(message, "internal", "Its log has the details. Requeue the run once that is mended.")
-            return {**body, "events": _unaccounted(reporter, message)}
+            return outcomes.crashed(reporter)
 
     async def _attempt(self, run: Claimed, reporter: RunReporter, workdir: Path) -> dict[str, Any]:
         model, provider = self._choose(run)
@@ -180,13 +186,14 @@ class Worker:
                 reporter.close()
                 generate_ms = round(1000 * (time.monotonic() - started))
                 if not await reporter.generated(made):
-                    late = "The image came after the run had been taken away; it was not used."
-                    return {"outcome": "released", "if_lost": event("late", late, cost=made.cost)}
+                    return outcomes.came_late(made.cost)
+                self._storing.add(run.claim)
                 return await self._publisher.publish(run, model, made, workdir, generate_ms=generate_ms)
             case Submitted():
-                return self._park(made)
+                due = min(made.check_in or self._policy.poll_interval, self._policy.poll_timeout)
+                return outcomes.parked(made, due=due)
             case Waiting():
-                return self._wait(run, made)
+                return outcomes.still_waiting(run.provider_job_id, made, due=self._policy.poll_interval)
 
     def _choose(self, run: Claimed) -> tuple[Resolved, Provider]:
         provider = self._providers.get(run.processor.partition(":")[0])
@@ -273,68 +280,6 @@ class Worker:
             )
         return made
 
-    def _park(self, order: Submitted) -> dict[str, Any]:
-        """Writes the order's id down before anything else is done with it: from then on any daemon can ask."""
-        due = min(order.check_in or self._policy.poll_interval, self._policy.poll_timeout)
-        return {
-            "outcome": "parked",
-            "provider_job_id": order.job_id,
-            "due_in": due.total_seconds(),
-            "message": order.message or "The provider is at work.",
-            "if_lost": event(
-                "late", "The provider took the order after the run had been taken away.", providerJobId=order.job_id
-            ),
-        }
-
-    def _wait(self, run: Claimed, waiting: Waiting) -> dict[str, Any]:
-        return {
-            "outcome": "parked",
-            "provider_job_id": run.provider_job_id,
-            "due_in": self._policy.poll_interval.total_seconds(),
-            "message": waiting.message or "The provider is at work.",
-            "progress": None if waiting.progress is None else min(int(waiting.progress), 99),
-        }
-
-    def _stopped(self, run: Claimed, reporter: RunReporter) -> dict[str, Any]:
-        """Cancelled from outside (the claim is gone), or handed back because the daemon must leave."""
-        unknown = _unaccounted(reporter, "The call to the provider was broken off; it may have been charged.")
-        if run.claim in self._dropped or not reporter.sent:
-            body: dict[str, Any] = {"outcome": "released", "message": "Handed back by a daemon that had to stop."}
-            return {**body, "if_lost": unknown[0]} if unknown else body
-        return {
-            "outcome": "retry",
-            "due_in": 0,
-            "message": "The daemon had to stop while it was at work; another tries again.",
-            "events": unknown,
-            "payload": {
-                "error": "The daemon had to stop while it was at work.",
-                "code": "outcome_unknown",
-                "hint": "The provider may have charged for it. Requeue the run to try again.",
-            },
-        }
-
-    async def _failed(self, run: Claimed, reporter: RunReporter, error: RunError) -> dict[str, Any]:
-        body = _failure(error.message, error.code, error.hint, error.data)
-        if error.cost is not None:
-            body["events"].append(event("charged", "The provider charged for it all the same.", cost=error.cost))
-        if error.data.get("incident"):
-            body["events"].append(event("incident", error.message, kind="error", **error.data))
-        match error:
-            case OutcomeUnknown():
-                body["events"].append(
-                    event("unknown_outcome", error.message, kind="error", possibleCost=reporter.estimate)
-                )
-                body.update(outcome="retry", due_in=self._back_off(run))
-            case Retryable():
-                wait = error.retry_in.total_seconds() if error.retry_in is not None else self._back_off(run)
-                body.update(outcome="retry", due_in=wait, refund=not error.accepted)
-                await self._block(run, error, wait)
-            case _:
-                pass
-        if body["outcome"] == "retry":
-            body["message"] = f"{error.message} Trying again in {max(1, round(body['due_in']))} s."
-        return body
-
     async def _block(self, run: Claimed, error: Retryable, wait: float) -> None:
         """Closes the provider or the model for every daemon, where the error says so."""
         if error.blocks is None:
@@ -352,17 +297,3 @@ class Worker:
         tries = self._refusals[run.id] = self._refusals.get(run.id, 0) + 1
         wait = min(FIRST_WAIT * 2 ** (max(tries, run.attempt) - 1), LONGEST_WAIT)
         return wait * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-
-
-def _unaccounted(reporter: RunReporter, message: str) -> list[dict[str, Any]]:
-    """The event for a call that may have been paid for; none if it was not sent, or its cost is written down."""
-    if not reporter.sent or reporter.accounted:
-        return []
-    return [event("unknown_outcome", message, kind="error", possibleCost=reporter.estimate)]
-
-
-def _failure(message: str, code: str, hint: str, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    payload: dict[str, Any] = {"error": message, "code": code, "hint": hint}
-    if details:
-        payload["details"] = details
-    return {"outcome": "failed", "payload": payload, "events": []}

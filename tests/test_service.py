@@ -258,6 +258,7 @@ async def test_several_daemons_share_the_work_and_no_run_is_done_twice(project: 
     assert len(by) == 2
 
 
+@pytest.mark.timeout(240)
 async def test_a_thousand_runs_in_one_statement_all_finish_within_bounded_memory(project: Supabase, db: Db) -> None:
     async with daemon(project, IMAGE_JOBS_CONCURRENCY="32") as it:
         await it.started()
@@ -266,7 +267,7 @@ async def test_a_thousand_runs_in_one_statement_all_finish_within_bounded_memory
         async def done() -> bool:
             return await db.fetchval("select count(*) from runs where status in ('completed', 'failed')") == len(ids)
 
-        await wait_until(done, timeout=55)
+        await wait_until(done, timeout=200)
         assert peak_memory(it) < 500
     assert await db.fetchval("select count(*) from runs where status = 'completed'") == 1000
     assert await db.fetchval("select count(*) from run_events where payload ->> 'event' = 'completed'") == 1000
