@@ -6,11 +6,17 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from tests.postgres import signed_in
 from tests.runs import insert_run, run_row
 
 Db = asyncpg.Connection
 
 IMAGE = "https://example.supabase.co/storage/v1/object/public/images/w/r.png?v=0a1b2c3d"
+
+STATES = ("pending", "running", "parked", "completed", "failed", "cancelled")
+UNFINISHED = ("pending", "running", "parked")
+TERMINAL = ("completed", "failed", "cancelled")
+OPERATORS = ("postgres", "service_role")
 
 
 @dataclass
@@ -146,3 +152,16 @@ async def node_data(connection: Db, node: str) -> dict[str, Any]:
     data = await connection.fetchval("select node_data from workflow_nodes where id = $1", node)
     data.pop("updatedAt", None)
     return data
+
+
+async def as_operator(connection: Db, role: str, query: str, *arguments: object) -> "asyncpg.Record | None":
+    """Runs one statement as an operator: the owner, or what PostgREST makes of the service role's key."""
+    if role == "postgres":
+        return await connection.fetchrow(query, *arguments)
+    async with signed_in(connection, role=role):
+        return await connection.fetchrow(query, *arguments)
+
+
+async def set_status(connection: Db, run: str, status: str, role: str = "postgres") -> None:
+    """A plain UPDATE from outside."""
+    await as_operator(connection, role, "update runs set status = $2 where id = $1", run, status)

@@ -8,12 +8,7 @@ import pytest
 
 from tests.postgres import connect
 from tests.runs import event_names, insert_run, insert_runs
-from tests.sql.protocol import IMAGE, Daemon, Db, events, move_clock, new_daemon, run_in
-
-
-@pytest.fixture
-async def daemon(db: Db) -> Daemon:
-    return await new_daemon(db)
+from tests.sql.protocol import IMAGE, Daemon, Db, events, move_clock, run_in
 
 
 async def test_a_whole_life_in_order(db: Db, daemon: Daemon) -> None:

@@ -1,6 +1,5 @@
 """The state table of sql/README.md, row by row, each as the role in question; and the sentences around it."""
 
-from datetime import datetime
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -8,38 +7,22 @@ import pytest
 
 from tests.postgres import signed_in
 from tests.runs import WORKFLOW, event_names, insert_run, run_row
-from tests.sql.protocol import IMAGE, Daemon, Db, events, move_clock, new_daemon, run_in
+from tests.sql.protocol import (
+    IMAGE,
+    OPERATORS,
+    STATES,
+    UNFINISHED,
+    Daemon,
+    Db,
+    as_operator,
+    events,
+    move_clock,
+    new_daemon,
+    run_in,
+    set_status,
+)
 
-MEMBER = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
-STATES = ("pending", "running", "parked", "completed", "failed", "cancelled")
-UNFINISHED = ("pending", "running", "parked")
-TERMINAL = ("completed", "failed", "cancelled")
-OPERATORS = ("postgres", "service_role")
 REFUSED = asyncpg.InvalidParameterValueError
-
-
-@pytest.fixture
-async def daemon(db: Db) -> Daemon:
-    return await new_daemon(db)
-
-
-@pytest.fixture
-async def member(db: Db) -> UUID:
-    """A member of the workflow that `run_in` uses."""
-    await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", WORKFLOW, MEMBER)
-    return MEMBER
-
-
-async def as_operator(db: Db, role: str, query: str, *arguments: object) -> "asyncpg.Record | None":
-    """Runs one statement as an operator: the owner, or what PostgREST makes of the service role's key."""
-    if role == "postgres":
-        return await db.fetchrow(query, *arguments)
-    async with signed_in(db, role=role):
-        return await db.fetchrow(query, *arguments)
-
-
-async def set_status(db: Db, run: str, status: str, role: str = "postgres") -> None:
-    await as_operator(db, role, "update runs set status = $2 where id = $1", run, status)
 
 
 def image_run(workflow: UUID, status: str = "pending") -> tuple[object, ...]:
@@ -389,247 +372,3 @@ async def test_requeueing_what_did_not_fail_drops_its_job(db: Db, daemon: Daemon
     await set_status(db, run, "pending")
     assert (await run_row(db, run))["provider_job_id"] is None
     assert (await events(db, run))[-1]["data"]["providerJobId"] == "order-1"
-
-
-# what nobody may do
-
-
-@pytest.mark.parametrize("role", OPERATORS)
-@pytest.mark.parametrize("state", TERMINAL)
-async def test_a_finished_run_cannot_be_cancelled_by_update(db: Db, daemon: Daemon, role: str, state: str) -> None:
-    run = await run_in(db, daemon, state)
-    before = await run_row(db, run)
-    with pytest.raises(REFUSED) as refused:
-        await set_status(db, run, "cancelled", role)
-    assert refused.value.message == f"A run that is {state} cannot be set to cancelled by hand."
-    assert "cancel_run" in refused.value.hint
-    assert await run_row(db, run) == before
-
-
-@pytest.mark.parametrize("state", TERMINAL)
-async def test_cancel_run_returns_a_finished_run_unchanged(db: Db, daemon: Daemon, member: UUID, state: str) -> None:
-    run = await run_in(db, daemon, state)
-    before = await run_row(db, run)
-    async with signed_in(db, member):
-        record = await db.fetchval("select cancel_run($1)", run)
-    assert (record["jobId"], record["status"]) == (run, state)
-    assert await run_row(db, run) == before
-
-
-@pytest.mark.parametrize("wanted", ["running", "completed", "failed", "done", ""])
-@pytest.mark.parametrize("state", STATES)
-async def test_no_other_status_is_set_from_outside(db: Db, daemon: Daemon, state: str, wanted: str) -> None:
-    run = await run_in(db, daemon, state)
-    before = await run_row(db, run)
-    if before["status"] == wanted:
-        return
-    with pytest.raises(REFUSED) as refused:
-        await set_status(db, run, wanted)
-    assert refused.value.hint
-    assert await run_row(db, run) == before
-
-
-async def test_a_status_cannot_be_emptied(db: Db, daemon: Daemon) -> None:
-    run = await run_in(db, daemon, "failed")
-    with pytest.raises((REFUSED, asyncpg.NotNullViolationError)):
-        await db.execute("update runs set status = null where id = $1", run)
-
-
-@pytest.mark.parametrize("role", ["anon", "authenticated"])
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "update runs set status = 'cancelled'",
-        "delete from runs",
-        "update run_events set kind = 'log'",
-        "delete from run_events",
-        "insert into run_events (kind) values ('log')",
-    ],
-)
-async def test_clients_have_no_update_and_no_delete(db: Db, member: UUID, role: str, statement: str) -> None:
-    await insert_run(db)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        async with signed_in(db, member if role == "authenticated" else None, role=role):
-            await db.execute(statement)
-
-
-@pytest.mark.parametrize("function", ["cancel_run", "requeue_run"])
-async def test_a_run_that_is_not_there_is_not_found(db: Db, function: str) -> None:
-    with pytest.raises(asyncpg.PostgresError) as refused:
-        async with signed_in(db):
-            await db.fetchval(f"select {function}('nothing')")
-    assert refused.value.sqlstate == "PT404"
-
-
-# what never changes
-
-
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize(
-    "change",
-    ["processor = 'openai:gpt-image-2'", "id = 'other'", "subject_id = gen_random_uuid()", "kind = 'research'"],
-)
-async def test_what_a_run_is_never_changes(db: Db, daemon: Daemon, state: str, change: str) -> None:
-    run = await run_in(db, daemon, state)
-    with pytest.raises(REFUSED) as refused:
-        await db.execute(f"update runs set {change} where id = $1", run)
-    assert refused.value.hint
-
-
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize(
-    "change",
-    [
-        "created_at = 'epoch'",
-        "claim = 1",
-        "ticket = 1",
-        "claimed_by = null",
-        "claimed_by = gen_random_uuid()",
-        "attempt = 99",
-        "created_by = gen_random_uuid()",
-        "submitted_at = 'epoch'",
-        "rank = 5",
-        "lane = 'elsewhere'",
-        "updated_at = 'epoch'",
-    ],
-)
-async def test_our_columns_stay_as_they_are(db: Db, daemon: Daemon, state: str, change: str) -> None:
-    run = await run_in(db, daemon, state)
-    before = dict(await run_row(db, run))
-    await db.execute(f"update runs set {change} where id = $1", run)
-    after = dict(await run_row(db, run))
-    assert after.pop("updated_at") >= before.pop("updated_at")
-    assert after == before
-
-
-@pytest.mark.parametrize("state", STATES)
-async def test_finished_at_is_null_unless_terminal(db: Db, daemon: Daemon, state: str) -> None:
-    run = await run_in(db, daemon, state)
-    finished: datetime | None = (await run_row(db, run))["finished_at"]
-    assert (finished is not None) == (state in TERMINAL)
-    with pytest.raises(asyncpg.CheckViolationError, match="runs_finished_at_only_when_terminal"):
-        await db.execute(f"update runs set finished_at = {'now()' if finished is None else 'null'} where id = $1", run)
-
-
-async def test_started_at_is_the_latest_start_of_work_and_until_then_the_insert_time(db: Db, daemon: Daemon) -> None:
-    run = await insert_run(db)
-    inserted = await run_row(db, run)
-    assert inserted["started_at"] == inserted["created_at"]
-    await move_clock(db, "1 min")
-    await daemon.fail(await daemon.claim_one())
-    first = await run_row(db, run)
-    assert 60 <= (first["started_at"] - first["created_at"]).total_seconds() < 120
-    await move_clock(db, "2 min")
-    await set_status(db, run, "pending")
-    assert (await run_row(db, run))["started_at"] == first["started_at"]
-    await move_clock(db, "3 min")
-    await daemon.claim_one()
-    second = await run_row(db, run)
-    assert 180 <= (second["started_at"] - second["created_at"]).total_seconds() < 240
-    assert second["created_at"] == inserted["created_at"]
-
-
-async def test_started_at_cannot_be_chosen_at_insert(db: Db) -> None:
-    run = await db.fetchval(
-        "insert into runs (kind, subject_id, status, processor, metadata, started_at, created_at) "
-        "values ($1, $2, $3, $4, $5, 'epoch', 'epoch') returning id",
-        *image_run(uuid4()),
-    )
-    row = await run_row(db, run)
-    assert row["started_at"] == row["created_at"] == row["updated_at"]
-
-
-# what DBAs do
-
-
-async def test_the_usual_idiom_of_freeing_a_stuck_row_works_on_a_held_run(db: Db, daemon: Daemon) -> None:
-    run = await insert_run(db)
-    claimed = await daemon.claim_one()
-    await db.execute("update runs set status = 'pending', claimed_by = null, attempt = 0 where id = $1", run)
-    assert (await run_row(db, run))["status"] == "pending"
-    assert await daemon.complete(claimed) == "lost"
-    again = await daemon.claim_one()
-    assert (again["id"], again["attempt"]) == (run, 1)
-    assert again["claim"] > claimed["claim"]
-    assert await daemon.complete(again) == "settled"
-
-
-@pytest.mark.parametrize("state", [state for state in STATES if state not in ("pending", "cancelled")])
-async def test_saving_a_whole_row_as_it_was_read_changes_nothing(db: Db, daemon: Daemon, state: str) -> None:
-    run = await run_in(db, daemon, state)
-    before = dict(await run_row(db, run))
-    await save(db, before)
-    after = dict(await run_row(db, run))
-    assert after.pop("updated_at") >= before.pop("updated_at")
-    assert after == before
-
-
-async def test_saving_a_whole_row_with_another_status_is_that_request(db: Db, daemon: Daemon) -> None:
-    run = await insert_run(db)
-    claimed = await daemon.claim_one()
-    before = dict(await run_row(db, run))
-    await save(db, {**before, "status": "cancelled"})
-    row = await run_row(db, run)
-    assert row["status"] == "cancelled"
-    assert row["claim"] > claimed["claim"]
-
-
-async def save(db: Db, row: dict[str, object]) -> None:
-    """What an ORM does: every column, as it was read."""
-    columns = [column for column in row if column != "id"]
-    settings = ", ".join(f"{column} = ${number}" for number, column in enumerate(columns, 2))
-    await db.execute(f"update runs set {settings} where id = $1", row["id"], *(row[column] for column in columns))
-
-
-async def test_a_save_of_a_whole_pending_row_never_puts_it_out_of_line(db: Db, daemon: Daemon) -> None:
-    run = await insert_run(db)
-    await save(db, dict(await run_row(db, run)))
-    assert (await daemon.claim_one())["id"] == run
-
-
-@pytest.mark.parametrize("state", UNFINISHED)
-async def test_a_run_whose_due_at_is_emptied_is_looked_at_all_the_same(db: Db, daemon: Daemon, state: str) -> None:
-    run = await run_in(db, daemon, state)
-    await db.execute("update runs set due_at = null where id = $1", run)
-    row = await run_row(db, run)
-    assert (row["due_at"] is None) == (state == "running")
-    if state != "running":
-        assert (await daemon.claim_one())["id"] == run
-
-
-async def test_an_operator_moves_a_run_forward(db: Db, daemon: Daemon) -> None:
-    await insert_run(db)
-    urgent = await insert_run(db)
-    await db.execute("update runs set priority = 10 where id = $1", urgent)
-    assert (await daemon.claim(1))[0]["id"] == urgent
-
-
-async def test_an_operator_grants_more_attempts(db: Db, daemon: Daemon) -> None:
-    run = await insert_run(db)
-    await db.execute("update runs set max_attempts = 1 where id = $1", run)
-    claimed = await daemon.claim_one()
-    await db.execute("update runs set max_attempts = 2 where id = $1", run)
-    await daemon.settle(claimed, "retry", payload={"error": "Later."}, due_in=0)
-    assert (await run_row(db, run))["status"] == "pending"
-
-
-@pytest.mark.parametrize("role", OPERATORS)
-@pytest.mark.parametrize("state", STATES)
-async def test_an_operator_deletes_a_run_with_its_events(db: Db, daemon: Daemon, role: str, state: str) -> None:
-    run = await run_in(db, daemon, state)
-    await as_operator(db, role, "delete from runs where id = $1", run)
-    assert await db.fetchval("select count(*) from run_events where run_id = $1", run) == 0
-    await move_clock(db, "1 min")
-    assert await daemon.claim(10) == []
-
-
-async def test_the_daemon_that_held_a_deleted_run_is_told(db: Db, daemon: Daemon) -> None:
-    run = await insert_run(db)
-    claimed = await daemon.claim_one()
-    heard: list[str] = []
-    await db.add_listener("image_jobs_drop", lambda *notification: heard.append(notification[-1]))
-    await db.execute("delete from runs where id = $1", run)
-    await db.execute("select")
-    assert heard == [str(claimed["claim"])]
-    assert await daemon.complete(claimed) == "lost"
-    assert await daemon.record(claimed, progress=50) == "lost"
