@@ -353,6 +353,7 @@ create or replace trigger keep_node before insert or update on public.workflow_n
 -- Statement-level triggers with transition tables say what changed (private.run_change); private.follow_up does the rest.
 -- The two are apart because they want opposite plans: pairing old and new rows must hash (a nested loop over transition
 -- tables is quadratic), everything after it must walk indexes.
+-- Each says so in full, since the settings of a caller reach into what it calls.
 
 do $$
 begin
@@ -392,7 +393,8 @@ $$;
 -- a node whose own data breaks a rule of ours (older than the rule) must not keep its run from ending.
 create or replace function private.show_runs(p_nodes varchar[])
 returns void language plpgsql volatile security definer set search_path = ''
-  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set lock_timeout = '50ms'
+  set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
+  set lock_timeout = '50ms'
 as $$
 declare
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
@@ -462,7 +464,7 @@ $$;
 -- Everything that follows from changed runs, in the lock order: nodes, then events. Notifications go out at commit.
 create or replace function private.follow_up(p_changes private.run_change[])
 returns void language plpgsql volatile security definer set search_path = ''
-  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+  set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
 declare
   v_nodes varchar[];
@@ -580,7 +582,8 @@ end
 $$;
 
 create or replace function private.runs_updated()
-returns trigger language plpgsql volatile security definer set search_path = '' set enable_nestloop = off
+returns trigger language plpgsql volatile security definer set search_path = ''
+  set enable_nestloop = off set enable_hashjoin = on
 as $$
 declare
   v_changes private.run_change[];
@@ -912,13 +915,16 @@ $$;
 -- lost (somebody else's by now); busy (the row is
 -- locked: send it again with the next turn, nothing waits for it).
 -- A retry beyond max_attempts fails the run instead, with the payload's reason.
+-- Plans are pinned: rows of runs by their ids, never by walking the table, and everything else hashed.
 create or replace function private.settle_runs(p_daemon uuid, p_settlements jsonb)
 returns setof jsonb language plpgsql volatile set search_path = ''
-  set enable_seqscan = off set enable_bitmapscan = off set enable_mergejoin = off set jit = off
+  set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_hashjoin = on
+  set enable_mergejoin = off set jit = off
 as $$
 declare
   v_now timestamptz := private.now();
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_ids varchar[] := array(select s.value ->> 'id' from jsonb_array_elements(p_settlements) s);
   v_held bigint[];
   v_seen varchar[];
   v_events jsonb;
@@ -937,7 +943,7 @@ begin
   -- The fence is the claim, also within this batch: it may hold an old and a new claim of the same run.
   with mine as materialized (
     select r.id, r.claim, r.status, r.claimed_by from public.runs r
-    where r.id in (select s.value ->> 'id' from jsonb_array_elements(p_settlements) s)
+    where r.id = any (v_ids)
     order by r.id
     for update skip locked
   )
@@ -995,7 +1001,7 @@ begin
     select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded,
       o.provider_job_id is not null as ordered
   ) policy
-  where r.id = o.id and o.claim = any (v_held);
+  where r.id = o.id and r.id = any (v_seen) and o.id = any (v_seen) and o.claim = any (v_held);
 
   -- A claim that is gone: nobody uses what came of it, but it may have been paid for, and that is written down.
   -- Once, also if this answer is lost and the settlement comes again: the event's id follows from the claim.
@@ -1003,7 +1009,7 @@ begin
   select md5('lost claim ' || s.claim)::uuid, s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
   from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, if_lost jsonb)
   join public.runs r on r.id = s.id and r.claim <> s.claim
-  where s.if_lost -> 'payload' is not null and s.id = any (v_seen)
+  where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and r.id = any (v_seen)
   on conflict (id) do nothing;
 
   perform set_config('image_jobs.hand', v_hand, true);
@@ -1015,7 +1021,7 @@ begin
     when s.id = any (v_seen) or r.id is null then 'lost'
     else 'busy' end)
   from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint)
-  left join public.runs r on r.id = s.id;
+  left join public.runs r on r.id = s.id and r.id = any (v_ids);
 end
 $$;
 
@@ -1025,10 +1031,12 @@ $$;
 -- Answers {id, claim, result} like settle_runs: recorded, lost or busy (send its events again, its progress is stale).
 create or replace function private.record_progress(p_daemon uuid, p_entries jsonb)
 returns setof jsonb language plpgsql volatile set search_path = ''
-  set enable_seqscan = off set enable_bitmapscan = off set enable_mergejoin = off set jit = off
+  set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_hashjoin = on
+  set enable_mergejoin = off set jit = off
 as $$
 declare
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_ids varchar[] := array(select e.value ->> 'id' from jsonb_array_elements(p_entries) e);
   v_held bigint[];
   v_seen varchar[];
   v_events jsonb;
@@ -1039,7 +1047,7 @@ begin
   perform set_config('image_jobs.hand', 'daemon', true);
   with mine as materialized (
     select r.id, r.claim, r.status, r.claimed_by from public.runs r
-    where r.id in (select e.value ->> 'id' from jsonb_array_elements(p_entries) e)
+    where r.id = any (v_ids)
     order by r.id
     for update skip locked
   )
@@ -1064,7 +1072,7 @@ begin
     message = coalesce(e.message, r.message),
     preview_url = coalesce(e.preview_url, r.preview_url)
   from jsonb_to_recordset(p_entries) as e (id varchar, claim bigint, progress integer, message text, preview_url text)
-  where r.id = e.id and r.claim = e.claim and r.claim = any (v_held)
+  where r.id = any (v_seen) and r.id = e.id and r.claim = e.claim and r.claim = any (v_held)
     and (e.progress is not null or e.message is not null or e.preview_url is not null);
   perform set_config('image_jobs.hand', v_hand, true);
 
@@ -1074,7 +1082,7 @@ begin
     when e.id = any (v_seen) or r.id is null then 'lost'
     else 'busy' end)
   from jsonb_to_recordset(p_entries) as e (id varchar, claim bigint)
-  left join public.runs r on r.id = e.id;
+  left join public.runs r on r.id = e.id and r.id = any (v_ids);
 end
 $$;
 

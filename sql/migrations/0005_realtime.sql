@@ -50,7 +50,8 @@ $$;
 
 -- Tells about the nodes that a statement has inserted, changed or deleted.
 create or replace function private.nodes_changed()
-returns trigger language plpgsql volatile security definer set search_path = '' set enable_nestloop = off
+returns trigger language plpgsql volatile security definer set search_path = ''
+  set enable_nestloop = off set enable_hashjoin = on
 as $$
 declare
   v_nodes jsonb;

@@ -3,6 +3,7 @@
 -- Statement-level triggers with transition tables say what changed (private.run_change); private.follow_up does the rest.
 -- The two are apart because they want opposite plans: pairing old and new rows must hash (a nested loop over transition
 -- tables is quadratic), everything after it must walk indexes.
+-- Each says so in full, since the settings of a caller reach into what it calls.
 
 create type private.run_change as (
   id varchar,
@@ -36,7 +37,8 @@ create type private.run_change as (
 -- a node whose own data breaks a rule of ours (older than the rule) must not keep its run from ending.
 create or replace function private.show_runs(p_nodes varchar[])
 returns void language plpgsql volatile security definer set search_path = ''
-  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set lock_timeout = '50ms'
+  set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
+  set lock_timeout = '50ms'
 as $$
 declare
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
@@ -106,7 +108,7 @@ $$;
 -- Everything that follows from changed runs, in the lock order: nodes, then events. Notifications go out at commit.
 create or replace function private.follow_up(p_changes private.run_change[])
 returns void language plpgsql volatile security definer set search_path = ''
-  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+  set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
 declare
   v_nodes varchar[];
@@ -224,7 +226,8 @@ end
 $$;
 
 create or replace function private.runs_updated()
-returns trigger language plpgsql volatile security definer set search_path = '' set enable_nestloop = off
+returns trigger language plpgsql volatile security definer set search_path = ''
+  set enable_nestloop = off set enable_hashjoin = on
 as $$
 declare
   v_changes private.run_change[];

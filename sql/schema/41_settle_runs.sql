@@ -28,13 +28,16 @@ $$;
 -- lost (somebody else's by now); busy (the row is
 -- locked: send it again with the next turn, nothing waits for it).
 -- A retry beyond max_attempts fails the run instead, with the payload's reason.
+-- Plans are pinned: rows of runs by their ids, never by walking the table, and everything else hashed.
 create or replace function private.settle_runs(p_daemon uuid, p_settlements jsonb)
 returns setof jsonb language plpgsql volatile set search_path = ''
-  set enable_seqscan = off set enable_bitmapscan = off set enable_mergejoin = off set jit = off
+  set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_hashjoin = on
+  set enable_mergejoin = off set jit = off
 as $$
 declare
   v_now timestamptz := private.now();
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_ids varchar[] := array(select s.value ->> 'id' from jsonb_array_elements(p_settlements) s);
   v_held bigint[];
   v_seen varchar[];
   v_events jsonb;
@@ -53,7 +56,7 @@ begin
   -- The fence is the claim, also within this batch: it may hold an old and a new claim of the same run.
   with mine as materialized (
     select r.id, r.claim, r.status, r.claimed_by from public.runs r
-    where r.id in (select s.value ->> 'id' from jsonb_array_elements(p_settlements) s)
+    where r.id = any (v_ids)
     order by r.id
     for update skip locked
   )
@@ -111,7 +114,7 @@ begin
     select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded,
       o.provider_job_id is not null as ordered
   ) policy
-  where r.id = o.id and o.claim = any (v_held);
+  where r.id = o.id and r.id = any (v_seen) and o.id = any (v_seen) and o.claim = any (v_held);
 
   -- A claim that is gone: nobody uses what came of it, but it may have been paid for, and that is written down.
   -- Once, also if this answer is lost and the settlement comes again: the event's id follows from the claim.
@@ -119,7 +122,7 @@ begin
   select md5('lost claim ' || s.claim)::uuid, s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
   from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, if_lost jsonb)
   join public.runs r on r.id = s.id and r.claim <> s.claim
-  where s.if_lost -> 'payload' is not null and s.id = any (v_seen)
+  where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and r.id = any (v_seen)
   on conflict (id) do nothing;
 
   perform set_config('image_jobs.hand', v_hand, true);
@@ -131,6 +134,6 @@ begin
     when s.id = any (v_seen) or r.id is null then 'lost'
     else 'busy' end)
   from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint)
-  left join public.runs r on r.id = s.id;
+  left join public.runs r on r.id = s.id and r.id = any (v_ids);
 end
 $$;

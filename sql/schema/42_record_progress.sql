@@ -4,10 +4,12 @@
 -- Answers {id, claim, result} like settle_runs: recorded, lost or busy (send its events again, its progress is stale).
 create or replace function private.record_progress(p_daemon uuid, p_entries jsonb)
 returns setof jsonb language plpgsql volatile set search_path = ''
-  set enable_seqscan = off set enable_bitmapscan = off set enable_mergejoin = off set jit = off
+  set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_hashjoin = on
+  set enable_mergejoin = off set jit = off
 as $$
 declare
   v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_ids varchar[] := array(select e.value ->> 'id' from jsonb_array_elements(p_entries) e);
   v_held bigint[];
   v_seen varchar[];
   v_events jsonb;
@@ -18,7 +20,7 @@ begin
   perform set_config('image_jobs.hand', 'daemon', true);
   with mine as materialized (
     select r.id, r.claim, r.status, r.claimed_by from public.runs r
-    where r.id in (select e.value ->> 'id' from jsonb_array_elements(p_entries) e)
+    where r.id = any (v_ids)
     order by r.id
     for update skip locked
   )
@@ -43,7 +45,7 @@ begin
     message = coalesce(e.message, r.message),
     preview_url = coalesce(e.preview_url, r.preview_url)
   from jsonb_to_recordset(p_entries) as e (id varchar, claim bigint, progress integer, message text, preview_url text)
-  where r.id = e.id and r.claim = e.claim and r.claim = any (v_held)
+  where r.id = any (v_seen) and r.id = e.id and r.claim = e.claim and r.claim = any (v_held)
     and (e.progress is not null or e.message is not null or e.preview_url is not null);
   perform set_config('image_jobs.hand', v_hand, true);
 
@@ -53,6 +55,6 @@ begin
     when e.id = any (v_seen) or r.id is null then 'lost'
     else 'busy' end)
   from jsonb_to_recordset(p_entries) as e (id varchar, claim bigint)
-  left join public.runs r on r.id = e.id;
+  left join public.runs r on r.id = e.id and r.id = any (v_ids);
 end
 $$;

@@ -100,7 +100,7 @@ async def report_progress(it: IdleProvider, held: list[Claimed]) -> None:
         it.turns.record(held[done % len(held)], progress=min(99, done // len(held)), message="Drawing.")
 
 
-@pytest.mark.parametrize(("in_flight", "per_second"), [(0, 12), (100, 12), (0, 50)])
+@pytest.mark.parametrize(("in_flight", "per_second"), [(0, 12), (100, 12), (0, 100)])
 async def test_from_insert_to_provider(database: str, db: Db, in_flight: int, per_second: int) -> None:
     async with idle_provider(database, slots=200) as it, floor(database, db) as least:
         held: list[Claimed] = []
