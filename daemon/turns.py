@@ -27,8 +27,9 @@ AWAKE_TURNS = 50
 AWAKE_TICK = 0.01
 """Seconds between two looks of a daemon that is awake: what a run waits then (NOTIFY, where it is sent, takes 3 ms)."""
 BUSY_PAUSE = 0.05
-RECONCILE = 15.0
-"""Seconds between two comparisons of what is held here and what the database thinks is held."""
+RECONCILE = 5.0
+"""Seconds between two comparisons of what is held here and what the database thinks is held: so long may a deaf daemon
+go on with a run that was cancelled."""
 LONGEST_PAUSE = 5.0
 """Seconds between two tries to reach a database that is away."""
 
@@ -192,7 +193,8 @@ class Turns:
         self._look = False
         if not (len(batch) or slots > 0 or held is not None):
             return
-        thorough, self._thorough = self._thorough, False
+        # A busy daemon is never idle for a second; so with each comparison it looks at whole lanes too.
+        thorough, self._thorough = self._thorough or held is not None, False
         try:
             turned = await self._queue.turn(
                 daemon,
