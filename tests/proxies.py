@@ -64,6 +64,10 @@ class Proxy:
             self._open.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert self._server is not None
+        if not self._server.is_serving():  # it was on its way in when the door closed
+            writer.transport.abort()
+            return
         self.accepted += 1
         pipe = asyncio.current_task()
         assert pipe is not None

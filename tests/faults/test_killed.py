@@ -4,8 +4,8 @@ import asyncio
 import signal
 
 from tests.daemons import Daemon
-from tests.faults.world import World
 from tests.fakes.openai_api import hang
+from tests.faults.world import World
 from tests.postgres import wait_until
 from tests.runs import event_names, run_row
 

@@ -117,6 +117,10 @@ class World:
         """As if the beats of all daemons that live now had come unbroken for a day."""
         await self.db.execute("update private.daemons set fresh_since = fresh_since - interval '1 day'")
 
+    async def reconnect(self) -> None:
+        """To a database that was away."""
+        self.db = await connect(self.project.dsn)
+
     async def fetched(self, url: str) -> bytes:
         """What lies at a URL."""
         async with httpx.AsyncClient() as client:
@@ -172,10 +176,10 @@ async def open_world(dsn: str) -> AsyncIterator[World]:
     """A world around a migrated database."""
     gate = Gate()
     async with OpenAIAPI() as api, supabase(dsn, gate.before) as project:
-        db = await connect(dsn)
+        world = World(project, await connect(dsn), api, gate)
         try:
-            yield World(project, db, api, gate)
+            yield world
         finally:
             for event in gate.passing.values():
                 event.set()
-            await db.close()
+            await world.db.close()
