@@ -3,13 +3,41 @@
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.errors import ImageJobsError
+
+EXPOSED = ("content-range", "content-location", "preference-applied", "retry-after")
+"""Headers of answers that a page in a browser may read besides the usual ones."""
+
+
+def one_port(apps: Mapping[str, ASGIApp]) -> ASGIApp:
+    """All of them in one, each below its prefix, for pages from anywhere, as Supabase's gateway lets them.
+
+    Args:
+        apps: By prefix, for example `/rest/v1`; each sees the whole path.
+    """
+
+    async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        for prefix, app in apps.items():
+            if path == prefix or path.startswith(f"{prefix}/"):
+                return await app(scope, receive, send)
+        return await JSONResponse({"message": f"image-jobs dev does not have {path}."}, 501)(scope, receive, send)
+
+    return CORSMiddleware(
+        gateway,
+        allow_origins=["*"],
+        allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -41,9 +69,11 @@ def listen(port: int) -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(app: Starlette, listening: socket.socket) -> AsyncGenerator[None, None]:
+async def serving(app: ASGIApp, listening: socket.socket) -> AsyncGenerator[None, None]:
     """Serves an application for as long as the context lasts; requests in flight then have a second to end."""
-    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    server = _Server(
+        uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    )
     task = asyncio.create_task(server.serve(sockets=[listening]), name="api")  # it listens already: nobody is refused
     try:
         yield

@@ -1,7 +1,7 @@
 """`image-jobs dev`: starts everything on one machine, in order, and stops it in reverse.
 
-Postgres and the daemon are processes of their own, the Storage stand-in lives in this one. The daemon gets nothing that
-a deployed one would not get: an address and a key in its environment.
+Postgres and the daemon are processes of their own, the stand-in for Supabase's endpoints lives in this one. The daemon
+gets nothing that a deployed one would not get: an address and a key in its environment.
 """
 
 import asyncio
@@ -21,12 +21,13 @@ import typer
 
 import daemon
 from daemon.database import Connection, connected
-from daemon.dev.api import listen, serving
+from daemon.dev.api import listen, one_port, serving
 from daemon.dev.feed import Feed
 from daemon.dev.guard import Guard
 from daemon.dev.home import Home
 from daemon.dev.keys import load_keys
 from daemon.dev.postgres import Server, embedded_bin_dir
+from daemon.dev.rest import rest_app
 from daemon.dev.storage import storage_app
 from daemon.errors import ImageJobsError
 from daemon.migrate import migrate
@@ -107,9 +108,13 @@ class Stack:
             "SUPABASE_ANON_KEY": keys.anon_key,
             "SUPABASE_SERVICE_ROLE_KEY": keys.service_role_key,
         }
-        async with asyncpg.create_pool(self._dsn, min_size=0) as pool:
-            app = storage_app(pool, self._home.storage, keys)
-            async with serving(app, self._listening), connected(self._dsn) as connection:
+        as_gateway = self._server.dsn(user="authenticator")
+        async with (
+            asyncpg.create_pool(self._dsn, min_size=0) as pool,
+            asyncpg.create_pool(as_gateway, min_size=0) as rest,
+        ):
+            apps = {"/storage/v1": storage_app(pool, self._home.storage, keys), "/rest/v1": rest_app(rest, keys)}
+            async with serving(one_port(apps), self._listening), connected(self._dsn) as connection:
                 await self._work(connection, environment)
 
     async def _work(self, connection: Connection, environment: Mapping[str, str]) -> None:
@@ -197,7 +202,7 @@ class Stack:
         prefix = "" if self._home.directory == WHERE_COMMANDS_LOOK else f"env $(cat {self._home.environment}) "
         blocks = [
             ("Postgres", self._dsn, f"{self._server.version}, data in {self._home.directory}/"),
-            ("API", self._url, "Storage"),
+            ("API", self._url, "REST, Storage"),
             ("Providers", ", ".join(here), ", ".join(keys)),
             ("Environment", str(self._home.environment), "DATABASE_URL and keys, for your application"),
             ("Daemon's log", str(self._home.daemon_log), ""),

@@ -1,0 +1,130 @@
+"""Functions: POST with a JSON body, GET with a query string."""
+
+from collections.abc import Sequence
+
+import asyncpg
+from starlette.requests import Request
+from starlette.responses import Response
+
+from daemon.dev.keys import Keys
+from daemon.dev.rest import bodies, statements
+from daemon.dev.rest.answers import RestError, bad_body, not_implemented
+from daemon.dev.rest.bodies import Body
+from daemon.dev.rest.catalogue import Function, functions
+from daemon.dev.rest.requests import caller, check_schema, form, preferences, query
+from daemon.dev.rest.results import answer, fetch, known_casts, page
+from daemon.dev.rest.statements import CALLED, Statement, counted
+from daemon.dev.rest.transactions import transaction
+
+_UNNAMED = {"application/json": ("json", "jsonb"), "text/plain": ("text",), "application/octet-stream": ("bytea",)}
+"""Which type the only, unnamed argument has for a body of which kind."""
+
+
+class Calls:
+    """Answers requests for `/rpc/<function>`.
+
+    Args:
+        pool: Connections of a role that may become each of the API roles.
+        keys: Who may ask.
+    """
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", keys: Keys) -> None:
+        self._pool = pool
+        self._keys = keys
+
+    async def call(self, request: Request, name: str) -> Response:
+        """POST, GET and HEAD."""
+        check_schema(request)
+        claims, shape, wishes = caller(request, self._keys), form(request), preferences(request)
+        posted = request.method == "POST"
+        asked = query(request, call=not posted)
+        if asked.columns is not None or asked.on_conflict is not None:
+            raise not_implemented("columns and on_conflict of calls")
+        content, media_type = await _content(request) if posted else (b"", "")
+        body = _body(content) if media_type == "application/json" else None
+        given = (body.keys if body else ()) if posted else tuple(asked.arguments)
+        async with transaction(self._pool, request, claims) as (connection, said):
+            function = _choose(name, await functions(connection, name), given, media_type)
+            statement = Statement(CALLED, function.columns)
+            if function.unnamed and posted and not _fits(function, given):
+                text = statements.call_with_body(statement, function, _raw(content, body))
+            else:
+                arguments = asked.arguments if body is None else body.text
+                text = statements.call(statement, function, arguments, given)
+            columns = statement.columns(await known_casts(connection, asked.select))
+            filters, order = statement.where(asked.filters), statement.order_by(asked.order)
+            cut = statement.page(asked.offset, asked.limit)
+            text = counted(
+                f"select {columns} from {CALLED}{filters}{order}{cut}",  # noqa: S608 - names are quoted, values parameters
+                before=f"{CALLED} as ({text}), ",
+                total=f"select count(*) from {CALLED}{filters}" if wishes.count else "null",  # noqa: S608 - as there
+                single=shape.single or not function.returns_set,
+                scalar=not function.returns_row,
+                strip_nulls=shape.strip_nulls,
+            )
+            row = await fetch(connection, text, statement.parameters, shape)
+            status, span = page(row, asked.offset)
+        headers = {"Content-Range": span, "Preference-Applied": wishes.applied}
+        if function.returns_nothing:
+            return answer(request, shape, said, status=204, body=None, headers=headers)
+        return answer(request, shape, said, status=status, body=row["body"], headers=headers)
+
+
+async def _content(request: Request) -> tuple[bytes, str]:
+    """The body and what it is, without the parameters of that."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type not in _UNNAMED:
+        raise bad_body(f"Content-Type not acceptable: {media_type}")
+    return await request.body(), media_type
+
+
+def _body(content: bytes) -> Body:
+    """A JSON body; without one there are no arguments."""
+    return bodies.read(content) if content else Body("", (), is_array=False)
+
+
+def _raw(content: bytes, body: Body | None) -> str:
+    if body is not None:
+        return body.text
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise bad_body("Empty or invalid json") from None
+
+
+def _choose(name: str, found: Sequence[Function], given: Sequence[str], media_type: str) -> Function:
+    """The function that takes these arguments; else the one that takes the whole body.
+
+    Raises:
+        RestError: If there is none, or more than one.
+    """
+    fitting = [each for each in found if _fits(each, given)]
+    if len(fitting) > 1:
+        hint = (
+            "Try renaming the parameters or the function itself in the database so function overloading can be resolved"
+        )
+        choices = ", ".join(
+            f"public.{name}({', '.join(f'{k} => {t}' for k, t in f.arguments.items())})" for f in fitting
+        )
+        message = f"Could not choose the best candidate function between: {choices}"
+        raise RestError(300, "PGRST203", message, hint=hint)
+    fitting = fitting or [each for each in found if each.unnamed in _UNNAMED.get(media_type, ())]
+    if not fitting:
+        named = f"({', '.join(given)})" if given else " without parameters"
+        plural = "s" if len(given) > 1 else ""
+        looked = f"with parameter{plural} {', '.join(given)}" if given else "without parameters"
+        also = " or with a single unnamed json/jsonb parameter" if media_type == "application/json" else ""
+        raise RestError(
+            404,
+            "PGRST202",
+            f"Could not find the function public.{name}{named} in the schema cache",
+            details=f"Searched for the function public.{name} {looked}{also}, but no matches were found in the schema cache.",
+        )
+    if fitting[0].variadic:
+        raise not_implemented("functions with variadic arguments")
+    return fitting[0]
+
+
+def _fits(function: Function, given: Sequence[str]) -> bool:
+    required = function.arguments.keys() - function.optional
+    return function.unnamed is None and required <= set(given) <= function.arguments.keys()

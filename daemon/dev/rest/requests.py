@@ -1,0 +1,200 @@
+"""What every request has: a caller, preferences, wishes about the form of the answer, and query parameters."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from starlette.requests import Request
+
+from daemon.dev.keys import InvalidToken, Keys
+from daemon.dev.rest.answers import RestError, bad_query, bad_range, bad_schema, no_media_type, not_implemented
+from daemon.dev.rest.grammar import OPERATORS, Field, Filter, Order, Reader, Selected
+
+_NOT_ROWS = ("text/csv", "application/geo+json", "application/vnd.pgrst.plan", "application/octet-stream", "text/plain")
+_ELSEWHERE = frozenset({"max-affected", "timezone", "tx", "missing"})
+_RANGE = re.compile(r"(\d+)-(\d*)")
+
+
+@dataclass(slots=True)
+class Query:
+    """The query parameters. `arguments` are those that a GET hands over to a function."""
+
+    select: list[Selected] = field(default_factory=lambda: [Selected(None)])
+    filters: list[Filter] = field(default_factory=list[Filter])
+    order: list[Order] = field(default_factory=list[Order])
+    limit: int | None = None
+    offset: int = 0
+    columns: list[str] | None = None
+    on_conflict: list[str] | None = None
+    arguments: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """The header Prefer, as far as it is known; other preferences are ignored, as PostgREST does."""
+
+    answer: Literal["minimal", "headers-only", "representation"] = "minimal"
+    count: bool = False
+    resolution: Literal["merge-duplicates", "ignore-duplicates"] | None = None
+    applied: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The header Accept."""
+
+    single: bool
+    strip_nulls: bool
+    media_type: str
+
+
+def caller(request: Request, keys: Keys) -> dict[str, Any]:
+    """The claims of whoever asks. Nobody in particular is `anon`, as with the gateway of the Supabase CLI.
+
+    Raises:
+        RestError: If there is a token and it is none of ours.
+    """
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    key = request.headers.get("apikey") or request.query_params.get("apikey")
+    token = token if kind.lower() == "bearer" and token else key or keys.anon_key
+    try:
+        return dict(keys.claims(token))
+    except InvalidToken as error:
+        raise _refused(token, str(error)) from None
+
+
+def preferences(request: Request) -> Preferences:
+    """What the header Prefer asks for.
+
+    Raises:
+        RestError: For one that would change the answer and is not to be had here.
+    """
+    wishes: dict[str, str] = {}
+    for wish in ",".join(request.headers.getlist("prefer")).split(","):
+        name, _, value = wish.strip().partition("=")
+        wishes[name] = value
+    if refused := _ELSEWHERE.intersection(wishes):
+        raise not_implemented(f"the preference {min(refused)}")
+    if wishes.get("count") == "planned":
+        raise not_implemented("planned counts")
+    known = {
+        "return": ("minimal", "headers-only", "representation"),
+        "count": ("exact", "estimated"),
+        "resolution": ("merge-duplicates", "ignore-duplicates"),
+    }
+    wishes = {name: wish for name, wish in wishes.items() if wish in known.get(name, ())}
+    answer: Any = wishes.get("return", "minimal")
+    resolution: Any = wishes.get("resolution")
+    applied = ", ".join(f"{name}={wish}" for name, wish in wishes.items())
+    return Preferences(answer, "count" in wishes, resolution, applied)
+
+
+def form(request: Request) -> Form:
+    """What the header Accept asks for.
+
+    Raises:
+        RestError: If it is nothing that PostgREST has, or that this has.
+    """
+    accept = request.headers.get("accept") or "*/*"
+    for wish in accept.split(","):
+        media_type, *parameters = (part.strip() for part in wish.split(";"))
+        strip_nulls = "nulls=stripped" in parameters
+        match media_type:
+            case "application/vnd.pgrst.object+json" | "application/vnd.pgrst.object":
+                suffix = ";nulls=stripped" if strip_nulls else ""
+                media_type = f"application/vnd.pgrst.object+json{suffix}; charset=utf-8"
+                return Form(single=True, strip_nulls=strip_nulls, media_type=media_type)
+            case "application/vnd.pgrst.array+json":
+                suffix = ";nulls=stripped" if strip_nulls else ""
+                media_type = f"application/vnd.pgrst.array+json{suffix}; charset=utf-8" if suffix else _JSON
+                return Form(single=False, strip_nulls=strip_nulls, media_type=media_type)
+            case "application/json" | "*/*" | "application/*":
+                return Form(single=False, strip_nulls=False, media_type=_JSON)
+            case _ if media_type.startswith(_NOT_ROWS):
+                raise not_implemented(f"answers as {media_type}")
+            case _:
+                continue
+    raise no_media_type(accept)
+
+
+def check_schema(request: Request) -> None:
+    """Only `public` is exposed."""
+    header = "accept-profile" if request.method in {"GET", "HEAD"} else "content-profile"
+    if (schema := request.headers.get(header, "public")) != "public":
+        raise bad_schema(schema)
+
+
+def query(request: Request, *, call: bool = False) -> Query:
+    """The query parameters.
+
+    Args:
+        request: Its `apikey` is left out, as the gateway does.
+        call: A parameter whose value is no filter is an argument.
+
+    Raises:
+        RestError: If one of them cannot be read.
+    """
+    found = Query()
+    for name, text in request.query_params.multi_items():
+        match name:
+            case "apikey":
+                continue
+            case "select":
+                found.select = Reader(text, "select parameter").selected() if text else found.select
+            case "order":
+                found.order += Reader(text, "order").orders() if text else []
+            case "limit" | "offset":
+                setattr(found, name, _number(name, text))
+            case "columns" | "on_conflict":
+                setattr(found, name, Reader(text, f"{name} parameter").names() if text else None)
+            case "and" | "or" | "not.and" | "not.or":
+                kind = "and" if name.endswith("and") else "or"
+                group = Reader(text, "logic tree").group(kind, negated=name.startswith("not."))
+                found.filters.append(group)
+            case _ if call and text.removeprefix("not.").partition(".")[0].partition("(")[0] not in OPERATORS:
+                found.arguments[name] = text
+            case _:
+                found.filters.append(Reader(text, "filter").condition(_key(name)))
+    _take_range(request, found)
+    return found
+
+
+_JSON = "application/json; charset=utf-8"
+
+
+def _key(name: str) -> Field:
+    return Reader(name, "filter").key()
+
+
+def _number(name: str, text: str) -> int:
+    if not text.lstrip("-").isdecimal():
+        raise bad_query(f"{name} parameter", text, f'unexpected "{text[:1]}" expecting an integer')
+    if (number := int(text)) < 0:
+        raise bad_range(f"{name.capitalize()} should be greater than or equal to zero.")
+    return number
+
+
+def _take_range(request: Request, found: Query) -> None:
+    """The header Range says the same as limit and offset, which hold if both are there."""
+    match = _RANGE.fullmatch(request.headers.get("range", ""))
+    if match and request.method in {"GET", "HEAD"} and found.limit is None and not found.offset:
+        found.offset = int(match[1])
+        if match[2]:
+            if int(match[2]) < found.offset:
+                raise bad_range(
+                    "The lower boundary must be lower than or equal to the upper boundary in the Range header."
+                )
+            found.limit = int(match[2]) - found.offset + 1
+
+
+def _refused(token: str, message: str) -> RestError:
+    parts = token.count(".") + 1
+    if parts != 3:
+        return RestError(401, "PGRST301", f"Expected 3 parts in JWT; got {parts}")
+    if "exp" in message:
+        return RestError(401, "PGRST303", "JWT expired")
+    if message == "Invalid role":
+        return RestError(403, "22023", "role does not exist")
+    return RestError(
+        401, "PGRST301", "No suitable key or wrong key type", details="None of the keys was able to decode the JWT"
+    )
