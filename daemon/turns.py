@@ -24,7 +24,7 @@ TICK = 1.0
 """Seconds of idleness after which whole lanes are looked at: a slow transaction may have committed an older rank."""
 AWAKE_TURNS = 50
 """Claims a second from which on a daemon looks by itself, so that inserts need no NOTIFY."""
-AWAKE_TICK = 0.01
+AWAKE_TICK = 0.005
 """Seconds between two looks of a daemon that is awake: what a run waits then (NOTIFY, where it is sent, takes 3 ms)."""
 BUSY_PAUSE = 0.05
 RECONCILE = 5.0

@@ -670,11 +670,15 @@ begin
     end if;
     if v_limit.max_running is not null then
       -- By processor, not by lane: what was started before its model had a limit stands in the provider's lane.
+-- Counted no further than the limit, whatever else is running.
       select v_limit.max_running - count(*) into v_left
-      from public.runs r
-      where r.kind = 'image_gen' and r.status = 'running'
-        and r.lane in (select distinct n.lane from private.lanes n where split_part(n.lane, ':', 1) = p_provider)
-        and (v_limit.model is null or r.processor = p_provider || ':' || v_limit.model);
+      from (
+        select from public.runs r
+        where r.kind = 'image_gen' and r.status = 'running'
+          and r.lane in (select distinct n.lane from private.lanes n where split_part(n.lane, ':', 1) = p_provider)
+          and (v_limit.model is null or r.processor = p_provider || ':' || v_limit.model)
+        limit v_limit.max_running
+      ) counted;
       v_least := least(v_least, v_left);
     end if;
   end loop;
