@@ -3,6 +3,9 @@
 set local lock_timeout = '5s';
 set local statement_timeout = '10min';
 
+set local lock_timeout = '5s';
+set local statement_timeout = '10min';
+
 -- insert → pending. Whoever inserts, the row is either good, or refused in one sentence.
 
 -- Refuses a promptSpec that no provider could work with. Sentences are for the person who called insert().
@@ -15,6 +18,10 @@ declare
 begin
   if jsonb_typeof(p_metadata) is distinct from 'object' then
     perform private.refuse('metadata must be an object with a promptSpec.', 'Set metadata to {"promptSpec": {"basePrompt": "…"}}.');
+  end if;
+  -- What Postgres can hold, the JSON reader of a daemon may not survive.
+  if jsonb_path_exists(p_metadata, '$.**{65}') then
+    perform private.refuse('metadata is nested more than 64 levels deep.', 'Store what is large elsewhere and give its URL.');
   end if;
   if jsonb_typeof(v_spec) is distinct from 'object' then
     perform private.refuse('metadata.promptSpec is missing.', 'Set metadata.promptSpec to {"basePrompt": "…"}.');
@@ -670,7 +677,7 @@ begin
     end if;
     if v_limit.max_running is not null then
       -- By processor, not by lane: what was started before its model had a limit stands in the provider's lane.
--- Counted no further than the limit, whatever else is running.
+      -- Counted no further than the limit, whatever else is running.
       select v_limit.max_running - count(*) into v_left
       from (
         select from public.runs r

@@ -11,6 +11,10 @@ begin
   if jsonb_typeof(p_metadata) is distinct from 'object' then
     perform private.refuse('metadata must be an object with a promptSpec.', 'Set metadata to {"promptSpec": {"basePrompt": "…"}}.');
   end if;
+  -- What Postgres can hold, the JSON reader of a daemon may not survive.
+  if jsonb_path_exists(p_metadata, '$.**{65}') then
+    perform private.refuse('metadata is nested more than 64 levels deep.', 'Store what is large elsewhere and give its URL.');
+  end if;
   if jsonb_typeof(v_spec) is distinct from 'object' then
     perform private.refuse('metadata.promptSpec is missing.', 'Set metadata.promptSpec to {"basePrompt": "…"}.');
   end if;

@@ -29,7 +29,7 @@ begin
     end if;
     if v_limit.max_running is not null then
       -- By processor, not by lane: what was started before its model had a limit stands in the provider's lane.
--- Counted no further than the limit, whatever else is running.
+      -- Counted no further than the limit, whatever else is running.
       select v_limit.max_running - count(*) into v_left
       from (
         select from public.runs r
