@@ -6,11 +6,11 @@
   x Refused                  final: asking again would give the same answer
   x Retryable                later: the provider said so, or something between us broke
   x OutcomeUnknown           the request was sent and no answer came: it may have been paid for
-* ClaimLost      (IJ001)     the run is somebody else's by now: drop it
-* DaemonFenced   (IJ002)     others took this daemon for dead: register anew
+* DaemonFenced   (IJ001)     others took this daemon for dead: register anew
 
 The policy is on the error, so nobody has to keep a table of which codes to retry.
-The two with an SQLSTATE are raised by SQL; asyncpg finds these classes by their `sqlstate`.
+The one with an SQLSTATE is raised by SQL; asyncpg finds the class by its `sqlstate`. A lost claim is no error: turns
+carry many runs, so each gets an answer of its own (`lost`), and the others are not disturbed.
 """
 
 from datetime import timedelta
@@ -100,13 +100,7 @@ class OutcomeUnknown(RunError):
     """
 
 
-class ClaimLost(asyncpg.PostgresError):
-    """The claim is no longer ours: somebody cancelled, requeued or took over the run."""
-
-    sqlstate = "IJ001"
-
-
 class DaemonFenced(asyncpg.PostgresError):
     """Other daemons took this one for dead and took its runs over."""
 
-    sqlstate = "IJ002"
+    sqlstate = "IJ001"

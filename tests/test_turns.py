@@ -261,3 +261,16 @@ async def test_a_claim_that_was_lost_without_a_notification_is_noticed_when_clai
         await wait_until(lambda: it.lost)
         assert it.lost == {claims[cancelled]}
         assert (await run_row(db, kept))["claim"] == claims[kept]
+
+
+async def test_an_answer_nested_without_end_does_not_break_the_turn(database: str, db: Db) -> None:
+    run = await insert_run(db)
+    nested: list[Any] = []
+    for _ in range(2000):
+        nested = [nested]
+    async with running(database) as it:
+        await wait_until(lambda: it.claimed)
+        body = completed()
+        body["payload"]["usage"] = nested
+        assert await it.turns.settle(it.claimed[0], body) == "settled"
+    assert (await run_row(db, run))["status"] == "completed"

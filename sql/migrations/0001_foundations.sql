@@ -4,9 +4,6 @@
 set local lock_timeout = '5s';
 set local statement_timeout = '10min';
 
-set local lock_timeout = '5s';
-set local statement_timeout = '10min';
-
 -- A plain Postgres gets the roles that a Supabase database has.
 do $$
 declare

@@ -3,9 +3,6 @@
 set local lock_timeout = '5s';
 set local statement_timeout = '10min';
 
-set local lock_timeout = '5s';
-set local statement_timeout = '10min';
-
 -- runs: one row, one request for an image. The table is shared with other orchestrators:
 -- rows of another kind are never touched, which is why every check begins with the kind.
 

@@ -3,9 +3,6 @@
 set local lock_timeout = '5s';
 set local statement_timeout = '10min';
 
-set local lock_timeout = '5s';
-set local statement_timeout = '10min';
-
 -- insert → pending. Whoever inserts, the row is either good, or refused in one sentence.
 
 -- Refuses a promptSpec that no provider could work with. Sentences are for the person who called insert().
@@ -726,7 +723,7 @@ $$;
 -- Takes up to p_slots runs for a daemon: due checks of parked runs first, then pending runs; higher priorities first,
 -- lanes evenly, workflows in turn within a lane. p_thorough looks at whole lanes instead of from their floors: at least
 -- once a second of idleness, since a slow transaction may commit a lower rank.
--- Never takes more than the limits allow, however many daemons claim at once. Raises IJ002 if the daemon was fenced.
+-- Never takes more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
 -- Locks: the daemon's row (against a take-over), then provider_limits, and only then runs (skipping locked ones).
 create or replace function private.claim_runs(p_daemon uuid, p_slots integer, p_thorough boolean default false)
 returns setof jsonb language plpgsql volatile set search_path = ''
@@ -756,7 +753,7 @@ begin
   end if;
   select d.* into v_daemon from private.daemons d where d.id = p_daemon and d.ended_at is null for key share;
   if not found then
-    raise exception using errcode = 'IJ002', message = 'This daemon was taken for dead; it has to register anew.';
+    raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
   end if;
   perform set_config('image_jobs.hand', 'daemon', true);
 
@@ -1212,7 +1209,7 @@ as $$
   select hashtextextended('image_jobs daemon ' || p_daemon::text, 0)
 $$;
 
--- A sign of life. Raises IJ002 if the daemon was taken for dead meanwhile.
+-- A sign of life. Raises IJ001 if the daemon was taken for dead meanwhile.
 -- A gap of half a lease breaks its freshness: after an outage of the database nobody may judge at once.
 create or replace function private.heartbeat(p_daemon uuid, p_in_flight integer, p_session_lock boolean, p_draining boolean)
 returns void language plpgsql volatile set search_path = ''
@@ -1225,7 +1222,7 @@ begin
     seen_at = v_now, in_flight = p_in_flight, session_lock = p_session_lock, draining = p_draining
   where d.id = p_daemon and d.ended_at is null;
   if not found then
-    raise exception using errcode = 'IJ002', message = 'This daemon was taken for dead; it has to register anew.';
+    raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
   end if;
 end
 $$;

@@ -78,7 +78,7 @@ $$;
 -- Takes up to p_slots runs for a daemon: due checks of parked runs first, then pending runs; higher priorities first,
 -- lanes evenly, workflows in turn within a lane. p_thorough looks at whole lanes instead of from their floors: at least
 -- once a second of idleness, since a slow transaction may commit a lower rank.
--- Never takes more than the limits allow, however many daemons claim at once. Raises IJ002 if the daemon was fenced.
+-- Never takes more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
 -- Locks: the daemon's row (against a take-over), then provider_limits, and only then runs (skipping locked ones).
 create or replace function private.claim_runs(p_daemon uuid, p_slots integer, p_thorough boolean default false)
 returns setof jsonb language plpgsql volatile set search_path = ''
@@ -108,7 +108,7 @@ begin
   end if;
   select d.* into v_daemon from private.daemons d where d.id = p_daemon and d.ended_at is null for key share;
   if not found then
-    raise exception using errcode = 'IJ002', message = 'This daemon was taken for dead; it has to register anew.';
+    raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
   end if;
   perform set_config('image_jobs.hand', 'daemon', true);
 

@@ -22,7 +22,7 @@ as $$
   select hashtextextended('image_jobs daemon ' || p_daemon::text, 0)
 $$;
 
--- A sign of life. Raises IJ002 if the daemon was taken for dead meanwhile.
+-- A sign of life. Raises IJ001 if the daemon was taken for dead meanwhile.
 -- A gap of half a lease breaks its freshness: after an outage of the database nobody may judge at once.
 create or replace function private.heartbeat(p_daemon uuid, p_in_flight integer, p_session_lock boolean, p_draining boolean)
 returns void language plpgsql volatile set search_path = ''
@@ -35,7 +35,7 @@ begin
     seen_at = v_now, in_flight = p_in_flight, session_lock = p_session_lock, draining = p_draining
   where d.id = p_daemon and d.ended_at is null;
   if not found then
-    raise exception using errcode = 'IJ002', message = 'This daemon was taken for dead; it has to register anew.';
+    raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
   end if;
 end
 $$;

@@ -99,7 +99,7 @@ async def test_a_fenced_daemon_is_told_by_its_beat_and_by_its_claim(db: Db, daem
     for call in (daemon.beat(), daemon.claim()):
         with pytest.raises(asyncpg.PostgresError) as fenced:
             await call
-        assert fenced.value.sqlstate == "IJ002"
+        assert fenced.value.sqlstate == "IJ001"
 
 
 async def test_a_session_lock_that_is_free_means_dead_after_six_seconds(database: str, db: Db, daemon: Daemon) -> None:
