@@ -35,6 +35,9 @@ also a pooler that does not know the tenant while the project restarts (facts: S
 REFUSED: tuple[type[BaseException], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """The database will not take this data, however often it is sent."""
 
+DEEPEST = 64
+"""Levels of nesting in what is written; what a provider says may be made to break readers."""
+
 BEAT_TIMEOUT = 5.0
 """Seconds for a sign of life: what takes longer is worth less than the next try."""
 
@@ -251,19 +254,19 @@ class Queue:
         return Turned(claimed, answers, lost)
 
 
-def _clean(value: object, mask: Callable[[str], str]) -> object:
-    """As Postgres takes it: without NUL, lone surrogates and numbers that are none."""
+def _clean(value: object, mask: Callable[[str], str], depth: int = 0) -> object:
+    """As Postgres takes it: without NUL, lone surrogates, numbers that are none, and endless nesting."""
+    if depth > DEEPEST:
+        return "…"
     match value:
         case str():
             return mask(value.replace("\x00", "").encode("utf-8", "replace").decode())
         case Mapping():
             items = cast("Mapping[object, object]", value).items()
-            return {_clean(str(key), mask): _clean(item, mask) for key, item in items}
+            return {_clean(str(key), mask): _clean(item, mask, depth + 1) for key, item in items}
         case list() | tuple():
-            return [_clean(item, mask) for item in cast("Sequence[object]", value)]
-        case float() if not math.isfinite(value):
-            return None
+            return [_clean(item, mask, depth + 1) for item in cast("Sequence[object]", value)]
         case None | bool() | int() | float():
-            return value
+            return None if isinstance(value, float) and not math.isfinite(value) else value
         case _:
             return _clean(str(value), mask)

@@ -35,6 +35,8 @@ log = structlog.stdlib.get_logger()
 FIRST_WAIT = 2.0
 """Seconds before the second attempt; doubled for each further one, with jitter."""
 LONGEST_WAIT = 60.0
+MOST_WARNINGS = 10
+"""Of one kind: a prompt may have as many unknown fields as fit into a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,10 @@ class Worker:
         if model.warning:
             reporter.warning(model.warning, field="model", requested=model.requested, effective=model.model)
         prompt = PromptSpec.parse(run.metadata)
-        for field in prompt.unknown:
-            reporter.warning(f"promptSpec.{field} is unknown and was ignored.", field=field)
+        for field in prompt.unknown[:MOST_WARNINGS]:
+            reporter.warning(f"promptSpec.{field[:100]} is unknown and was ignored.", field=field[:100])
+        if (more := len(prompt.unknown) - MOST_WARNINGS) > 0:
+            reporter.warning(f"{more} more fields of promptSpec are unknown and were ignored.", field="promptSpec")
         request = Request(run.id, model.model, prompt, workdir, run.attempt, metadata=run.metadata)
 
         started = time.monotonic()
