@@ -1,6 +1,7 @@
 """A daemon process from start to end: what a user, an operator and a deployment see of it."""
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from tests.daemons import Daemon, Supabase, daemon, supabase
-from tests.postgres import free_port, wait_until
+from tests.postgres import ROOT, free_port, wait_until
 from tests.runs import WORKFLOW, event_names, insert_run, insert_runs, run_row
 
 Db = asyncpg.Connection
@@ -339,3 +340,18 @@ async def test_metrics_are_served_where_a_port_is_set(project: Supabase, db: Db)
                 return 'image_jobs_runs_finished_total{outcome="completed",provider="demo"} 1.0' in text
 
             await wait_until(counted)
+
+
+async def test_a_production_install_without_the_dev_parts_makes_images_all_the_same(
+    project: Supabase, db: Db, tmp_path: Path
+) -> None:
+    left_out = shutil.ignore_patterns("dev", "__pycache__")
+    shutil.copytree(ROOT / "daemon", tmp_path / "daemon", ignore=left_out)
+    shutil.copytree(ROOT / "sql", tmp_path / "sql")
+    assert not (tmp_path / "daemon/dev").exists()
+    async with daemon(project, PYTHONPATH=str(tmp_path)) as it:
+        await it.started()
+        row = await until(db, await insert_run(db, demo={"noop": True}), "completed")
+    assert row["payload"]["imageUrl"]
+    loaded = [line for line in it.raw if "daemon/dev" in line]
+    assert not loaded
