@@ -27,6 +27,7 @@ from daemon.dev.guard import Guard
 from daemon.dev.home import Home
 from daemon.dev.keys import load_keys
 from daemon.dev.postgres import Server, embedded_bin_dir
+from daemon.dev.realtime import realtime_app
 from daemon.dev.rest import rest_app
 from daemon.dev.storage import storage_app
 from daemon.errors import ImageJobsError
@@ -112,8 +113,13 @@ class Stack:
         async with (
             asyncpg.create_pool(self._dsn, min_size=0) as pool,
             asyncpg.create_pool(as_gateway, min_size=0) as rest,
+            realtime_app(self._dsn, pool, keys) as realtime,
         ):
-            apps = {"/storage/v1": storage_app(pool, self._home.storage, keys), "/rest/v1": rest_app(rest, keys)}
+            apps = {
+                "/storage/v1": storage_app(pool, self._home.storage, keys),
+                "/rest/v1": rest_app(rest, keys),
+                "/realtime/v1": realtime,
+            }
             async with serving(one_port(apps), self._listening), connected(self._dsn) as connection:
                 await self._work(connection, environment)
 
@@ -202,7 +208,7 @@ class Stack:
         prefix = "" if self._home.directory == WHERE_COMMANDS_LOOK else f"env $(cat {self._home.environment}) "
         blocks = [
             ("Postgres", self._dsn, f"{self._server.version}, data in {self._home.directory}/"),
-            ("API", self._url, "REST, Storage"),
+            ("API", self._url, "REST, Realtime, Storage"),
             ("Providers", ", ".join(here), ", ".join(keys)),
             ("Environment", str(self._home.environment), "DATABASE_URL and keys, for your application"),
             ("Daemon's log", str(self._home.daemon_log), ""),
