@@ -62,7 +62,7 @@ class Publisher:
             key = object_key(run.workflow_id, run.id, info.extension)
             thumbnail = workdir / "thumbnail.webp"
             await asyncio.to_thread(images.thumbnail, made.path, thumbnail)
-            tries = await self._upload_both(run, key, made, thumbnail, info)
+            tries, small = await self._upload_both(run, key, made, thumbnail, info)
         except ClaimGone:
             return {"outcome": "released", "events": [], "if_lost": unused}
         except RunError as error:
@@ -75,12 +75,14 @@ class Publisher:
             }
         url = await self._storage.public_url(key, info.sha256[:8])
         events = [event("stored", "The image is in storage.", uploadTries=tries, bytes=info.bytes)]
+        if small is not None:
+            events.append(event("warning", f"The image has no thumbnail: {small.message}", field="thumbnailUrl"))
         if not await self._storage.is_public(url):
             events.append(event("warning", "The public URL does not answer yet.", imageUrl=url))
         store_ms = round(1000 * (time.monotonic() - started))
         payload = {
             "imageUrl": url,
-            "thumbnailUrl": await self._storage.public_url(thumbnail_key(run.workflow_id, run.id), info.sha256[:8]),
+            "thumbnailUrl": await self._thumbnail_url(run, info.sha256) if small is None else None,
             "originalUrl": _without_query(made.original_url),
             "revisedPrompt": made.revised_prompt,
             "width": info.width,
@@ -113,7 +115,7 @@ class Publisher:
             version = found.metadata.get("sha256", "")[:8]
             payload = {
                 "imageUrl": await self._storage.public_url(key, version),
-                "thumbnailUrl": await self._storage.public_url(thumbnail_key(run.workflow_id, run.id), version),
+                "thumbnailUrl": await self._thumbnail_url(run, version),
                 "width": int(found.metadata.get("width", 0)) or None,
                 "height": int(found.metadata.get("height", 0)) or None,
                 "contentType": found.content_type,
@@ -146,8 +148,14 @@ class Publisher:
             log.info("preview.failed", error=str(error))
             return None
 
-    async def _upload_both(self, run: Claimed, key: str, made: Generated, thumbnail: Path, info: ImageInfo) -> int:
-        """Uploads picture and thumbnail side by side; answers the tries that the picture took."""
+    async def _thumbnail_url(self, run: Claimed, version: str) -> str:
+        return await self._storage.public_url(thumbnail_key(run.workflow_id, run.id), version)
+
+    async def _upload_both(
+        self, run: Claimed, key: str, made: Generated, thumbnail: Path, info: ImageInfo
+    ) -> tuple[int, RunError | None]:
+        """Uploads picture and thumbnail side by side; answers the tries that the picture took, and what kept the
+        thumbnail away: a picture that is stored is not thrown away for want of one."""
 
         async def ours() -> bool:
             await self._heartbeat.wait_fresh()
@@ -168,11 +176,13 @@ class Publisher:
             ),
             return_exceptions=True,
         )
-        if isinstance(small, BaseException):
-            raise small
         if isinstance(main, BaseException):
             raise main
-        return main
+        if isinstance(small, RunError):
+            return main, small
+        if isinstance(small, BaseException):
+            raise small
+        return main, None
 
 
 def request_hash(run: Claimed) -> str:

@@ -58,3 +58,17 @@ async def test_storage_that_is_away_for_good_fails_the_run_with_its_cost_and_a_c
     assert costs is not None
     assert costs["images"] == len(world.api.requests)
     assert float(costs["cost"]) == pytest.approx(2 * generated["cost"])
+
+
+async def test_a_picture_that_is_stored_is_not_thrown_away_for_want_of_a_thumbnail(world: World) -> None:
+    world.gate.closed_for = ".thumb.webp"
+    async with world.daemon() as it:
+        await it.started()
+        (run,) = await world.order()
+        row = await world.until(run, "completed")
+        assert row["payload"]["thumbnailUrl"] is None
+        assert len(await world.fetched(row["payload"]["imageUrl"])) == row["payload"]["bytes"]
+        assert "no thumbnail" in str(
+            await world.db.fetchval("select payload from run_events where payload ->> 'event' = 'warning'")
+        )
+        await world.all_ended_once()

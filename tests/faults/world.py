@@ -28,6 +28,8 @@ class Gate:
     def __init__(self) -> None:
         self.closed = False
         """Answers 503 to everything."""
+        self.closed_for: str | None = None
+        """Answers 503 to what has this in its path."""
         self.cuts = 0
         """How many uploads still break off in the middle."""
         self.passing: dict[str, asyncio.Event] = {}
@@ -42,7 +44,7 @@ class Gate:
             self.requests.append((method, path))
             if event := self.passing.get(method):
                 await event.wait()
-            if self.closed:
+            if self.closed or (self.closed_for is not None and self.closed_for in path):
                 await PlainTextResponse("upstream is away", 503)(scope, receive, send)
             elif self.cuts and method in {"POST", "PUT"}:
                 self.cuts -= 1
