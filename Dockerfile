@@ -11,7 +11,7 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
 COPY README.md ./
 COPY daemon ./daemon
 COPY sql ./sql
-RUN /opt/image-jobs/bin/pip install --no-cache-dir '.[metrics]'
+RUN IMAGE_JOBS_SKIP_CANVAS=1 /opt/image-jobs/bin/pip install --no-cache-dir '.[metrics]'
 
 FROM python:3.13-slim-bookworm
 COPY --from=build /opt/image-jobs /opt/image-jobs

@@ -1,0 +1,93 @@
+/** What there is, how it stands, whether we hear of changes, and what can be done with all of it at once. */
+import { useEffect, useState } from "react";
+import { Icon } from "./ImageNode";
+import { isUnfinished } from "./useWorkflow";
+import type { Actions, Snapshot, WorkflowNode } from "./useWorkflow";
+
+const CONNECTIONS = {
+  connecting: ["Connecting", "Waiting for the first answer."],
+  live: ["Live", "Changes appear here as they happen."],
+  away: ["Reconnecting", "The server cannot be heard. Everything missed is fetched once it is back."],
+  denied: ["No access", "You are not a member of this workflow. Of a new one, whoever adds the first node becomes a member."],
+} as const;
+
+interface Props extends Snapshot {
+  actions: Actions;
+  selected: readonly WorkflowNode[];
+  onAdd: () => void;
+  onGenerate: (rows: readonly WorkflowNode[]) => void;
+}
+
+export function Header({ nodes, connection, selected, actions, onAdd, onGenerate }: Props) {
+  const count = (status: string) => nodes.filter(row => row.node_data.status === status).length;
+  const making = nodes.filter(isUnfinished);
+  const chosen = (selected.length > 1 ? selected : nodes).filter(row =>
+    row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model && !isUnfinished(row)
+    && (selected.length > 1 || row.node_data.status !== "completed"));
+  const [label, explanation] = CONNECTIONS[connection];
+  return (
+    <header className="header">
+      <span className="brand">
+        <svg viewBox="0 0 16 16" width="26" height="26" aria-hidden="true">
+          <rect width="16" height="16" rx="4.5" fill="var(--ink)" />
+          <circle cx="10.6" cy="5.6" r="1.6" fill="#f0b95b" />
+          <path d="M2.6 12.4 6.2 7.6l3.6 4.8zM8.6 12.4l2.2-2.9 2.5 2.9z" fill="var(--paper)" />
+        </svg>
+        Image Jobs
+      </span>
+      <span className="connection" data-state={connection} title={explanation} role="status"><i />{label}</span>
+      <ul className="counts" aria-label="Nodes by state">
+        <Count tone="run" number={count("running")} of="in the making" />
+        <Count tone="wait" number={count("pending")} of="in line" />
+        <Count tone="done" number={count("completed")} of="ready" always />
+        <Count tone="bad" number={count("error")} of="failed" />
+      </ul>
+      <nav>
+        {making.length > 1 && (
+          <button className="button" onClick={() => making.forEach(row => void actions.cancel(row.id))}>Cancel all</button>
+        )}
+        <Theme />
+        <button className="button" onClick={onAdd} title="New node (N)"><Icon path="M8 3v10M3 8h10" />New</button>
+        <button
+          className="button" data-strong="true" disabled={chosen.length === 0} onClick={() => onGenerate(chosen)}
+          title={chosen.length === 0 ? "Every node that has a prompt has its image, or is getting it" : "Everything that has no image yet"}
+        >
+          {selected.length > 1 ? `Generate ${chosen.length} selected` : "Generate all"}
+          {selected.length <= 1 && chosen.length > 0 && <b>{chosen.length}</b>}
+        </button>
+      </nav>
+    </header>
+  );
+}
+
+function Count({ tone, number, of, always }: { tone: string; number: number; of: string; always?: boolean }) {
+  if (number === 0 && !always) return null;
+  return <li data-tone={tone}><i /><b>{number}</b> {of}</li>;
+}
+
+/** As the system has it, until somebody chooses. */
+function Theme() {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const [chosen, setChosen] = useState(() => localStorage.getItem("theme"));
+  const [dark, setDark] = useState(system.matches);
+  useEffect(() => {
+    const onChange = () => setDark(system.matches);
+    system.addEventListener("change", onChange);
+    return () => system.removeEventListener("change", onChange);
+  }, []);
+  const shown = chosen ?? (dark ? "dark" : "light");
+  useEffect(() => {
+    document.documentElement.style.colorScheme = shown;
+    if (chosen) localStorage.setItem("theme", chosen);
+  }, [shown, chosen]);
+  const other = shown === "dark" ? "light" : "dark";
+  return (
+    <button className="button" data-icon="true" onClick={() => setChosen(other)} aria-label={`Switch to ${other}`} title={`Switch to ${other}`}>
+      <Icon
+        path={shown === "dark"
+          ? "M8 5a3 3 0 1 0 0 6 3 3 0 0 0 0-6M8 1.6v1M8 13.4v1M1.6 8h1M13.4 8h1M3.5 3.5l.7.7M11.8 11.8l.7.7M3.5 12.5l.7-.7M11.8 4.2l.7-.7"
+          : "M13.4 9.6A5.8 5.8 0 0 1 6.4 2.6a5.8 5.8 0 1 0 7 7z"}
+      />
+    </button>
+  );
+}

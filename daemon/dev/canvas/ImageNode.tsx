@@ -1,0 +1,352 @@
+/**
+ * A React Flow node that shows one image: what it should show, how far it is, what it became or what went wrong.
+ *
+ * Copy this file with ImageNode.css and useWorkflow.ts. Put `ImageNodes` around `ReactFlow`, and `image: ImageNode` into
+ * `nodeTypes`. A node is rendered again only when its own row has changed.
+ */
+import { createContext, memo, useContext, useEffect, useId, useRef, useState } from "react";
+import type { CSSProperties, KeyboardEvent, ReactNode } from "react";
+import { Handle, Position } from "@xyflow/react";
+import type { Node, NodeProps } from "@xyflow/react";
+import type { Actions, Choices, ImageModel, PromptSpec, WorkflowNode } from "./useWorkflow";
+import { isUnfinished } from "./useWorkflow";
+import "./ImageNode.css";
+
+export type ImageFlowNode = Node<{ row: WorkflowNode; waiting: boolean }, "image">;
+
+export interface Surroundings {
+  actions: Actions;
+  models: readonly ImageModel[];
+  /** Shows a node's image at full size. */
+  open(id: string): void;
+}
+
+const Around = createContext<Surroundings | null>(null);
+export const ImageNodes = Around.Provider;
+
+export const ImageNode = memo(function ImageNode({ id, data, selected }: NodeProps<ImageFlowNode>) {
+  const around = useContext(Around);
+  if (!around) throw new Error("ImageNodes is missing around ReactFlow.");
+  const { row, waiting } = data;
+  const { status, imageUrl, thumbnailUrl, previewUrl, progress, promptSpec, source } = row.node_data;
+  const [settings, setSettings] = useState(false);
+  const busy = isUnfinished(row) || waiting;
+  const picture = (status === "running" && previewUrl) || thumbnailUrl || imageUrl;
+  const model = around.models.find(each => each.model === row.node_data.model && each.provider === row.node_data.provider);
+
+  const onKeyDown = (event: KeyboardEvent) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      event.stopPropagation();
+      if (promptSpec?.basePrompt && !busy) void around.actions.generate(id);
+    } else if (event.key === "Escape") {
+      setSettings(false);
+      (document.activeElement as HTMLElement | null)?.blur();
+    }
+  };
+
+  return (
+    <article
+      className="image-node" data-id={id} data-status={waiting ? "waiting" : (status ?? "new")} data-selected={selected}
+      aria-label={promptSpec?.basePrompt || "New image"} onKeyDown={onKeyDown}
+    >
+      <Handle type="target" position={Position.Left} aria-label="Refines the image of another node" />
+      <Handle type="source" position={Position.Right} aria-label="Its image, for another node to refine" />
+      <div className="image-node-frame" style={{ "--ratio": ratioOf(promptSpec) } as CSSProperties}>
+        <Picture url={picture} forming={status === "running" && previewUrl !== undefined} />
+        {!picture && <Blank busy={busy} />}
+        {imageUrl && (
+          <button className="image-node-open nodrag" onClick={() => around.open(id)} aria-label="Show at full size">
+            <Icon name="expand" />
+          </button>
+        )}
+        <Status row={row} waiting={waiting} />
+        {status === "running" && (
+          <div
+            className="image-node-progress" role="progressbar" aria-valuenow={progress ?? 0} aria-valuemin={0}
+            aria-valuemax={100} aria-label="Progress"
+          >
+            <i style={{ width: `${Math.max(3, progress ?? 0)}%` }} />
+          </div>
+        )}
+      </div>
+      <Note row={row} />
+      <Prompt id={id} spec={promptSpec} actions={around.actions} refines={Boolean(source)} />
+      <footer className="image-node-foot">
+        <button
+          className="image-node-model nodrag" aria-expanded={settings} onClick={() => setSettings(!settings)}
+          aria-label="Model and settings" title="Model and settings"
+        >
+          <span>{row.node_data.model ?? "Choose a model"}</span>
+          <small>{model && [price(model), seconds(model)].filter(Boolean).join(" · ")}</small>
+          <Icon name="chevron" />
+        </button>
+        <Action row={row} waiting={waiting} actions={around.actions} />
+      </footer>
+      {settings && <Settings row={row} model={model} around={around} />}
+    </article>
+  );
+});
+
+/** What to do next: one button, two where a failure may be tried again as it was or as it is written now. */
+function Action({ row, waiting, actions }: { row: WorkflowNode; waiting: boolean; actions: Actions }) {
+  const { status, imageUrl, promptSpec, model } = row.node_data;
+  const generate = (label: string, look: string) => (
+    <Do
+      label={label} look={look} run={() => actions.generate(row.id)} disabled={!promptSpec?.basePrompt.trim() || !model}
+      {...(look === "icon" && { icon: "again" as const })}
+    />
+  );
+  if (isUnfinished(row) || waiting) return <Do label="Cancel" look="quiet" run={() => actions.cancel(row.id)} />;
+  if (status === "error") {
+    return (
+      <>
+        {generate("Generate anew, as it is written now", "icon")}
+        <Do label="Retry" look="strong" run={() => actions.retry(row.id)} />
+      </>
+    );
+  }
+  return imageUrl ? generate("Regenerate", "quiet") : generate("Generate", "strong");
+}
+
+function Do({ label, look, run, disabled, icon }: {
+  label: string; look: string; run: () => Promise<void>; disabled?: boolean; icon?: "again";
+}) {
+  const [busy, setBusy] = useState(false);
+  const click = () => {
+    setBusy(true);
+    void run().finally(() => setBusy(false));
+  };
+  return (
+    <button
+      className="image-node-do nodrag" data-look={look} onClick={click} disabled={busy || disabled}
+      {...(icon && { "aria-label": label, title: label })}
+    >
+      {icon ? <Icon name={icon} /> : label}
+    </button>
+  );
+}
+
+/** The image; while the next one loads, the last one stays, and the new one fades in over it. */
+function Picture({ url, forming }: { url: string | undefined; forming: boolean }) {
+  const [below, setBelow] = useState<string>();
+  const [loaded, setLoaded] = useState<string>();
+  useEffect(() => {
+    if (loaded !== url) return;
+    const faded = setTimeout(() => setBelow(url), 500);
+    return () => clearTimeout(faded);
+  }, [loaded, url]);
+  if (!url) return null;
+  const layers = below && below !== url ? [below, url] : [url];
+  return layers.map(each => (
+    <img
+      key={each} className="image-node-picture" src={each} alt="" decoding="async" draggable={false}
+      data-forming={forming} data-loaded={each === below || each === loaded} onLoad={() => setLoaded(each)}
+    />
+  ));
+}
+
+function Blank({ busy }: { busy: boolean }) {
+  return <div className="image-node-blank" data-busy={busy}>{!busy && <Icon name="picture" />}</div>;
+}
+
+function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
+  const { status, progress, message, imageUrl } = row.node_data;
+  const text = waiting ? "Waits for its image"
+    : status === "pending" ? (message ? "Held up" : "In line")
+    : status === "running" ? `${message ?? "Starting"}${progress ? ` · ${progress}%` : ""}`
+    : status === "error" ? "Failed"
+    : status === "cancelled" ? "Cancelled"
+    : undefined;
+  if (!text) return <span className="image-node-unseen" role="status">{imageUrl ? "Ready" : "Not generated yet"}</span>;
+  return <span className="image-node-status" role="status"><i />{text}</span>;
+}
+
+/** Why it waits, or why it failed and what helps. */
+function Note({ row }: { row: WorkflowNode }) {
+  const { status, message, error } = row.node_data;
+  if (status === "error") {
+    return (
+      <div className="image-node-note" data-tone="error">
+        <p>{error}</p>
+        {message && <p className="image-node-hint">{message}</p>}
+      </div>
+    );
+  }
+  if (status === "pending" && message) {
+    return <div className="image-node-note" data-tone="wait"><p><Countdown key={message} sentence={message} /></p></div>;
+  }
+  return null;
+}
+
+/** "… again in 12 s.", counting down from when it was said. */
+function Countdown({ sentence }: { sentence: string }) {
+  const [, seconds] = /(\d+) s\.?$/.exec(sentence) ?? [];
+  const [left, setLeft] = useState(Number(seconds ?? 0));
+  useEffect(() => {
+    const tick = setInterval(() => setLeft(now => Math.max(0, now - 1)), 1000);
+    return () => clearInterval(tick);
+  }, []);
+  if (seconds === undefined) return sentence;
+  return sentence.replace(/in \d+ s\.?$/, left > 0 ? `in ${left} s.` : "now.");
+}
+
+function Prompt({ id, spec, actions, refines }: {
+  id: string; spec: PromptSpec | undefined; actions: Actions; refines: boolean;
+}) {
+  const stored = spec?.basePrompt ?? "";
+  const [text, setText] = useState(stored);
+  const field = useRef<HTMLTextAreaElement>(null);
+  // What another window writes appears here, but never under the hands of who is writing.
+  useEffect(() => {
+    if (document.activeElement !== field.current) setText(stored);
+  }, [stored]);
+  useEffect(() => {
+    if (!field.current) return;
+    field.current.style.height = "0";
+    field.current.style.height = `${Math.min(field.current.scrollHeight, 168)}px`;
+  }, [text]);
+  return (
+    <textarea
+      ref={field} className="image-node-prompt nodrag nowheel" value={text} rows={1} maxLength={32000} spellCheck={false}
+      aria-label="Prompt" placeholder={refines ? "What should change?" : "What should it show?"}
+      onBlur={() => setText(stored)}
+      onChange={event => {
+        setText(event.target.value);
+        actions.edit(id, { promptSpec: { ...spec, basePrompt: event.target.value } });
+      }}
+    />
+  );
+}
+
+function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel | undefined; around: Surroundings }) {
+  const spec: PromptSpec = row.node_data.promptSpec ?? { basePrompt: "" };
+  const edit = (choices: Choices) => around.actions.edit(row.id, choices);
+  const ask = (change: Partial<Record<keyof PromptSpec, string | number | undefined>>) => {
+    const next = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== undefined && value !== "");
+    edit({ promptSpec: { basePrompt: spec.basePrompt, ...Object.fromEntries(next) } });
+  };
+  const shape = spec.aspectRatio ? `ratio ${spec.aspectRatio}` : `size ${spec.size ?? "1024x1024"}`;
+  return (
+    <div className="image-node-settings nodrag nowheel">
+      <Field label="Model" wide>
+        {name => (
+          <select
+            id={name} value={`${row.node_data.provider}:${row.node_data.model}`}
+            onChange={event => {
+              const [provider = "", ...rest] = event.target.value.split(":");
+              edit({ provider, model: rest.join(":") });
+            }}
+          >
+            {!model && <option value={`${row.node_data.provider}:${row.node_data.model}`}>{row.node_data.model ?? "Choose one"}</option>}
+            {[...Map.groupBy(around.models, each => each.provider)].map(([provider, models]) => (
+              <optgroup key={provider} label={provider}>
+                {models.map(each => (
+                  <option key={each.model} value={`${each.provider}:${each.model}`}>
+                    {[each.model, price(each), seconds(each)].filter(Boolean).join(" · ")}
+                  </option>
+                ))}
+              </optgroup>
+            ))}
+          </select>
+        )}
+      </Field>
+      <Field label="Shape">
+        {name => (
+          <select
+            id={name} value={shape}
+            onChange={event => {
+              const [kind, value] = event.target.value.split(" ");
+              ask(kind === "ratio" ? { aspectRatio: value, size: undefined } : { size: value, aspectRatio: undefined });
+            }}
+          >
+            {!(model?.sizes.includes(shape.slice(5)) || model?.ratios.includes(shape.slice(6))) && (
+              <option value={shape}>{shape.split(" ")[1]?.replace("x", " × ")}</option>
+            )}
+            {model && model.ratios.length > 0 && (
+              <optgroup label="Ratio">
+                {model.ratios.map(each => <option key={each} value={`ratio ${each}`}>{each}</option>)}
+              </optgroup>
+            )}
+            {model && model.sizes.length > 0 && (
+              <optgroup label="Pixels">
+                {model.sizes.map(each => <option key={each} value={`size ${each}`}>{each.replace("x", " × ")}</option>)}
+              </optgroup>
+            )}
+          </select>
+        )}
+      </Field>
+      <Field label="Quality">
+        {name => (
+          <select id={name} value={spec.quality ?? "standard"} onChange={event => ask({ quality: event.target.value })}>
+            <option value="standard">Standard</option>
+            <option value="hd">High</option>
+          </select>
+        )}
+      </Field>
+      {model?.seed && (
+        <Field label="Seed">
+          {name => (
+            <input
+              id={name} type="number" min={0} step={1} placeholder="Random" defaultValue={spec.seed ?? ""}
+              onChange={event => ask({ seed: event.target.validity.valid && event.target.value !== "" ? event.target.valueAsNumber : undefined })}
+            />
+          )}
+        </Field>
+      )}
+      {model?.negative_prompt && (
+        <Field label="Without" wide={!model.seed}>
+          {name => (
+            <input
+              id={name} placeholder="people, text" defaultValue={spec.negativePrompt ?? ""}
+              onChange={event => ask({ negativePrompt: event.target.value })}
+            />
+          )}
+        </Field>
+      )}
+      {row.node_data.source && model && !model.previous_image && (
+        <p className="image-node-hint">This model cannot start from another image.</p>
+      )}
+    </div>
+  );
+}
+
+function Field({ label, wide, children }: { label: string; wide?: boolean; children: (id: string) => ReactNode }) {
+  const id = useId();
+  return (
+    <div className="image-node-field" data-wide={wide}>
+      <label htmlFor={id}>{label}</label>
+      {children(id)}
+    </div>
+  );
+}
+
+const ICONS = {
+  again: "M13.2 8.4A5.2 5.2 0 1 1 11.6 4.3L13.4 6M13.4 2.6V6H10",
+  chevron: "M4.5 6.3 8 9.8l3.5-3.5",
+  expand: "M9.6 2.8h3.6v3.6M13 3 9.2 6.8M6.4 13.2H2.8V9.6M3 13l3.8-3.8",
+  picture: "M2.5 4.4a1.9 1.9 0 0 1 1.9-1.9h7.2a1.9 1.9 0 0 1 1.9 1.9v7.2a1.9 1.9 0 0 1-1.9 1.9H4.4a1.9 1.9 0 0 1-1.9-1.9zM2.8 11.2 6 8l3 3 1.8-1.7 2.4 2.3M10.2 5.9h.01",
+};
+
+export function Icon({ name, path }: { name?: keyof typeof ICONS; path?: string }) {
+  return (
+    <svg viewBox="0 0 16 16" width="16" height="16" fill="none" stroke="currentColor" strokeWidth="1.4"
+      strokeLinecap="round" strokeLinejoin="round" aria-hidden="true">
+      <path d={name ? ICONS[name] : path} />
+    </svg>
+  );
+}
+
+/** Width to height, as asked for. */
+export function ratioOf(spec: PromptSpec | undefined): number {
+  const [width, height] = (spec?.aspectRatio?.split(":") ?? spec?.size?.split("x") ?? []).map(Number);
+  return width && height ? width / height : 1;
+}
+
+export function price({ price }: ImageModel): string | undefined {
+  return price === null ? undefined : price === 0 ? "free" : `$${price.toFixed(price < 0.1 ? 3 : 2)}`;
+}
+
+function seconds({ typical_seconds: typical }: ImageModel): string | undefined {
+  return typical === null ? undefined : `${Math.max(1, Math.round(typical))} s`;
+}

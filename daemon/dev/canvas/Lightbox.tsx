@@ -1,0 +1,111 @@
+/** One image at full size, with what is known of it. */
+import { useEffect, useRef, useState } from "react";
+import type { SupabaseClient } from "@supabase/supabase-js";
+import { Icon } from "./ImageNode";
+import type { WorkflowNode } from "./useWorkflow";
+
+/** What a completed run says of its image. */
+interface Made {
+  width?: number;
+  height?: number;
+  bytes?: number;
+  contentType?: string;
+  model?: string;
+  cost?: number | null;
+  timings?: { generateMs?: number };
+}
+
+interface Props {
+  supabase: SupabaseClient;
+  id: string;
+  rows: readonly WorkflowNode[];
+  onMove: (id: string) => void;
+  onClose: () => void;
+}
+
+export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
+  const dialog = useRef<HTMLDialogElement>(null);
+  const row = rows.find(each => each.id === id);
+  const url = row?.node_data.imageUrl;
+  const made = useMade(supabase, id, url);
+  useEffect(() => dialog.current?.showModal(), []);
+  useEffect(() => {
+    if (!url) onClose(); // deleted, in another window
+  }, [url, onClose]);
+  if (!row || !url) return null;
+
+  const pictures = rows.filter(each => each.node_data.imageUrl);
+  const at = pictures.indexOf(row);
+  const move = (step: number) => onMove(pictures.at((at + step) % pictures.length)!.id);
+  const { promptSpec } = row.node_data;
+  const facts = [
+    made?.model,
+    made?.width && `${made.width} × ${made.height}`,
+    made?.contentType?.replace("image/", "").toUpperCase(),
+    made?.bytes && size(made.bytes),
+    made?.timings?.generateMs && `${(made.timings.generateMs / 1000).toFixed(1)} s`,
+    made && (made.cost === 0 ? "free" : made.cost ? `$${made.cost.toFixed(made.cost < 0.1 ? 4 : 2)}` : "cost unknown"),
+    promptSpec?.seed !== undefined && `seed ${promptSpec.seed}`,
+  ].filter(Boolean);
+  return (
+    <dialog
+      ref={dialog} className="lightbox" aria-label="Image at full size" onClose={onClose}
+      onClick={event => event.target === event.currentTarget && dialog.current?.close()}
+      onKeyDown={event => {
+        if (event.key === "ArrowRight") move(1);
+        if (event.key === "ArrowLeft") move(-1);
+      }}
+    >
+      <figure>
+        <img
+          key={url} src={url} alt={promptSpec?.basePrompt ?? "Image"}
+          {...(made?.width && made.height && { width: made.width, height: made.height })}
+        />
+        <figcaption>
+          <div>
+            <p>{promptSpec?.basePrompt}</p>
+            <p className="facts">{facts.map(fact => <span key={String(fact)}>{fact}</span>)}</p>
+          </div>
+          {pictures.length > 1 && (
+            <>
+              <button className="button" data-icon="true" onClick={() => move(-1)} aria-label="Previous image"><Icon path="M9.7 3.5 5.2 8l4.5 4.5" /></button>
+              <button className="button" data-icon="true" onClick={() => move(1)} aria-label="Next image"><Icon path="M6.3 3.5 10.8 8l-4.5 4.5" /></button>
+            </>
+          )}
+          <a className="button" href={download(url, promptSpec?.basePrompt)}><Icon path="M8 2.5v7.6M4.8 7.2 8 10.4l3.2-3.2M3 13.2h10" />Download</a>
+          <button className="button" data-icon="true" onClick={() => dialog.current?.close()} aria-label="Close"><Icon path="m4 4 8 8M12 4l-8 8" /></button>
+        </figcaption>
+      </figure>
+    </dialog>
+  );
+}
+
+/** The newest finished run of the node: a regeneration may be under way, and its image is not the one that is shown. */
+function useMade(supabase: SupabaseClient, id: string, url: string | undefined): Made | undefined {
+  const [made, setMade] = useState<{ url: string; payload: Made }>();
+  useEffect(() => {
+    let wanted = true;
+    void supabase.from("runs").select("payload").eq("metadata->>nodeId", id).eq("status", "completed")
+      .order("finished_at", { ascending: false }).limit(1).returns<{ payload: Made }[]>()
+      .then(({ data }) => {
+        if (wanted && url && data?.[0]) setMade({ url, payload: data[0].payload });
+      });
+    return () => {
+      wanted = false;
+    };
+  }, [supabase, id, url]);
+  return made?.url === url ? made?.payload : undefined;
+}
+
+/** Storage answers with a file name when it is asked for a download; an attribute would not do, it is another origin. */
+function download(url: string, prompt = "image"): string {
+  const address = new URL(url);
+  const extension = address.pathname.split(".").at(-1);
+  const name = prompt.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "image";
+  address.searchParams.set("download", `${name}.${extension}`);
+  return address.href;
+}
+
+function size(bytes: number): string {
+  return bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
