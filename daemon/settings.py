@@ -46,6 +46,14 @@ class Settings(BaseSettings):
     openai_api_key: Secret = Field(None, alias="OPENAI_API_KEY", description="turns `openai:…` on")
     openai_base_url: Text = Field(None, alias="OPENAI_BASE_URL", description="an OpenAI-compatible server instead")
 
+    google_api_key: Secret = Field(None, alias="GOOGLE_API_KEY", description="turns `google:…` on")
+    gemini_api_key: Secret = Field(None, alias="GEMINI_API_KEY", description="the same, by its other name")
+    google_base_url: Text = Field(None, alias="GOOGLE_BASE_URL", description="another server with the Gemini API")
+    stability_api_key: Secret = Field(None, alias="STABILITY_API_KEY", description="turns `stability:…` on")
+    stability_base_url: Text = Field(
+        None, alias="STABILITY_BASE_URL", description="another server with Stability's API"
+    )
+
     demo: bool = Field(False, alias="IMAGE_JOBS_DEMO", description="offer `demo:painter`, which needs no key")
     concurrency: int = Field(16, alias="IMAGE_JOBS_CONCURRENCY", ge=1, le=1000, description="runs at once, per daemon")
     lease: Seconds = Field(

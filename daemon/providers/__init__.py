@@ -20,6 +20,8 @@ from daemon.settings import Settings
 
 PROVIDERS = {
     "openai": "daemon.providers.openai",
+    "google": "daemon.providers.google",
+    "stability": "daemon.providers.stability",
     "demo": "daemon.providers.demo",
 }
 """Provider → module. Modules are imported when needed: the SDKs take a second each."""

@@ -10,9 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-_START = re.compile(rb'"b64_json"\s*:\s*"')
-_MAYBE_START = re.compile(rb'"(?:b64_json"\s*:?\s*|b?6?4?_?j?s?o?n?)$')
-"""The beginning of a start: held back until the next chunk shows what it is."""
+
+def _start(key: str) -> re.Pattern[bytes]:
+    return re.compile(rb'"%s"\s*:\s*"' % key.encode())
+
+
+def _maybe_start(key: str) -> re.Pattern[bytes]:
+    """The beginning of a start: held back until the next chunk shows what it is."""
+    optional = b"".join(b"%c?" % byte for byte in key.encode())
+    return re.compile(rb'"(?:%s"\s*:?\s*|%s)$' % (key.encode(), optional))
 
 
 class BrokenImage(ValueError):
@@ -22,15 +28,20 @@ class BrokenImage(ValueError):
 class Base64Stream(AbstractContextManager["Base64Stream"]):
     """Replaces each `"b64_json": "<base64>"` by `"b64_json": "<n>"`, where `files[n]` holds the image.
 
+    `n` has four digits, which are base64 as well: an SDK that decodes what is left finds nothing wrong with it.
+
     Args:
         folder: Where the files go.
         max_bytes: Largest image that is accepted.
+        key: What images are called in this text; letters, digits and underscores.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int, key: str = "b64_json") -> None:
         self.files: list[Path] = []
         self._folder = folder
         self._max_bytes = max_bytes
+        self._start = _start(key)
+        self._maybe_start = _maybe_start(key)
         self._file: BinaryIO | None = None
         self._written = 0
         self._held = b""
@@ -65,14 +76,14 @@ class Base64Stream(AbstractContextManager["Base64Stream"]):
         return self._held
 
     def _outside(self, data: bytes, rest: bytearray) -> bytes:
-        if start := _START.search(data):
-            rest += data[: start.end()] + str(len(self.files)).encode()
+        if start := self._start.search(data):
+            rest += data[: start.end()] + b"%04d" % len(self.files)
             path = self._folder / f"image-{len(self.files)}"
             self._file = path.open("wb")
             self._written = 0
             self.files.append(path)
             return data[start.end() :]
-        held = _MAYBE_START.search(data)
+        held = self._maybe_start.search(data)
         cut = held.start() if held else len(data)
         rest += data[:cut]
         self._held = data[cut:]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from daemon.providers.base64_stream import Base64Stream, BrokenImage, EventStream
 
 
-def streamed(text: bytes, sizes: list[int], folder: Path, max_bytes: int = 10_000) -> tuple[bytes, list[bytes]]:
+def streamed(text: bytes, sizes: list[int], folder: Path, key: str = "b64_json") -> tuple[bytes, list[bytes]]:
     rest = b""
-    with Base64Stream(folder, max_bytes=max_bytes) as stream:
+    with Base64Stream(folder, max_bytes=10_000, key=key) as stream:
         while text:
             size = sizes.pop() if sizes else len(text)
             rest += stream.feed(text[:size])
@@ -23,24 +23,26 @@ def streamed(text: bytes, sizes: list[int], folder: Path, max_bytes: int = 10_00
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     images=st.lists(st.binary(max_size=300), max_size=3),
-    prompt=st.text(max_size=40) | st.sampled_from(['"b64_json"', '"b64', '\\"b64_json\\": \\"', "b64_json"]),
+    key=st.sampled_from(["b64_json", "data"]),
+    prompt=st.text(max_size=40)
+    | st.sampled_from(['"b64_json"', '"b64', '\\"b64_json\\": \\"', '"data": "', "b64_json"]),
     sizes=st.lists(st.integers(1, 40)),
     indent=st.sampled_from([None, 2]),
     escaped=st.booleans(),
 )
 def test_images_are_taken_out_wherever_the_chunks_break(
-    images: list[bytes], prompt: str, sizes: list[int], indent: int | None, *, escaped: bool, tmp_path: Path
+    images: list[bytes], key: str, prompt: str, sizes: list[int], indent: int | None, *, escaped: bool, tmp_path: Path
 ) -> None:
     encoded = [base64.b64encode(image).decode() for image in images]
-    items = [{"b64_json": text, "revised_prompt": prompt} for text in encoded]
+    items = [{key: text, "revised_prompt": prompt} for text in encoded]
     text = json.dumps({"data": items, "usage": {"output_tokens": 1}}, indent=indent)
     if escaped:
         for plain in encoded:
             text = text.replace(f'"{plain}"', '"' + plain.replace("/", "\\/") + '"')
 
-    rest, files = streamed(text.encode(), sizes, tmp_path)
+    rest, files = streamed(text.encode(), sizes, tmp_path, key)
 
-    left = [{"b64_json": str(number), "revised_prompt": prompt} for number in range(len(images))]
+    left = [{key: f"{number:04}", "revised_prompt": prompt} for number in range(len(images))]
     assert json.loads(rest) == {"data": left, "usage": {"output_tokens": 1}}
     assert files == images
 

@@ -1,0 +1,113 @@
+"""From a prompt to a call of `generateContent`. Whatever is lost on the way is a warning."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon.prompt import MAX_PROMPT, PromptSpec
+from daemon.providers import Request
+from daemon.providers.google_models import estimate, offered
+from daemon.providers.mapping import Warn, content_type, fitting_seed, nearest_ratio, whole_text
+
+USUAL_SIZE = "1K"
+_EDGES = {"1K": 1024, "2K": 2048, "4K": 4096}
+_FINE = {"hd", "high", "xhigh", "max"}
+_HIGHEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ContentCall:
+    """One call of `generateContent`.
+
+    Args:
+        model: The model that is asked.
+        text: The prompt.
+        ratio: For example `16:9`.
+        size: `1K`, `2K` or `4K`.
+        seed: None for a random one.
+        image: The picture to refine; None to make one from nothing.
+        image_type: Its content type.
+    """
+
+    model: str
+    text: str
+    ratio: str
+    size: str
+    seed: int | None
+    image: Path | None = None
+    image_type: str = ""
+
+    @property
+    def estimate(self) -> float | None:
+        """USD; None if not known."""
+        return estimate(self.model, self.size)
+
+    @property
+    def image_bytes(self) -> int:
+        """How large the picture to refine is."""
+        return 0 if self.image is None else self.image.stat().st_size
+
+    def config(self) -> dict[str, Any]:
+        """What the picture is to be like, as the API names it."""
+        image: dict[str, Any] = {"aspectRatio": self.ratio}
+        if self.size != USUAL_SIZE:  # some models do not know the field
+            image["imageSize"] = self.size
+        config: dict[str, Any] = {"responseModalities": ["IMAGE"], "imageConfig": image}
+        return config if self.seed is None else {**config, "seed": self.seed}
+
+    def described(self) -> dict[str, Any]:
+        """The exact request, for the audit trail; the image by its type and size."""
+        parts: list[dict[str, Any]] = [{"text": self.text}]
+        if self.image is not None:
+            parts.append({"inlineData": f"{self.image_type}, {self.image_bytes} bytes"})
+        contents = [{"parts": parts, "role": "user"}]
+        return {"model": self.model, "contents": contents, "generationConfig": self.config()}
+
+
+def build(request: Request, warn: Warn) -> ContentCall:
+    """Maps a run to a call.
+
+    Raises:
+        Refused: If the previous image is of a type that cannot be refined.
+    """
+    prompt = request.prompt
+    sizes, ratios = offered(request.model)
+    text = whole_text(prompt, warn, limit=MAX_PROMPT, fold=True)
+    ratio = nearest_ratio(prompt, ratios, warn, model=request.model)
+    size = _size(prompt, sizes, ratio, request.model, warn)
+    seed = prompt.seed
+    if seed is not None:
+        seed = fitting_seed(seed, _HIGHEST_SEED, warn, model=request.model)
+        warn("The seed is used, but the same seed may give another picture.", field="seed", feature="best effort")
+    image = request.previous_image
+    return ContentCall(request.model, text, ratio, size, seed, image, content_type(image) if image else "")
+
+
+def _size(prompt: PromptSpec, sizes: tuple[str, ...], ratio: str, model: str, warn: Warn) -> str:
+    longest = max(prompt.size or (0,))
+    wanted = next((name for name, edge in _EDGES.items() if longest <= edge), "4K")
+    if prompt.quality in _FINE and wanted == USUAL_SIZE:
+        wanted = "2K"
+    size = wanted if wanted in sizes else sizes[-1]
+    _check_quality(prompt, size, model, warn)
+    edge = _EDGES[size]
+    if prompt.size is not None and (ratio != "1:1" or prompt.size != (edge, edge)):
+        warn(
+            f"{model} draws ratios, not pixels: it is {ratio} at {size} instead of {prompt.size[0]}x{prompt.size[1]}.",
+            field="size",
+            feature="unsupported",
+            used=f"{ratio} {size}",
+        )
+    return size
+
+
+def _check_quality(prompt: PromptSpec, size: str, model: str, warn: Warn) -> None:
+    """A finer quality is a larger picture; there is no other scale."""
+    if prompt.quality in ("standard", "auto") or (prompt.quality == "hd" and size != USUAL_SIZE):
+        return
+    warn(
+        f"{model} has no quality {prompt.quality}; it draws at {size}.",
+        field="quality",
+        feature="unsupported",
+        used=size,
+    )

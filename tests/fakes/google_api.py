@@ -1,0 +1,163 @@
+"""Google's Gemini API on loopback, as far as `generateContent` with image models: the recorded shapes.
+
+It refuses what the real one refuses: unknown fields, ratios and sizes that a model does not have, seeds beyond 32 bits,
+pictures of the wrong type, models that are gone, a wrong key.
+"""
+
+import base64
+import binascii
+import re
+from io import BytesIO
+from math import sqrt
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from tests.fakes.server import Answer, Call, FakeAPI, picture
+
+KEY = "AIza-key-of-the-tests"
+SIGNATURE = base64.b64encode(b"what the model thought" * 100).decode()
+RATIOS = {"1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"}
+MORE_RATIOS = {*RATIOS, "1:4", "4:1", "1:8", "8:1"}
+LIVE = {
+    "gemini-nano-banana-2.1": (MORE_RATIOS, {"1K", "2K", "4K"}),
+    "gemini-3-pro-image": (RATIOS, {"1K", "2K", "4K"}),
+    "gemini-3.1-flash-image": (MORE_RATIOS, {"512", "1K", "2K", "4K"}),
+    "gemini-3.1-flash-lite-image": (MORE_RATIOS, {"1K"}),
+    "gemini-2.5-flash-image": (RATIOS, set()),
+}
+TOKENS = 1120
+_PATH = re.compile(r"/v1/models/([^/:]+):generateContent")
+_EDGES = {"512": 512, "1K": 1024, "2K": 2048, "4K": 4096}
+_TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+
+
+class GoogleAPI(FakeAPI):
+    """The server. Without `usage` it counts nothing; `drawn` is the picture it gives instead of one of its own."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.usage = True
+        self.drawn: bytes | None = None
+
+    def refusal(self, call: Call) -> Answer | None:
+        if call.headers.get("x-goog-api-key") != KEY:
+            return error(
+                400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", reason("API_KEY_INVALID")
+            )
+        path = _PATH.fullmatch(call.path)
+        if call.method != "POST" or path is None:
+            return Answer(404, b"<html>Not Found</html>", {"content-type": "text/html"})
+        if path[1] not in LIVE:
+            return error(404, "NOT_FOUND", f"models/{path[1]} is not found for API version v1, or is not supported.")
+        wrong = _wrong(call.fields, *LIVE[path[1]])
+        return error(400, "INVALID_ARGUMENT", wrong) if wrong else None
+
+    def answer(self, call: Call) -> Answer:
+        image = self.drawn if self.drawn is not None else picture(_pixels(call.fields["generationConfig"]))
+        return answered(
+            {"text": "Let me see.", "thought": True},
+            {"inlineData": {"mimeType": "image/png", "data": encoded(picture())}, "thought": True},
+            {"inlineData": {"mimeType": "image/png", "data": encoded(image)}, "thoughtSignature": SIGNATURE},
+            usage=TOKENS if self.usage else None,
+        )
+
+
+def answered(*parts: dict[str, Any], finish: str | None = "STOP", usage: int | None = None, **candidate: Any) -> Answer:
+    """An answer with one candidate; without parts it has no content either. `usage` counts its image tokens."""
+    content = {"content": {"parts": list(parts), "role": "model"}} if parts else {}
+    document: dict[str, Any] = {
+        "candidates": [{**content, "finishReason": finish, "index": 0, **candidate}],
+        "modelVersion": "as asked",
+        "responseId": "response-1",
+    }
+    if usage is not None:
+        details = [{"modality": "IMAGE", "tokenCount": usage}]
+        document["usageMetadata"] = {
+            "promptTokenCount": 9,
+            "candidatesTokenCount": usage + 12,
+            "totalTokenCount": usage + 21,
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 9}],
+            "candidatesTokensDetails": details,
+        }
+    return Answer.json(200, document)
+
+
+def blocked(why: str, *categories: str) -> Answer:
+    """What a prompt gets that is refused: status 200 and no candidates."""
+    ratings = [{"category": name, "probability": "HIGH", "blocked": True} for name in categories]
+    feedback = {"blockReason": why, **({"safetyRatings": ratings} if ratings else {})}
+    return Answer.json(200, {"promptFeedback": feedback, "usageMetadata": {"promptTokenCount": 9}})
+
+
+def error(status: int, name: str, message: str, *details: dict[str, Any], **headers: str) -> Answer:
+    """An error as the API writes it."""
+    body = {"code": status, "message": message, "status": name, **({"details": list(details)} if details else {})}
+    return Answer.json(status, {"error": body}, **headers)
+
+
+def reason(word: str) -> dict[str, Any]:
+    """The detail that names the reason."""
+    return {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": word, "domain": "googleapis.com"}
+
+
+def retry_in(delay: str) -> dict[str, Any]:
+    """The detail that says when to come back."""
+    return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+
+
+def quota(name: str) -> dict[str, Any]:
+    """The detail that says which quota is used up."""
+    violation = {"quotaMetric": "generativelanguage.googleapis.com/generate_requests", "quotaId": name}
+    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]}
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _wrong(fields: dict[str, Any], ratios: set[str], sizes: set[str]) -> str | None:
+    config = fields.get("generationConfig", {})
+    image = config.get("imageConfig", {})
+    known = (
+        (fields, {"contents", "generationConfig"}),
+        (config, {"candidateCount", "seed", "responseModalities", "imageConfig"}),
+        (image, {"aspectRatio", "imageSize"}),
+    )
+    for given, names in known:
+        if unknown := sorted(set(given) - names):
+            return f'Invalid JSON payload received. Unknown name "{unknown[0]}": Cannot find field.'
+    if "IMAGE" not in config.get("responseModalities", ["TEXT"]):
+        return "The requested combination of response modalities is not supported."
+    if image.get("aspectRatio", "1:1") not in ratios:
+        return f"aspect_ratio must be one of {sorted(ratios)}."
+    if "imageSize" in image and image["imageSize"] not in sizes:
+        return "image_size is not supported by this model."
+    if not -(2**31) <= config.get("seed", 0) < 2**31:
+        return "Invalid value at 'generation_config.seed' (TYPE_INT32)."
+    parts = [part for content in fields.get("contents", []) for part in content["parts"]]
+    return next(
+        (wrong for part in parts if (wrong := _wrong_part(part))), None if parts else "contents is not specified."
+    )
+
+
+def _wrong_part(part: dict[str, Any]) -> str | None:
+    if unknown := sorted(set(part) - {"text", "inlineData"}):
+        return f'Invalid JSON payload received. Unknown name "{unknown[0]}": Cannot find field.'
+    if "inlineData" not in part:
+        return None
+    kind = part["inlineData"].get("mime_type") or part["inlineData"].get("mimeType")
+    if kind not in _TYPES:
+        return f"Unsupported MIME type: {kind}"
+    try:
+        with Image.open(BytesIO(base64.urlsafe_b64decode(part["inlineData"]["data"]))) as image:
+            return None if image.format == _TYPES[kind] else "Unable to process input image."
+    except (binascii.Error, UnidentifiedImageError):
+        return "Unable to process input image."
+
+
+def _pixels(config: dict[str, Any]) -> tuple[int, int]:
+    image = config["imageConfig"]
+    width, height = (int(number) for number in image["aspectRatio"].split(":"))
+    edge = _EDGES[image.get("imageSize", "1K")]
+    return round(edge * sqrt(width / height)), round(edge * sqrt(height / width))
