@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.errors import ImageJobsError
@@ -26,6 +26,8 @@ def one_port(apps: Mapping[str, ASGIApp]) -> ASGIApp:
 
     async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
+        if path == "/":
+            return await RedirectResponse("/canvas")(scope, receive, send)
         for prefix, app in apps.items():
             if path == prefix or path.startswith(f"{prefix}/"):
                 return await app(scope, receive, send)

@@ -14,7 +14,6 @@ from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
-from uuid import UUID
 
 import asyncpg
 import typer
@@ -22,6 +21,7 @@ import typer
 import daemon
 from daemon.database import Connection, connected
 from daemon.dev.api import listen, one_port, serving
+from daemon.dev.canvas import canvas_app, found_first_workflow
 from daemon.dev.feed import Feed
 from daemon.dev.guard import Guard
 from daemon.dev.home import Home
@@ -34,10 +34,6 @@ from daemon.errors import ImageJobsError
 from daemon.migrate import migrate
 from daemon.providers import PROVIDERS, available
 from daemon.settings import Settings
-
-DEMO_WORKFLOW = UUID("00000000-0000-4000-8000-000000000001")
-DEMO_PROMPT = "A red fox in a birch wood, first snow, morning light"
-"""The image that a fresh database makes by itself, so that something happens before anyone types."""
 
 WHERE_COMMANDS_LOOK = Path(".image-jobs")
 """Without DATABASE_URL, commands take what the `env` in there says."""
@@ -119,6 +115,7 @@ class Stack:
                 "/storage/v1": storage_app(pool, self._home.storage, keys),
                 "/rest/v1": rest_app(rest, keys),
                 "/realtime/v1": realtime,
+                "/canvas": canvas_app(keys),
             }
             async with serving(one_port(apps), self._listening), connected(self._dsn) as connection:
                 await self._work(connection, environment)
@@ -207,6 +204,7 @@ class Stack:
         keys = [f"{name.upper()}_API_KEY adds {name}" for name in PROVIDERS if name not in here]
         prefix = "" if self._home.directory == WHERE_COMMANDS_LOOK else f"env $(cat {self._home.environment}) "
         blocks = [
+            ("Canvas", f"{self._url}/canvas", "<- open this"),
             ("Postgres", self._dsn, f"{self._server.version}, data in {self._home.directory}/"),
             ("API", self._url, "REST, Realtime, Storage"),
             ("Providers", ", ".join(here), ", ".join(keys)),
@@ -220,12 +218,7 @@ class Stack:
         typer.echo(f'\n  In another terminal: {prefix}image-jobs generate "a lighthouse at dusk"')
         typer.secho("  Ctrl-C stops everything and keeps the data.\n", dim=True)
         if not await connection.fetchval("select exists (select from public.runs)"):
-            await connection.execute(
-                "insert into public.runs (kind, subject_id, status, processor, metadata) "
-                "values ('image_gen', $1, 'pending', 'demo:painter', $2)",
-                DEMO_WORKFLOW,
-                {"promptSpec": {"basePrompt": DEMO_PROMPT, "seed": 1}},
-            )
+            await found_first_workflow(connection)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP:  # the terminal is gone: writing to it would be an error

@@ -140,8 +140,9 @@ function Flow({ supabase, workflowId }: Props) {
           />
         )}
         <p className="keys" aria-hidden="true">
-          <kbd>N</kbd> new <kbd>{/Mac/.test(navigator.userAgent) ? "⌘" : "Ctrl"}</kbd><kbd>↵</kbd> generate
-          <kbd>Del</kbd> delete
+          <span><kbd>N</kbd> new</span>
+          <span><kbd>{/Mac/.test(navigator.userAgent) ? "⌘" : "Ctrl"}</kbd> <kbd>↵</kbd> generate</span>
+          <span><kbd>Del</kbd> delete</span>
         </p>
       </main>
       <Toasts toasts={toasts} dismiss={dismiss} show={show} />

@@ -174,17 +174,20 @@ function Note({ row }: { row: WorkflowNode }) {
     );
   }
   if (status === "pending" && message) {
-    return <div className="image-node-note" data-tone="wait"><p><Countdown key={message} sentence={message} /></p></div>;
+    return <div className="image-node-note" data-tone="wait"><p><Countdown key={row.version} sentence={message} since={row.node_data.updatedAt} /></p></div>;
   }
   return null;
 }
 
 /** "… again in 12 s.", counting down from when it was said. */
-function Countdown({ sentence }: { sentence: string }) {
-  const [, seconds] = /(\d+) s\.?$/.exec(sentence) ?? [];
-  const [left, setLeft] = useState(Number(seconds ?? 0));
+function Countdown({ sentence, since }: { sentence: string; since: string | undefined }) {
+  const [, seconds] = /in (\d+) s\.?$/.exec(sentence) ?? [];
+  const [left, setLeft] = useState(() => {
+    const passed = since ? Math.round((Date.now() - Date.parse(since)) / 1000) : 0;
+    return Number(seconds ?? 0) - Math.max(0, passed); // a clock that is behind must not make it wait longer
+  });
   useEffect(() => {
-    const tick = setInterval(() => setLeft(now => Math.max(0, now - 1)), 1000);
+    const tick = setInterval(() => setLeft(now => now - 1), 1000);
     return () => clearInterval(tick);
   }, []);
   if (seconds === undefined) return sentence;
