@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -68,13 +68,12 @@ async def running(postgres: Cluster, *, migrated: bool = True) -> AsyncIterator[
                     await db.close()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Wire:
     """A connection, frame by frame, in the form in which frames were recorded."""
 
     socket: ClientConnection
     version: str
-    heard: list[Any] = field(default_factory=list)
 
     async def send(
         self, topic: str, event: str, payload: Any, *, ref: str | None = None, join_ref: str | None = None

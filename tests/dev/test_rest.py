@@ -293,6 +293,15 @@ async def test_what_is_not_one_row_is_not_changed_either(project: Project) -> No
     assert await ids(project, "code=eq.x") == []
 
 
+async def test_a_new_column_is_there_at_once(project: Project) -> None:
+    client = await project.client()
+    for column in (None, "fresh"):
+        if column:
+            await project.db.execute("alter table things add column fresh integer default 7")
+        found = await client.table("things").select("*").eq("id", 1).single().execute()
+        assert found.data.get("fresh") == (7 if column else None)
+
+
 async def test_without_a_filter_nothing_is_changed_or_deleted(unchanged: Project) -> None:
     assert await unchanged.error("PATCH", "/things", {"code": "x"}) == (400, "21000")
     assert await unchanged.error("DELETE", "/things") == (400, "21000")

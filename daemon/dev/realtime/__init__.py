@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import asyncpg
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -25,6 +26,8 @@ from daemon.dev.realtime.posts import Posts
 from daemon.dev.realtime.rooms import Rooms
 from daemon.dev.realtime.server import Server
 from daemon.dev.realtime.tokens import TokenRefused, read
+
+log = structlog.stdlib.get_logger()
 
 PREFIX = "/realtime/v1"
 DENIAL_DELAY = 5.0
@@ -46,11 +49,17 @@ async def realtime_app(
     rooms = Rooms()
     messages, changes = Messages(dsn, pool, rooms), Changes(dsn, pool)
     server = Server(keys, pool, rooms, messages, changes, denial_delay)
-    async with messages.listening(), asyncio.TaskGroup() as group:
-        followers = [group.create_task(each.run(), name="realtime") for each in (messages, changes)]
-        yield _app(server)
+    async with messages.listening():
+        # No task group: it would wrap whatever ends the block, which is none of its business.
+        followers = [asyncio.create_task(each.run(), name="realtime") for each in (messages, changes)]
         for each in followers:
-            each.cancel()
+            each.add_done_callback(_complain)
+        try:
+            yield _app(server)
+        finally:
+            for each in followers:
+                each.cancel()
+            await asyncio.wait(followers)
 
 
 def _app(server: Server) -> Starlette:
@@ -76,6 +85,12 @@ def _app(server: Server) -> Starlette:
         Route("/api/broadcast/{topic}/events/{event}", posts.single, methods=["POST"]),
     ]
     return Starlette(routes=[Mount(PREFIX, routes=routes)], exception_handlers={HTTPException: _not_here})
+
+
+def _complain(follower: asyncio.Task[None]) -> None:
+    """Says what nobody hears of any more, and why."""
+    if not follower.cancelled() and (error := follower.exception()) is not None:
+        log.error("realtime.deaf", error=str(error))
 
 
 async def _not_here(request: Request, _: Exception) -> Response:

@@ -35,7 +35,8 @@ async def fetch(connection: Connection, statement: str, parameters: list[object]
     Raises:
         RestError: If one row was asked for and there is another number of them; what was done is undone.
     """
-    row = await connection.fetchrow(statement, *parameters)
+    # Prepared anew each time: a plan that is kept fails as soon as somebody adds a column.
+    row = await (await connection.prepare(statement)).fetchrow(*parameters)
     assert row is not None
     if form.single and row["rows"] != 1:
         raise not_single(row["rows"])
