@@ -237,6 +237,15 @@ async def test_a_message_reaches_only_its_own_topic_and_privacy(project: Project
         assert await wire.silence() == []
 
 
+async def test_a_name_too_long_for_a_binary_frame_comes_as_text(project: Project) -> None:
+    long = "x" * 300
+    async with project.wire("2.0.0") as wire:
+        await wire.join(f"realtime:{long}", "1")
+        await project.db.execute("select realtime.send('{}', 'e', $1, false)", long)
+        (frame,) = await wire.next()
+        assert frame[2:4] == [f"realtime:{long}", "broadcast"]
+
+
 async def test_what_is_rolled_back_is_not_heard(project: Project) -> None:
     async with project.wire("2.0.0") as wire:
         await wire.join("realtime:talk", "1")
@@ -344,6 +353,15 @@ async def test_garbage_harms_nobody(project: Project) -> None:
         ):
             await one.socket.send(garbage)
             await two.socket.send(garbage)
+        for strange in (5, [], {"broadcast": 5, "presence": "x", "postgres_changes": {"a": 1}}):
+            await one.send("realtime:x", "phx_join", {"config": strange}, ref="4", join_ref="4")
+        assert {frame["event"] for frame in await one.silence()} == {"phx_reply", "phx_close"}
+        replay = {"config": {"private": True, "broadcast": {"replay": {"since": "x"}}}}
+        await one.send(
+            "realtime:x", "phx_join", {**replay, "access_token": project.token(role="service_role")}, ref="4"
+        )
+        (answer,) = await one.next()
+        assert answer["payload"]["response"] == {"reason": "UnableToReplayMessages: Replay params are not valid"}
         await one.send("realtime:nowhere", "broadcast", {"event": "e", "payload": {}}, ref="5")
         (answer,) = await one.next()
         assert answer["payload"] == {"status": "error", "response": {"reason": "unmatched topic"}}

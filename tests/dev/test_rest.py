@@ -411,6 +411,10 @@ async def test_a_token_that_is_none_of_ours_is_refused(unchanged: Project) -> No
         ("GET", "/things?order=id.up", None, (400, "PGRST100")),
         ("GET", "/things?limit=x", None, (400, "PGRST100")),
         ("GET", "/things?limit=-1", None, (416, "PGRST103")),
+        ("GET", "/things?limit=" + "9" * 30, None, (400, "PGRST100")),
+        ("GET", "/things?limit=--1", None, (400, "PGRST100")),
+        ("GET", "/things?or=" + "(and" * 5000, None, (400, "PGRST100")),
+        ("GET", "/things?name=eq.%00", None, (400, "22021")),
         ("GET", "/things?id=like.1*", None, (404, "42883")),
         ("GET", "/things?select=id::nope", None, (400, "42704")),
         ("POST", "/things", {"nope": 1}, (400, "PGRST204")),
@@ -446,6 +450,8 @@ async def test_headers_that_ask_for_something_else_are_refused(unchanged: Projec
     assert await unchanged.error("GET", "/things", Accept="text/csv") == (501, "NotImplemented")
     assert await unchanged.error("POST", "/things", {"id": 10}, Prefer="missing=default") == (501, "NotImplemented")
     assert await unchanged.error("POST", "/rpc/echo", {}, Content_Type="text/xml") == (400, "PGRST102")
+    assert await unchanged.error("POST", "/things", {"id": 10}, Content_Type="text/csv") == (501, "NotImplemented")
+    assert await unchanged.error("POST", "/things", {"id": 10}, Content_Type="text/html") == (400, "PGRST102")
     user = f"Bearer {unchanged.sign_in(uuid4())}"
     assert await unchanged.error("GET", "/closed", Authorization=user) == (403, "42501")
 

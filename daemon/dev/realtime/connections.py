@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+import asyncpg
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from daemon.dev.realtime.access import permissions
@@ -95,15 +96,16 @@ class Connection:
 
     async def _join(self, message: Message) -> None:
         """Joins, or says why not. A second join to a topic takes the place of the first."""
-        config: Mapping[str, Any] = message.payload.get("config") or {}
+        config = _object(message.payload.get("config"))
         try:
             channel = self._asked(message, config)
-            bindings = [binding(asked) for asked in config.get("postgres_changes") or ()]
+            bindings = [binding(_object(asked)) for asked in _list(config.get("postgres_changes"))]
+            if not await self._may_hear(channel):
+                self._in_background(self._deny(message, _no_permission(channel)))
+                return
+            past = await self._past(channel, _object(config.get("broadcast")).get("replay"))
         except (JoinRefused, TokenRefused, BindingRefused) as error:
             self._reply(message, "error", {"reason": str(error)})
-            return
-        if not await self._may_hear(channel):
-            self._in_background(self._deny(message, _no_permission(channel)))
             return
         replaced = self._channels.get(message.topic)
         channel.reply(message.ref, "ok", {"postgres_changes": [{"id": one.id, **one.asked} for one in bindings]})
@@ -111,10 +113,8 @@ class Connection:
             self._leave(message.topic)
             replaced.close()
         self._enter(channel)
-        broadcast: Mapping[str, Any] = config.get("broadcast") or {}
-        if replay := broadcast.get("replay"):
-            for past in await self._server.messages.past(channel.topic, channel.name, replay, channel.join_ref):
-                channel.send(past)
+        for each in past:
+            channel.send(each)
         if bindings:
             self._in_background(self._subscribe(channel, bindings))
 
@@ -125,8 +125,7 @@ class Connection:
             JoinRefused: If it is not to be had.
             TokenRefused: If it comes with a token that is none of ours.
         """
-        broadcast: Mapping[str, Any] = config.get("broadcast") or {}
-        presence: Mapping[str, Any] = config.get("presence") or {}
+        broadcast, presence = _object(config.get("broadcast")), _object(config.get("presence"))
         if not message.topic.startswith(PREFIX) or message.topic == PREFIX:
             raise JoinRefused("TopicNameRequired: You must provide a topic name")
         if presence.get("enabled"):
@@ -142,6 +141,19 @@ class Connection:
             hears_itself=bool(broadcast.get("self")),
             acknowledged=bool(broadcast.get("ack")),
         )
+
+    async def _past(self, channel: Channel, replay: object) -> list[Message]:
+        """The messages that a join wants to hear once more.
+
+        Raises:
+            JoinRefused: If it says so in a way that nobody understands.
+        """
+        if not replay:
+            return []
+        try:
+            return await self._server.messages.past(channel.topic, channel.name, _object(replay), channel.join_ref)
+        except (TypeError, ValueError, asyncpg.DataError):
+            raise JoinRefused("UnableToReplayMessages: Replay params are not valid") from None
 
     async def _subscribe(self, channel: Channel, bindings: list[Binding]) -> None:
         try:
@@ -229,6 +241,16 @@ class Connection:
         task = asyncio.create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    """What a client has sent, if it is an object."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[object]:
+    """What a client has sent, if it is a list."""
+    return cast("list[object]", value) if isinstance(value, list) else []
 
 
 def _unmatched() -> tuple[str, dict[str, str]]:

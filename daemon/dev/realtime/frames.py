@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 _PUSH, _BROADCAST = 3, 4
 _JSON = 1
+_LONGEST = 255
 
 
 class BadFrame(Exception):
@@ -104,8 +105,10 @@ class Version2:
 
     def write(self, message: Message | Broadcast) -> str | bytes | None:
         if isinstance(message, Broadcast):
-            if not message.text:
-                return _write_broadcast(message)
+            if not message.text and (frame := _write_broadcast(message)) is not None:
+                return frame
+            if message.binary:
+                return None
             message = message.message()
         return _compact([message.join_ref, message.ref, message.topic, message.event, message.payload])
 
@@ -141,9 +144,12 @@ def _read_push(frame: bytes) -> Broadcast:
     return Broadcast(topic, event, frame[at:], binary=frame[6] != _JSON, ref=ref or None, join_ref=join_ref or None)
 
 
-def _write_broadcast(broadcast: Broadcast) -> bytes:
+def _write_broadcast(broadcast: Broadcast) -> bytes | None:
+    """A binary frame; None if a name is too long for one."""
     meta = _compact(broadcast.meta) if broadcast.meta else ""
     parts = [broadcast.topic.encode(), broadcast.event.encode(), meta.encode()]
+    if any(len(part) > _LONGEST for part in parts):
+        return None
     encoding = 0 if broadcast.binary else _JSON
     return bytes([_BROADCAST, *map(len, parts), encoding]) + b"".join(parts) + broadcast.payload
 
@@ -156,4 +162,4 @@ def _parsed(frame: str) -> object:
 
 
 def _compact(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, separators=(",", ":"))

@@ -6,7 +6,7 @@ of commits, and a message that nobody is there to hear is gone, too.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -80,7 +80,7 @@ class Messages:
                 )
                 self._rooms.tell(row["topic"], broadcast, private=bool(row["private"]))
 
-    async def past(self, topic: str, name: str, replay: dict[str, Any], join_ref: str | None) -> list[Message]:
+    async def past(self, topic: str, name: str, replay: Mapping[str, Any], join_ref: str | None) -> list[Message]:
         """The newest private messages of a topic, oldest first, as `replay` of a join asks for them."""
         rows = await self._pool.fetch(
             """select m.id::text, m.event, m.payload::text from realtime.messages m

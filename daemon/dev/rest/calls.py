@@ -11,7 +11,7 @@ from daemon.dev.rest import bodies, statements
 from daemon.dev.rest.answers import RestError, bad_body, not_implemented
 from daemon.dev.rest.bodies import Body
 from daemon.dev.rest.catalogue import Function, functions
-from daemon.dev.rest.requests import caller, check_schema, form, preferences, query
+from daemon.dev.rest.requests import caller, check_json, check_schema, content_type, form, preferences, query
 from daemon.dev.rest.results import answer, fetch, known_casts, page
 from daemon.dev.rest.statements import CALLED, Statement, counted
 from daemon.dev.rest.transactions import transaction
@@ -72,9 +72,9 @@ class Calls:
 
 async def _content(request: Request) -> tuple[bytes, str]:
     """The body and what it is, without the parameters of that."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    media_type = content_type(request)
     if media_type not in _UNNAMED:
-        raise bad_body(f"Content-Type not acceptable: {media_type}")
+        check_json(request)
     return await request.body(), media_type
 
 

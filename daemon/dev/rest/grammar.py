@@ -27,6 +27,9 @@ OPERATORS = {
 STATES = {"null": "null", "not_null": "not null", "true": "true", "false": "false", "unknown": "unknown"}
 """What `is` may ask."""
 
+MOST_BRACKETS = 200
+"""In one logic tree: deeper ones would exhaust the stack."""
+
 _ELSEWHERE = frozenset({"fts", "plfts", "phfts", "wfts", "sl", "sr", "nxr", "nxl", "adj"})
 _NAME = re.compile(r'"((?:[^"\\]|\\.)*)"|((?:[^\s".,()*:>-]|-(?!>)|[ ](?=\S))+)')
 _ARROW = re.compile(r"(->>?)(?:\"((?:[^\"\\]|\\.)*)\"|((?:[^\s\".,():>-]|-(?!>))+))")
@@ -142,6 +145,8 @@ class Reader:
 
     def group(self, kind: Literal["and", "or"], *, negated: bool) -> Group:
         """The value of `and` and `or`."""
+        if self._text.count("(") > MOST_BRACKETS:
+            raise bad_query(self._what, self._text[:40], "too many brackets")
         found = self._group(kind, negated=negated)
         self._end()
         return found

@@ -7,12 +7,21 @@ from typing import Any, Literal
 from starlette.requests import Request
 
 from daemon.dev.keys import InvalidToken, Keys
-from daemon.dev.rest.answers import RestError, bad_query, bad_range, bad_schema, no_media_type, not_implemented
+from daemon.dev.rest.answers import (
+    RestError,
+    bad_body,
+    bad_query,
+    bad_range,
+    bad_schema,
+    no_media_type,
+    not_implemented,
+)
 from daemon.dev.rest.grammar import OPERATORS, Field, Filter, Order, Reader, Selected
 
 _NOT_ROWS = ("text/csv", "application/geo+json", "application/vnd.pgrst.plan", "application/octet-stream", "text/plain")
 _ELSEWHERE = frozenset({"max-affected", "timezone", "tx", "missing"})
-_RANGE = re.compile(r"(\d+)-(\d*)")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_RANGE = re.compile(r"([0-9]{1,18})-([0-9]{0,18})")
 
 
 @dataclass(slots=True)
@@ -117,6 +126,24 @@ def form(request: Request) -> Form:
     raise no_media_type(accept)
 
 
+def check_json(request: Request) -> None:
+    """Whether the body says that it is JSON.
+
+    Raises:
+        RestError: If it is something else.
+    """
+    kind = content_type(request)
+    if kind in {"text/csv", "application/x-www-form-urlencoded"}:
+        raise not_implemented(f"bodies of {kind}")
+    if kind != "application/json":
+        raise bad_body(f"Content-Type not acceptable: {kind}")
+
+
+def content_type(request: Request) -> str:
+    """What the body is, without parameters; JSON if nobody says so."""
+    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
 def check_schema(request: Request) -> None:
     """Only `public` is exposed."""
     header = "accept-profile" if request.method in {"GET", "HEAD"} else "content-profile"
@@ -167,7 +194,7 @@ def _key(name: str) -> Field:
 
 
 def _number(name: str, text: str) -> int:
-    if not text.lstrip("-").isdecimal():
+    if not _INTEGER.fullmatch(text):
         raise bad_query(f"{name} parameter", text, f'unexpected "{text[:1]}" expecting an integer')
     if (number := int(text)) < 0:
         raise bad_range(f"{name.capitalize()} should be greater than or equal to zero.")

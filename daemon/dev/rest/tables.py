@@ -12,7 +12,17 @@ from daemon.dev.keys import Keys
 from daemon.dev.rest import bodies, statements
 from daemon.dev.rest.answers import RestError, no_column, no_table, not_implemented
 from daemon.dev.rest.catalogue import Relation, relation
-from daemon.dev.rest.requests import Form, Preferences, Query, caller, check_schema, form, preferences, query
+from daemon.dev.rest.requests import (
+    Form,
+    Preferences,
+    Query,
+    caller,
+    check_json,
+    check_schema,
+    form,
+    preferences,
+    query,
+)
 from daemon.dev.rest.results import answer, fetch, known_casts, page
 from daemon.dev.rest.statements import Statement, counted, quoted
 from daemon.dev.rest.transactions import transaction
@@ -57,6 +67,7 @@ class Tables:
         _refuse_pages(asked)
         if wishes.answer == "headers-only":
             raise not_implemented("the preference return=headers-only")
+        check_json(request)
         body = bodies.read(await request.body(), same_keys=asked.columns is None)
         async with transaction(self._pool, request, claims) as (connection, said):
             table = await _relation(connection, name)
@@ -82,6 +93,7 @@ class Tables:
         """PATCH: all rows that pass the filters; there must be one."""
         claims, shape, wishes, asked = self._asked(request)
         _refuse_pages(asked)
+        check_json(request)
         body = bodies.read(await request.body())
         if body.is_array:
             raise not_implemented("PATCH with an array")
