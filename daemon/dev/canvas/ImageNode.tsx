@@ -56,7 +56,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
         <Picture url={picture} forming={status === "running" && previewUrl !== undefined} />
         {!picture && <Blank busy={busy} />}
         {imageUrl && (
-          <button className="image-node-open nodrag" onClick={() => around.open(id)} aria-label="Show at full size">
+          <button className="image-node-open" onClick={() => around.open(id)} aria-label="Show at full size">
             <Icon name="expand" />
           </button>
         )}

@@ -1,0 +1,370 @@
+"""What somebody does at the canvas, and sees."""
+
+import re
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.window import database, difference, put
+from tests.devs import running
+from tests.postgres import free_port, wait_until
+
+pytestmark = pytest.mark.timeout(150)
+
+Open = Any
+
+
+async def fetch(address: str) -> bytes:
+    async with httpx.AsyncClient() as client:
+        return (await client.get(address)).raise_for_status().content
+
+
+async def test_on_my_first_visit_there_is_an_image(url, open_window: Open):
+    window = await open_window(url.removesuffix("/canvas"))  # whoever leaves the path out gets there too
+    node = window.node("A red fox in a birch wood")
+    await window.has_image(node)
+    await window.connected()
+    await window.counts(1, "ready")
+    await window.keep_screenshot("first-visit")
+
+
+async def test_an_empty_canvas_asks_what_it_should_show(window):
+    await window.keep_screenshot("empty")
+    await window.page.get_by_label("Prompt").fill("A quiet harbour in the fog")
+    await window.page.keyboard.press("Enter")
+    await window.has_image(window.node("A quiet harbour in the fog"))
+    await window.connected()
+
+
+async def test_i_describe_an_image_watch_it_come_and_it_is_the_stored_one(window):
+    node = await window.add("A lighthouse at dusk")
+    bars: list[int] = []
+
+    def note(percent: int) -> None:
+        bars.append(percent)
+
+    await window.page.expose_function("bar", note)
+    await window.page.evaluate("""() => new MutationObserver(() => {
+        const bar = document.querySelector("[role=progressbar]");
+        if (bar) window.bar(Number(bar.getAttribute("aria-valuenow")));
+    }).observe(document.body, {subtree: true, childList: true, attributes: true})""")
+    await window.page.keyboard.press("Control+Enter")
+    thumbnail = await window.has_image(node)
+    assert bars == sorted(bars)
+    assert any(0 < each < 100 for each in bars)
+
+    await window.button("Show at full size").first.dispatch_event("click")
+    picture = window.page.locator(".lightbox img")
+    await expect(picture).to_be_visible()
+    await wait_until(lambda: picture.evaluate("image => image.complete && image.naturalWidth === 1024"))
+    await picture.evaluate("image => { image.style.cssText = 'animation: none; border-radius: 0; box-shadow: none' }")
+    stored = await fetch(str(await picture.get_attribute("src")))
+    assert difference(await picture.screenshot(), stored) < 4
+    assert difference(await fetch(thumbnail), stored) < 8
+
+
+async def test_twelve_images_at_once(window, db):
+    await put(db, window.workflow, *(f"Island number {number}" for number in range(12)), slow=2)
+    await window.page.reload()
+    await window.counts(0, "ready")
+    await window.button("Generate all").click()
+    await expect(window.page.locator("[data-status=completed]").first).to_be_visible(timeout=30_000)
+    await window.keep_screenshot("twelve-under-way")
+    await window.counts(12, "ready")
+    for number in range(12):
+        await window.has_image(window.page.locator(".image-node").nth(number))
+    assert await db.fetchval("select count(*) from runs where subject_id = $1", window.workflow) == 12
+    await window.keep_screenshot("twelve")
+
+
+async def test_i_see_the_image_while_it_forms(window, db):
+    await put(db, window.workflow, "Mountains under a green aurora", slow=5)
+    await window.page.reload()
+    node = window.node("Mountains under a green aurora")
+    await node.get_by_role("button", name="Generate").click()
+    preview = node.locator(".image-node-picture[data-forming=true][data-loaded=true]")
+    await expect(preview.first).to_be_visible(timeout=20_000)
+    assert ".preview." in str(await preview.first.get_attribute("src"))
+    bar = node.get_by_role("progressbar")
+    assert 0 < int(str(await bar.get_attribute("aria-valuenow"))) < 100
+    await expect(node.get_by_role("status")).to_have_text(re.compile(r"Painting · \d+%"))
+    await window.keep_screenshot("forming")
+    assert ".thumb." in await window.has_image(node)
+
+
+async def test_a_failure_says_why_and_retry_makes_it_good(window, db):
+    await put(db, window.workflow, "A dragon over the village", refuse="The painter does not paint dragons.")
+    await window.page.reload()
+    node = window.node("A dragon over the village")
+    await node.get_by_role("button", name="Generate").click()
+    await expect(node).to_have_attribute("data-status", "error", timeout=20_000)
+    await expect(node).to_contain_text("The painter does not paint dragons.")
+    await expect(node).to_contain_text("Rephrase the prompt.")
+    await expect(window.toast).to_contain_text("The painter does not paint dragons.")
+    await window.counts(1, "failed")
+    await window.keep_screenshot("failure")
+
+    await db.execute("update runs set metadata = metadata - 'demo' where subject_id = $1", window.workflow)
+    await node.get_by_role("button", name="Retry").click()
+    await window.has_image(node)
+    assert await db.fetchval("select count(*) from runs where subject_id = $1", window.workflow) == 1
+
+
+async def test_what_is_refused_at_once_is_said_in_a_toast(window, db):
+    await put(db, window.workflow, "A field")
+    await db.execute(
+        'update workflow_nodes set node_data = node_data || \'{"model": "a b"}\' where workflow_id = $1',
+        window.workflow,
+    )
+    await window.page.reload()
+    await window.button("Generate").first.click()
+    await expect(window.toast).to_contain_text("processor must name a provider and a model.")
+    window.complaints.clear()  # the browser's own line about the status 400
+
+
+async def test_what_it_waits_for_counts_down(window, db):
+    await put(db, window.workflow, "Snow on the pass", throttle=4, times=1)
+    await window.page.reload()
+    node = window.node("Snow on the pass")
+    await node.get_by_role("button", name="Generate").click()
+    await expect(node).to_contain_text("The painter asks us to slow down. Trying again in 3 s.", timeout=10_000)
+    await window.keep_screenshot("waiting")
+    await expect(node).to_contain_text("Trying again in 1 s.")
+    await window.has_image(node)
+
+
+async def test_i_cancel_what_takes_too_long(window, db):
+    await put(db, window.workflow, "A wait without end", hang=True)
+    await window.page.reload()
+    node = window.node("A wait without end")
+    await node.get_by_role("button", name="Generate").click()
+    await expect(node).to_have_attribute("data-status", "running", timeout=10_000)
+    await node.get_by_role("button", name="Cancel").click()
+    await expect(node.get_by_role("status")).to_have_text("Cancelled", timeout=10_000)
+    await expect(node.get_by_role("button", name="Generate")).to_be_enabled()
+    assert await db.fetchval("select status from runs where subject_id = $1", window.workflow) == "cancelled"
+
+
+async def test_an_edge_refines_an_image(window, db):
+    await put(db, window.workflow, "A valley", "The valley at night")
+    await window.page.reload()
+    valley, night = window.node("A valley"), window.node("The valley at night")
+    await valley.locator(".react-flow__handle.source").hover()
+    await window.page.mouse.down()
+    await night.locator(".react-flow__handle.target").hover()
+    await window.page.mouse.up()
+    await expect(window.page.locator(".react-flow__edge")).to_have_count(1)
+
+    # The valley has no image yet: it is made first, and the other waits for it.
+    await night.get_by_role("button", name="Generate").click()
+    await expect(night.get_by_role("status")).to_have_text("Waits for its image")
+    await window.has_image(valley)
+    await window.has_image(night)
+    await window.keep_screenshot("edge")
+    used = await db.fetchval(
+        "select metadata #>> '{promptSpec,previousImage}' from runs where subject_id = $1 order by ticket desc limit 1",
+        window.workflow,
+    )
+    assert used == await db.fetchval(
+        "select node_data ->> 'imageUrl' from workflow_nodes where workflow_id = $1 and node_data #>> '{promptSpec,basePrompt}' = 'A valley'",
+        window.workflow,
+    )
+
+    await window.page.locator(".react-flow__edge").dispatch_event("click")
+    await window.page.keyboard.press("Delete")
+    await expect(window.page.locator(".react-flow__edge")).to_have_count(0)
+    await expect(window.nodes).to_have_count(2)
+
+
+async def test_an_edge_that_ends_nowhere_makes_the_node_it_leads_to(window, db):
+    await put(db, window.workflow, "A valley")
+    await window.page.reload()
+    await window.node("A valley").locator(".react-flow__handle.source").hover()
+    await window.page.mouse.down()
+    await window.page.mouse.move(1200, 300, steps=5)
+    await window.page.mouse.up()
+    await expect(window.page.locator(".react-flow__edge")).to_have_count(1)
+    await expect(window.page.get_by_placeholder("What should change?")).to_be_focused()
+
+
+async def test_two_windows_show_the_same(url, window, open_window: Open, db):
+    await put(db, window.workflow, "A bridge")
+    await window.page.reload()
+    await window.connected()
+    other = await open_window(f"{url}#{window.workflow}")
+    await other.connected()
+    added = await window.add("A boat under the bridge")
+    there = other.node("A boat under the bridge")
+    await expect(there).to_be_visible()
+    await window.page.keyboard.press("Control+Enter")
+    assert await window.has_image(added) == await other.has_image(there)
+
+    place = await there.bounding_box()
+    await added.locator(".image-node-frame").hover()
+    await window.page.mouse.down()
+    await window.page.mouse.move(1000, 720, steps=8)
+    await window.page.mouse.up()
+    await wait_until(lambda: moved(there, place))
+
+
+async def moved(node: Any, before: Any) -> bool:
+    now = await node.bounding_box()
+    return abs(now["x"] - before["x"]) > 20 or abs(now["y"] - before["y"]) > 20
+
+
+async def test_dragging_writes_the_position_and_harms_nothing(window, db):
+    await put(db, window.workflow, "A windmill", slow=3)
+    await window.page.reload()
+    node = window.node("A windmill")
+    await node.get_by_role("button", name="Generate").click()
+    await expect(node).to_have_attribute("data-status", "running")
+    await node.locator(".image-node-frame").hover()
+    await window.page.mouse.down()
+    await window.page.mouse.move(400, 500, steps=12)
+    await window.page.mouse.up()
+    place = "select position from workflow_nodes where workflow_id = $1"
+    await wait_until(lambda: settled(db, place, window.workflow))
+    image = await window.has_image(node)
+    data = await db.fetchval("select node_data from workflow_nodes where workflow_id = $1", window.workflow)
+    assert (data["status"], data["thumbnailUrl"]) == ("completed", image)
+
+
+async def settled(db: Any, query: str, workflow: str) -> bool:
+    return (await db.fetchval(query, workflow)) != {"x": 0, "y": 0}
+
+
+async def test_a_stranger_sees_nothing_and_can_do_nothing(url, window, open_window: Open, db):
+    await put(db, window.workflow, "Something private")
+    stranger = await open_window(f"{url}?as={uuid4()}#{window.workflow}")
+    await expect(stranger.page.get_by_role("heading", name="What should it show?")).to_be_visible()
+    await expect(stranger.page.locator(".connection")).to_have_text("No access", timeout=20_000)
+    assert await stranger.nodes.count() == 0
+    await stranger.page.get_by_label("Prompt").fill("A trespass")
+    await stranger.page.keyboard.press("Enter")
+    await expect(stranger.toast.first).to_be_visible()
+    await expect(stranger.nodes).to_have_count(0)
+    assert await db.fetchval("select count(*) from workflow_nodes where workflow_id = $1", window.workflow) == 1
+    assert await db.fetchval("select count(*) from runs where subject_id = $1", window.workflow) == 0
+    stranger.complaints.clear()  # the browser's own lines about the status 403
+
+
+async def test_i_reload_in_the_middle_and_miss_nothing(window, db):
+    await put(db, window.workflow, "A long road", slow=4)
+    await window.page.reload()
+    await window.button("Generate").first.click()
+    await expect(window.page.get_by_role("progressbar")).to_be_visible(timeout=10_000)
+    await window.page.reload()
+    await expect(window.page.get_by_role("progressbar")).to_be_visible()
+    await window.has_image(window.node("A long road"))
+
+
+async def test_i_delete_a_node_and_take_it_back(window, db):
+    await put(db, window.workflow, "A pier")
+    await window.page.reload()
+    node = window.node("A pier")
+    await node.get_by_role("button", name="Generate").click()
+    image = await window.has_image(node)
+    await node.locator("..").click(position={"x": 4, "y": 4})
+    await window.page.keyboard.press("Delete")
+    await expect(node).to_have_count(0)
+    await wait_until(lambda: gone(db, window.workflow))
+    await window.button("Undo").click()
+    assert await window.has_image(node) == image
+    await window.page.reload()
+    assert await window.has_image(node) == image
+
+
+async def gone(db: Any, workflow: str) -> bool:
+    return await db.fetchval("select not exists (select from workflow_nodes where workflow_id = $1)", workflow)
+
+
+async def test_full_size_with_its_facts_a_download_and_the_next_one(window, db):
+    await put(db, window.workflow, "A castle", "A cottage")
+    await window.page.reload()
+    await window.button("Generate all").click()
+    await window.counts(2, "ready")
+    await window.button("Show at full size").first.dispatch_event("click")
+    box = window.page.get_by_role("dialog")
+    await expect(box.locator(".facts")).to_contain_text(re.compile("512 . 512"))
+    await expect(box.locator(".facts")).to_contain_text("free")
+    first = str(await box.locator("img").get_attribute("src"))
+    link = str(await box.get_by_role("link", name="Download").get_attribute("href"))
+    assert parse_qs(urlsplit(link).query)["download"][0].endswith(".png")
+    async with window.page.expect_download() as download:
+        await box.get_by_role("link", name="Download").click()
+    assert (await download.value).suggested_filename in ("a-castle.png", "a-cottage.png")
+    await window.keep_screenshot("full-size")
+    await window.page.keyboard.press("ArrowRight")
+    await expect(box.locator("img")).not_to_have_attribute("src", first)
+    await window.page.keyboard.press("Escape")
+    await expect(box).to_have_count(0)
+
+
+async def test_every_setting_of_the_model_reaches_the_run(window, db):
+    node = await window.add("A tower")
+    await node.get_by_role("button", name="Model and settings").click()
+    assert "painter · free · 2 s" in await node.get_by_label("Model", exact=True).inner_text()
+    await node.get_by_label("Shape").select_option("ratio 16:9")
+    await node.get_by_label("Quality").select_option("hd")
+    await node.get_by_label("Seed").fill("7")
+    await node.get_by_label("Without").fill("people")
+    await window.keep_screenshot("settings")
+    await node.get_by_role("button", name="Generate").click()
+    await window.has_image(node)
+    spec = await db.fetchval("select metadata -> 'promptSpec' from runs where subject_id = $1", window.workflow)
+    assert spec == {
+        "basePrompt": "A tower",
+        "aspectRatio": "16:9",
+        "quality": "hd",
+        "seed": 7,
+        "negativePrompt": "people",
+    }
+
+
+async def test_light_and_dark_as_the_system_has_it_until_i_choose(url, open_window: Open):
+    window = await open_window(f"{url}#{uuid4()}", color_scheme="dark")
+    page = window.page.locator("html")
+    await expect(page).to_have_css("color-scheme", "dark")
+    await window.button("Switch to light").click()
+    await expect(page).to_have_css("color-scheme", "light")
+    await window.page.reload()
+    await expect(page).to_have_css("color-scheme", "light")
+
+
+async def test_the_server_goes_away_and_comes_back_and_nothing_is_lost(directory, open_window: Open):
+    port = free_port()
+    async with running(directory, port, "--data", "gone") as dev:
+        window = await open_window(f"http://127.0.0.1:{port}/canvas#{uuid4()}")
+        async with database(directory / "gone") as db:
+            await put(db, window.workflow, "A boat on its way", submit=4)
+        await window.page.reload()
+        node = window.node("A boat on its way")
+        await node.get_by_role("button", name="Generate").click()
+        await expect(node.get_by_role("status")).to_contain_text("The painter")
+        window.outage = True
+        dev.process.kill()
+        await dev.ended()
+    await expect(window.page.locator(".connection")).to_have_text("Reconnecting")
+    prompt = node.get_by_label("Prompt")
+    await prompt.fill("A boat on its way home")
+    await prompt.blur()
+    await window.add("A thought from the time without a server")
+    await window.keep_screenshot("away")
+    async with running(directory, port, "--data", "gone"):
+        await window.connected()
+        await window.has_image(window.node("A boat on its way home"))
+        await expect(window.nodes).to_have_count(2)
+        await window.page.reload()  # what was typed in the meantime has arrived
+        await expect(window.node("A thought from the time without a server")).to_be_visible()
+        await window.has_image(window.node("A boat on its way home"))
+        async with database(directory / "gone") as db:
+            events = await db.fetch(
+                "select e.payload ->> 'event' as event from run_events e join runs r on r.id = e.run_id "
+                "where r.subject_id = $1 and e.payload ->> 'event' in ('created', 'generated')",
+                window.workflow,
+            )
+        assert sorted(each["event"] for each in events) == ["created", "generated"]

@@ -1,0 +1,150 @@
+"""A browser window with the canvas in it, in the words of whoever sits in front of it."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from PIL import Image
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, expect
+
+from tests.postgres import ROOT, connect
+
+SCREENSHOTS = ROOT / ".cache/screenshots"
+VISITOR = "00000000-0000-4000-8000-000000000002"
+
+
+class Window:
+    """One window.
+
+    Attributes:
+        complaints: Errors and warnings of its console.
+        outage: Whether failed connections are to be expected, of which browsers complain by themselves.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.outage = False
+        page.on("console", self._listen)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    @property
+    def workflow(self) -> str:
+        return self.page.url.split("#")[1]
+
+    @property
+    def nodes(self) -> Locator:
+        return self.page.locator(".image-node")
+
+    @property
+    def toast(self) -> Locator:
+        return self.page.locator(".toast")
+
+    def node(self, prompt: str) -> Locator:
+        """The node with this prompt."""
+        return self.page.get_by_role("article", name=prompt)
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name)
+
+    async def connected(self) -> None:
+        await expect(self.page.locator(".connection")).to_have_text("Live", timeout=20_000)
+
+    async def counts(self, number: int, what: str) -> None:
+        """Waits until the header counts so many."""
+        words = re.compile(rf"^{number} {what}$")
+        await expect(self.page.locator(".counts li", has_text=words)).to_be_visible(timeout=40_000)
+
+    async def add(self, prompt: str) -> Locator:
+        """Makes a node by keyboard, and leaves the cursor in its prompt."""
+        before = await self.nodes.count()
+        if before == 0:
+            await self.page.locator(".first input").press("Escape")
+            await self.page.locator(".first input").blur()
+        await self.page.keyboard.press("n")
+        await expect(self.nodes).to_have_count(before + 1)
+        await expect(self.page.locator(".image-node-prompt:focus")).to_have_count(1)
+        await self.page.keyboard.type(prompt)
+        return self.node(prompt)
+
+    async def has_image(self, node: Locator) -> str:
+        """Waits until the node's image is ready and painted; answers its address."""
+        await expect(node).to_have_attribute("data-status", "completed", timeout=40_000)
+        await expect(node.locator(".image-node-picture")).to_have_count(1, timeout=10_000)
+        await expect(node.locator(".image-node-picture")).to_have_attribute("data-loaded", "true")
+        return str(await node.locator(".image-node-picture").get_attribute("src"))
+
+    async def keep_screenshot(self, name: str) -> None:
+        """In light and in dark, for people to look at."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        for scheme in ("dark", "light"):
+            await self.page.emulate_media(color_scheme=scheme)
+            await expect(self.page.locator("html")).to_have_css("color-scheme", scheme)
+            await self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png")
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        expected = self.outage and "ERR_" in message.text
+        if message.type in ("error", "warning") and not expected:
+            self.complaints.append(message.text)
+
+
+@asynccontextmanager
+async def opened(browser: Browser, address: str, **options: Any) -> AsyncIterator[Window]:
+    """A window of its own, like somebody else's browser."""
+    context = await browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+    try:
+        window = Window(await context.new_page())
+        await window.page.goto(address)
+        await expect(window.page.locator(".header")).to_be_visible()
+        yield window
+        assert window.complaints == []
+    finally:
+        await context.close()
+
+
+@asynccontextmanager
+async def database(data: Path) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """The database of a data directory that a dev is running in."""
+    environment = dict(line.split("=", 1) for line in (data / "env").read_text().splitlines())
+    connection = await connect(environment["DATABASE_URL"])
+    yield connection
+    await connection.close()
+
+
+async def put(db: "asyncpg.Connection[asyncpg.Record]", workflow: str, *prompts: str, **demo: object) -> None:
+    """Nodes of an application: a row of them, side by side, in a workflow of the visitor's.
+
+    Args:
+        demo: How the painter behaves.
+    """
+    async with db.transaction():
+        for place, prompt in enumerate(prompts):
+            await db.execute(
+                "insert into public.workflow_nodes (id, workflow_id, node_type, node_data, position) "
+                "values (gen_random_uuid()::text, $1, 'image', $2, $3)",
+                workflow,
+                {
+                    "provider": "demo",
+                    "model": "painter",
+                    "metadata": {"demo": demo},
+                    "promptSpec": {"basePrompt": prompt, "size": "512x512", "seed": place},
+                },
+                {"x": place % 6 * 340, "y": place // 6 * 440},
+            )
+        await db.execute(
+            "insert into public.workflow_members (workflow_id, user_id) values ($1, $2) on conflict do nothing",
+            workflow,
+            VISITOR,
+        )
+
+
+def difference(shown: bytes, stored: bytes) -> float:
+    """How far two pictures are apart, as the mean over all pixels and channels: 0 the same, 255 black and white."""
+    seen = Image.open(BytesIO(shown)).convert("RGB")
+    kept = Image.open(BytesIO(stored)).convert("RGB").resize(seen.size)
+    pairs = zip(seen.tobytes(), kept.tobytes(), strict=True)
+    return sum(abs(one - other) for one, other in pairs) / len(seen.tobytes())
