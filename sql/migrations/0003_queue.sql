@@ -72,14 +72,14 @@ declare
   v_user uuid := private.current_user_id();
   v_operator boolean := private.is_operator();
 begin
-  -- Every later write of the row checks all of it again.
-  if octet_length(new.metadata::text) > 1048576 then
-    perform private.refuse('metadata is larger than 1 MiB.', 'Upload what is large and give its URL.');
-  end if;
   -- The base64 checks refuse it by their own name, which says more than any sentence here.
   if private.has_base64(new.metadata) or private.has_base64(new.payload) then
     perform private.use_workflow(new.subject_id);
     return new;
+  end if;
+  -- Every later write of the row checks all of it again.
+  if octet_length(new.metadata::text) > 1048576 then
+    perform private.refuse('metadata is larger than 1 MiB.', 'Upload what is large and give its URL.');
   end if;
   new.status := coalesce(new.status, 'pending');
   if new.status <> 'pending' then

@@ -213,6 +213,7 @@ FILES: dict[str, Any] = {
     "a data URL": {"x": "data:image/png;base64,AA=="},
     "a bare file": {"x": PNG * 20},
     "a file as a key": {PNG * 20: "x"},
+    "a file of more than a mebibyte": {"x": "data:image/png;base64," + PNG * 15_000},
 }
 
 
