@@ -13,7 +13,7 @@ def _seconds(value: object) -> object:
     if isinstance(value, str):
         try:
             return timedelta(seconds=float(value))
-        except ValueError:
+        except (ValueError, OverflowError):
             return value
     return value
 
@@ -23,7 +23,8 @@ def _blank(value: object) -> object:
     return None if value == "" else value
 
 
-Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+Seconds = Annotated[timedelta, Field(ge=timedelta(0)), BeforeValidator(_seconds)]
+Lease = Annotated[timedelta, Field(ge=timedelta(seconds=1)), BeforeValidator(_seconds)]  # six beats have to fit in
 Secret = Annotated[SecretStr | None, BeforeValidator(_blank)]
 Text = Annotated[str | None, BeforeValidator(_blank)]
 
@@ -56,7 +57,7 @@ class Settings(BaseSettings):
 
     demo: bool = Field(False, alias="IMAGE_JOBS_DEMO", description="offer `demo:painter`, which needs no key")
     concurrency: int = Field(16, alias="IMAGE_JOBS_CONCURRENCY", ge=1, le=1000, description="runs at once, per daemon")
-    lease: Seconds = Field(
+    lease: Lease = Field(
         timedelta(seconds=30), alias="IMAGE_JOBS_LEASE", description="seconds of silence until others take over"
     )
     drain_timeout: Seconds = Field(
