@@ -16,7 +16,8 @@ TRANSACTION_POOLER = 6543
 """There, neither LISTEN nor prepared statements work, and LISTEN fails without a word."""
 
 HOW_TO_WRITE_IT = (
-    "Write it like postgresql://USER:PASSWORD@HOST:5432/DATABASE, with special characters of the password as %XX."
+    "Write it like postgresql://USER@HOST:5432/DATABASE, with a colon and the password behind USER, "
+    "special characters as %XX."
 )
 
 
