@@ -35,6 +35,8 @@ log = structlog.stdlib.get_logger()
 FIRST_WAIT = 2.0
 """Seconds before the second attempt; doubled for each further one, with jitter."""
 LONGEST_WAIT = 60.0
+MOST_REFUSALS = 10_000
+"""Runs whose retries are counted here; one that goes on elsewhere is never heard of again, so the oldest is forgotten."""
 MOST_WARNINGS = 10
 """Of one kind: a prompt may have as many unknown fields as fit into a row."""
 
@@ -298,6 +300,9 @@ class Worker:
 
     def _back_off(self, run: Claimed) -> float:
         """Seconds until the next attempt: exponential, with jitter. Refusals count too, though they cost no attempt."""
-        tries = self._refusals[run.id] = self._refusals.get(run.id, 0) + 1
+        tries = self._refusals.pop(run.id, 0) + 1
+        self._refusals[run.id] = tries
+        if len(self._refusals) > MOST_REFUSALS:
+            del self._refusals[next(iter(self._refusals))]
         wait = min(FIRST_WAIT * 2 ** (max(tries, run.attempt) - 1), LONGEST_WAIT)
         return wait * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
