@@ -1,10 +1,9 @@
 """What the environment may say. Read once, in `cli.py`; everything else gets plain values."""
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, DirectoryPath, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -27,6 +26,8 @@ Seconds = Annotated[timedelta, Field(ge=timedelta(0)), BeforeValidator(_seconds)
 Lease = Annotated[timedelta, Field(ge=timedelta(seconds=1)), BeforeValidator(_seconds)]  # six beats have to fit in
 Secret = Annotated[SecretStr | None, BeforeValidator(_blank)]
 Text = Annotated[str | None, BeforeValidator(_blank)]
+Port = Annotated[Annotated[int, Field(ge=1, le=65535)] | None, BeforeValidator(_blank)]
+Directory = Annotated[DirectoryPath | None, BeforeValidator(_blank)]
 
 
 class Settings(BaseSettings):
@@ -90,7 +91,7 @@ class Settings(BaseSettings):
         pattern="^(json|pretty)$",
         description="json or pretty; pretty on a terminal",
     )
-    metrics_port: int | None = Field(
+    metrics_port: Port = Field(
         None, alias="IMAGE_JOBS_METRICS_PORT", description="serve Prometheus metrics there (extra `metrics`)"
     )
-    tmp_dir: Path | None = Field(None, alias="IMAGE_JOBS_TMP_DIR", description="where images lie until they are stored")
+    tmp_dir: Directory = Field(None, alias="IMAGE_JOBS_TMP_DIR", description="where images lie until they are stored")

@@ -26,3 +26,20 @@ def test_a_duration_that_cannot_be_is_refused(value):
 def test_a_lease_too_short_to_be_kept_is_refused(value):
     with pytest.raises(ValidationError, match="IMAGE_JOBS_LEASE"):
         settings(IMAGE_JOBS_LEASE=value)
+
+
+@pytest.mark.parametrize("value", ["0", "65536", "metrics"])
+def test_a_port_that_cannot_be_is_refused(value):
+    with pytest.raises(ValidationError, match="IMAGE_JOBS_METRICS_PORT"):
+        settings(IMAGE_JOBS_METRICS_PORT=value)
+
+
+def test_a_directory_that_is_not_there_is_refused_before_runs_fail_for_want_of_it(tmp_path):
+    assert settings(IMAGE_JOBS_TMP_DIR=str(tmp_path)).tmp_dir == tmp_path
+    with pytest.raises(ValidationError, match="IMAGE_JOBS_TMP_DIR"):
+        settings(IMAGE_JOBS_TMP_DIR=str(tmp_path / "nowhere"))
+
+
+def test_a_variable_without_a_value_is_one_that_is_not_set():
+    blank = settings(IMAGE_JOBS_METRICS_PORT="", IMAGE_JOBS_TMP_DIR="", DATABASE_URL="")
+    assert (blank.metrics_port, blank.tmp_dir, blank.database_url) == (None, None, None)
