@@ -13,7 +13,7 @@ import pytest
 from tests.commands import ImageJobs
 from tests.postgres import MIGRATIONS, ROOT, wait_until
 
-COMMANDS = ("dev", "run", "migrate", "generate", "status", "events", "cancel", "requeue", "doctor", "check")
+COMMANDS = ("dev", "run", "migrate", "generate", "status", "events", "watch", "cancel", "requeue", "doctor", "check")
 NEEDS_DATABASE = (
     ("run",),
     ("migrate",),

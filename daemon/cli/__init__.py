@@ -15,12 +15,13 @@ from daemon.cli.health import check, doctor
 from daemon.cli.operate import dev, migrate, run
 from daemon.cli.runs import cancel, events, requeue
 from daemon.cli.status import status
+from daemon.cli.watch import watch
 from daemon.errors import ImageJobsError, Misconfigured
 
 app = typer.Typer(
     name="image-jobs", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for command in (dev, run, migrate, generate, status, events, cancel, requeue, doctor, check):
+for command in (dev, run, migrate, generate, status, events, watch, cancel, requeue, doctor, check):
     app.command()(command)
 
 
