@@ -30,7 +30,7 @@ comment on view public.image_models is 'The models on offer, for menus. Prices i
 
 create or replace view public.queue_stats with (security_invoker = on) as
 select
-  split_part(r.processor, ':', 1) as provider,
+  p.provider,
   count(*) filter (where r.status = 'pending' and r.due_at <= private.now()) as pending,
   count(*) filter (where r.status = 'pending' and r.due_at > private.now()) as delayed,
   count(*) filter (where r.status = 'running' and r.claimed_by is not null) as running,
@@ -39,13 +39,18 @@ select
   count(*) filter (where r.status = 'failed') as failed,
   count(*) filter (where r.status = 'cancelled') as cancelled,
   private.now() - min(r.due_at) filter (where r.status = 'pending' and r.due_at <= private.now()) as oldest_wait,
-  bool_or(coalesce(l.paused, false)) as paused,
+  coalesce(bool_or(l.paused), false) as paused,
   max(l.blocked_until) filter (where l.blocked_until > private.now()) as blocked_until
-from public.runs r
-left join public.provider_limits l on l.provider = split_part(r.processor, ':', 1) and l.model is null
-where r.kind = 'image_gen' and r.ticket is not null
-group by split_part(r.processor, ':', 1);
-comment on view public.queue_stats is 'How many runs stand where, by provider.';
+from (
+  select split_part(q.processor, ':', 1) as provider from public.runs q where q.kind = 'image_gen' and q.ticket is not null
+  union
+  select b.provider from public.provider_limits b where b.paused or b.blocked_until > private.now()
+) p
+left join public.runs r
+  on r.kind = 'image_gen' and r.ticket is not null and split_part(r.processor, ':', 1) = p.provider
+left join public.provider_limits l on l.provider = p.provider and l.model is null
+group by p.provider;
+comment on view public.queue_stats is 'How many runs stand where, by provider; paused and blocked ones are here even without runs.';
 
 create or replace view public.run_timings with (security_invoker = on) as
 select
@@ -59,7 +64,8 @@ from public.runs r
 cross join unnest(array['queuedMs', 'generateMs', 'storeMs', 'settleMs']) as stage (name)
 where r.kind = 'image_gen' and r.status = 'completed' and r.payload -> 'timings' ->> stage.name is not null
 group by split_part(r.processor, ':', 1), stage.name;
-comment on view public.run_timings is 'Milliseconds of each stage of completed runs, by provider.';
+comment on view public.run_timings is
+  'Milliseconds of each stage of completed runs, by provider. settleMs is the wait for the daemon''s turn, not the write.';
 
 create or replace view public.run_costs with (security_invoker = on) as
 select

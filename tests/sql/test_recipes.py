@@ -167,3 +167,9 @@ async def test_forget_what_ended_long_ago(db: Db, daemon: Daemon) -> None:
     await db.execute(recipe("Forget runs"))
     assert {row["id"] for row in await db.fetch("select id from runs")} == {young}
     assert {row["run_id"] for row in await db.fetch("select run_id from run_events")} == {young}
+
+
+async def test_a_paused_provider_is_shown_even_without_runs(db):
+    await db.execute("update provider_limits set paused = true where provider = 'google'")
+    row = await db.fetchrow("select provider, pending, paused from queue_stats")
+    assert tuple(row) == ("google", 0, True)
