@@ -394,3 +394,18 @@ async def test_run_refuses_a_database_that_lacks_migrations(image_jobs, postgres
         done = await image_jobs("run", DATABASE_URL=dsn, **REST)
     assert done.code == 1
     assert "Run image-jobs migrate." in done.err
+
+
+async def test_generate_asks_for_what_a_living_daemon_offers(image_jobs, database, db):
+    await db.execute(
+        """select private.register_daemon(gen_random_uuid(), 'here', '0', 1, '1 hour', array['openai']),
+        private.publish_models('openai', '[{"provider": "openai", "model": "dear", "price": 0.2},
+            {"provider": "openai", "model": "cheap", "price": 0.01},
+            {"provider": "openai", "model": "gone", "price": 0.001, "retired": "2020-01-01"}]')"""
+    )
+    process = await image_jobs.start("generate", "a red fox", DATABASE_URL=database)
+    try:
+        await wait_until(lambda: db.fetchval("select processor = 'openai:cheap' from runs"))
+    finally:
+        process.send_signal(signal.SIGINT)
+        await image_jobs.end(process)

@@ -22,7 +22,10 @@ Show = Callable[[int, str], None]
 
 def generate(  # noqa: PLR0917 - typer makes options of them
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image should show.")],
-    processor: Annotated[str, typer.Option(help="provider:model")] = "demo:painter",
+    processor: Annotated[
+        str | None,
+        typer.Option(help="provider:model. The painter that is free, else what a living daemon has to offer."),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Like 1024x1024.")] = None,
     ratio: Annotated[str | None, typer.Option(help="Like 16:9.")] = None,
     quality: Annotated[str | None, typer.Option(help="standard or hd")] = None,
@@ -61,10 +64,10 @@ def generate(  # noqa: PLR0917 - typer makes options of them
 
 
 async def _generate(
-    dsn: str, processor: str, workflow: UUID, metadata: dict[str, Any], out: Path | None, *, as_json: bool
+    dsn: str, processor: str | None, workflow: UUID, metadata: dict[str, Any], out: Path | None, *, as_json: bool
 ) -> None:
     async with connected(dsn) as connection:
-        run_id = await _insert(connection, processor, workflow, metadata)
+        run_id = await _insert(connection, processor or await _on_offer(connection), workflow, metadata)
         try:
             if not await connection.fetchval("select exists (select from public.daemons where state = 'alive')"):
                 note(f"No daemon is running: {run_id} waits until one starts (image-jobs run).")
@@ -86,6 +89,19 @@ async def _generate(
             payload.get("error") or f"{run_id} was {run['status']}.",
             payload.get("hint") or f"What happened: image-jobs events {run_id}",
         )
+
+
+async def _on_offer(connection: Connection) -> str:
+    """What to ask when nobody said: nothing that costs, if there is such a thing; else the cheapest model on offer."""
+    found: str | None = await connection.fetchval(
+        """
+        select m.provider || ':' || m.model from public.image_models m
+        where (m.retired is null or m.retired > current_date)
+          and exists (select from public.daemons d where d.state = 'alive' and m.provider = any (d.providers))
+        order by m.price, m.provider, m.model limit 1
+        """
+    )
+    return found or "demo:painter"
 
 
 async def _insert(connection: Connection, processor: str, workflow: UUID, metadata: dict[str, Any]) -> str:
