@@ -397,11 +397,11 @@ async def test_run_refuses_a_database_that_lacks_migrations(image_jobs, postgres
 
 
 async def test_generate_asks_for_what_a_living_daemon_offers(image_jobs, database, db):
+    await db.execute("select private.register_daemon(gen_random_uuid(), 'x', '0', 1, '1 hour', array['openai'])")
     await db.execute(
-        """select private.register_daemon(gen_random_uuid(), 'here', '0', 1, '1 hour', array['openai']),
-        private.publish_models('openai', '[{"provider": "openai", "model": "dear", "price": 0.2},
-            {"provider": "openai", "model": "cheap", "price": 0.01},
-            {"provider": "openai", "model": "gone", "price": 0.001, "retired": "2020-01-01"}]')"""
+        """insert into private.models (provider, model, price, retired) values
+        ('openai', 'dear', 0.2, null), ('openai', 'cheap', 0.01, null), ('openai', 'gone', 0.001, '2020-01-01'),
+        ('nobody', 'free', 0, null)"""
     )
     process = await image_jobs.start("generate", "a red fox", DATABASE_URL=database)
     try:
