@@ -1,6 +1,5 @@
 """Chromium in front of a real `image-jobs dev`: what the tests here see is what its user sees."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,17 +10,11 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser
 
-from tests.browser.window import Window, database, opened
+from tests.browser.window import Window, chromium, database, opened
 from tests.devs import running
 from tests.postgres import free_port
-
-CHROMIUM = os.environ.get("CHROMIUM", shutil.which("chromium") or "/usr/bin/chromium")
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-)
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +36,8 @@ async def url(directory: Path) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with chromium() as started:
         yield started
-        await started.close()
 
 
 @pytest.fixture

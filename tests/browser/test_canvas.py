@@ -72,7 +72,7 @@ async def test_twelve_images_at_once(window, db):
     await window.page.reload()
     await window.counts(0, "ready")
     await window.button("Generate all").click()
-    await expect(window.page.locator("[data-status=completed]").first).to_be_visible(timeout=30_000)
+    await expect(window.page.locator("[data-forming=true][data-loaded=true]").first).to_be_visible(timeout=30_000)
     await window.keep_screenshot("twelve-under-way")
     await window.counts(12, "ready")
     for number in range(12):
@@ -153,10 +153,7 @@ async def test_an_edge_refines_an_image(window, db):
     await put(db, window.workflow, "A valley", "The valley at night")
     await window.page.reload()
     valley, night = window.node("A valley"), window.node("The valley at night")
-    await valley.locator(".react-flow__handle.source").hover()
-    await window.page.mouse.down()
-    await night.locator(".react-flow__handle.target").hover()
-    await window.page.mouse.up()
+    await window.drag(valley.locator(".react-flow__handle.source"), night.locator(".react-flow__handle.target"))
     await expect(window.page.locator(".react-flow__edge")).to_have_count(1)
 
     # The valley has no image yet: it is made first, and the other waits for it.
@@ -183,10 +180,7 @@ async def test_an_edge_refines_an_image(window, db):
 async def test_an_edge_that_ends_nowhere_makes_the_node_it_leads_to(window, db):
     await put(db, window.workflow, "A valley")
     await window.page.reload()
-    await window.node("A valley").locator(".react-flow__handle.source").hover()
-    await window.page.mouse.down()
-    await window.page.mouse.move(1200, 300, steps=5)
-    await window.page.mouse.up()
+    await window.drag(window.node("A valley").locator(".react-flow__handle.source"), (1200, 300))
     await expect(window.page.locator(".react-flow__edge")).to_have_count(1)
     await expect(window.page.get_by_placeholder("What should change?")).to_be_focused()
 
@@ -204,10 +198,7 @@ async def test_two_windows_show_the_same(url, window, open_window: Open, db):
     assert await window.has_image(added) == await other.has_image(there)
 
     place = await there.bounding_box()
-    await added.locator(".image-node-frame").hover()
-    await window.page.mouse.down()
-    await window.page.mouse.move(1000, 720, steps=8)
-    await window.page.mouse.up()
+    await window.drag(added.locator(".image-node-frame"), (1000, 720))
     await wait_until(lambda: moved(there, place))
 
 
@@ -222,10 +213,7 @@ async def test_dragging_writes_the_position_and_harms_nothing(window, db):
     node = window.node("A windmill")
     await node.get_by_role("button", name="Generate").click()
     await expect(node).to_have_attribute("data-status", "running")
-    await node.locator(".image-node-frame").hover()
-    await window.page.mouse.down()
-    await window.page.mouse.move(400, 500, steps=12)
-    await window.page.mouse.up()
+    await window.drag(node.locator(".image-node-frame"), (400, 500))
     place = "select position from workflow_nodes where workflow_id = $1"
     await wait_until(lambda: settled(db, place, window.workflow))
     image = await window.has_image(node)

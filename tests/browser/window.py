@@ -1,6 +1,8 @@
 """A browser window with the canvas in it, in the words of whoever sits in front of it."""
 
+import os
 import re
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -9,10 +11,15 @@ from typing import Any
 
 import asyncpg
 from PIL import Image
-from playwright.async_api import Browser, ConsoleMessage, Locator, Page, expect
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, async_playwright, expect
 
 from tests.postgres import ROOT, connect
 
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
 SCREENSHOTS = ROOT / ".cache/screenshots"
 VISITOR = "00000000-0000-4000-8000-000000000002"
 
@@ -71,6 +78,18 @@ class Window:
         await self.page.keyboard.type(prompt)
         return self.node(prompt)
 
+    async def drag(self, what: Locator, to: Locator | tuple[float, float]) -> None:
+        """Takes something by its middle, and lets go of it there."""
+        await self.connected()
+        await what.hover()
+        await self.page.mouse.down()
+        if isinstance(to, Locator):
+            box = await to.bounding_box()
+            assert box is not None
+            to = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        await self.page.mouse.move(*to, steps=10)
+        await self.page.mouse.up()
+
     async def has_image(self, node: Locator) -> str:
         """Waits until the node's image is ready and painted; answers its address."""
         await expect(node).to_have_attribute("data-status", "completed", timeout=40_000)
@@ -84,12 +103,21 @@ class Window:
         for scheme in ("dark", "light"):
             await self.page.emulate_media(color_scheme=scheme)
             await expect(self.page.locator("html")).to_have_css("color-scheme", scheme)
-            await self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png")
+            await self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png", animations="disabled")
 
     def _listen(self, message: ConsoleMessage) -> None:
         expected = self.outage and "ERR_" in message.text
         if message.type in ("error", "warning") and not expected:
             self.complaints.append(message.text)
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """The browser, headless."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        await browser.close()
 
 
 @asynccontextmanager

@@ -1,11 +1,11 @@
 /** The canvas: the workflow's nodes in React Flow, its edges ("use this image"), and what the keyboard does. */
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
-import { Background, BackgroundVariant, MiniMap, ReactFlow, ReactFlowProvider, applyNodeChanges, useReactFlow } from "@xyflow/react";
-import type { Connection, Edge, EdgeChange, FinalConnectionState, NodeChange } from "@xyflow/react";
+import { Background, BackgroundVariant, MiniMap, ReactFlow, ReactFlowProvider, useReactFlow } from "@xyflow/react";
+import type { Connection, Edge, EdgeChange, FinalConnectionState } from "@xyflow/react";
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { FirstNode } from "./FirstNode";
 import { Header } from "./Header";
-import { ImageNode, ImageNodes } from "./ImageNode";
+import { ImageNode, ImageNodes, useImageNodes } from "./ImageNode";
 import type { ImageFlowNode, Surroundings } from "./ImageNode";
 import { Lightbox } from "./Lightbox";
 import { Toasts, useToasts } from "./Toasts";
@@ -14,7 +14,9 @@ import type { Choices, Position, WorkflowNode } from "./useWorkflow";
 
 const NODE_TYPES = { image: ImageNode };
 const WIDTH = 292, HEIGHT = 400, GAP = 48;
-const LOOK = { padding: 0.25, maxZoom: 1, duration: 320 };
+/** With more nodes than that under way, nothing is animated: without a graphics card every frame would be late. */
+const LIVELY = 10;
+const LOOK = { padding: 0.16, maxZoom: 1 };
 
 interface Props {
   supabase: SupabaseClient;
@@ -30,13 +32,12 @@ function Flow({ supabase, workflowId }: Props) {
   const workflow = useWorkflow(supabase, workflowId, {
     onProblem: ({ nodeId, message, hint }) => say({ tone: "bad", message, ...(hint && { hint }), ...(nodeId && { nodeId }) }),
   });
-  const { actions, nodes: rows, models, waiting } = workflow;
-  const [nodes, setNodes] = useState<ImageFlowNode[]>([]);
+  const { actions, nodes: rows, models } = workflow;
+  const { nodes, setNodes, onNodesChange, onNodeDragStop } = useImageNodes(workflow);
   const [opened, setOpened] = useState<string | null>(null);
   const flow = useReactFlow<ImageFlowNode>();
   const pane = useRef<HTMLDivElement>(null);
 
-  useEffect(() => setNodes(before => follow(before, rows, waiting)), [rows, waiting]);
   const [edges, onEdgesChange] = useEdges(rows);
   const around = useMemo<Surroundings>(() => ({ actions, models, open: setOpened }), [actions, models]);
 
@@ -50,7 +51,7 @@ function Flow({ supabase, workflowId }: Props) {
     setNodes(now => now.map(node => (node.selected === (node.id === id) ? node : { ...node, selected: node.id === id })));
     requestAnimationFrame(() => requestAnimationFrame(() =>
       document.querySelector<HTMLElement>(`[data-id="${id}"] .image-node-prompt`)?.focus({ preventScroll: true })));
-  }, []);
+  }, [setNodes]);
 
   const add = useCallback((more: Choices = {}, at?: Position) => {
     const id = actions.add({ promptSpec: { basePrompt: "" }, ...choices(), ...more }, at ?? freePlace(flow, pane.current, rows));
@@ -59,13 +60,9 @@ function Flow({ supabase, workflowId }: Props) {
   }, [actions, choices, flow, rows, focusPrompt]);
 
   const show = useCallback((id: string) => {
-    void flow.fitView({ nodes: [{ id }], ...LOOK });
+    void flow.fitView({ nodes: [{ id }], ...LOOK, duration: 320 });
     setNodes(now => now.map(node => ({ ...node, selected: node.id === id })));
-  }, [flow]);
-
-  const onNodesChange = useCallback((changes: NodeChange<ImageFlowNode>[]) => {
-    setNodes(now => applyNodeChanges(changes.filter(change => change.type !== "remove"), now));
-  }, []);
+  }, [flow, setNodes]);
 
   const remove = useCallback((removed: WorkflowNode[]) => {
     if (removed.length === 0) return;
@@ -104,7 +101,7 @@ function Flow({ supabase, workflowId }: Props) {
     };
     window.addEventListener("keydown", onKey);
     return () => window.removeEventListener("keydown", onKey);
-  }, [opened, add, nodes, actions]);
+  }, [opened, add, nodes, setNodes, actions]);
 
   return (
     <ImageNodes value={around}>
@@ -112,12 +109,12 @@ function Flow({ supabase, workflowId }: Props) {
         {...workflow} selected={nodes.filter(node => node.selected).map(node => node.data.row)}
         onAdd={() => add()} onGenerate={some => some.forEach(row => void actions.generate(row.id))}
       />
-      <main className="pane" ref={pane}>
+      <main className="pane" ref={pane} data-calm={rows.filter(isUnfinished).length > LIVELY}>
         <ReactFlow
           nodes={nodes} edges={edges} nodeTypes={NODE_TYPES} onNodesChange={onNodesChange}
           onEdgesChange={onEdgesChange} onConnect={onConnect} onConnectEnd={onConnectEnd}
           isValidConnection={isValid}
-          onNodeDragStop={(_, __, dragged) => dragged.forEach(node => actions.move(node.id, node.position))}
+          onNodeDragStop={onNodeDragStop}
           onNodesDelete={gone => remove(gone.map(node => node.data.row))}
           onEdgesDelete={gone => gone.forEach(edge => {
             if (rows.some(row => row.id === edge.target)) actions.edit(edge.target, { source: null });
@@ -156,19 +153,6 @@ function Flow({ supabase, workflowId }: Props) {
   );
 }
 
-/** React Flow's nodes after the rows have changed. What has not changed stays the same object; who is dragged stays put. */
-function follow(before: ImageFlowNode[], rows: readonly WorkflowNode[], waiting: ReadonlySet<string>): ImageFlowNode[] {
-  const known = new Map(before.map(node => [node.id, node]));
-  return rows.map((row, index) => {
-    const node = known.get(row.id);
-    const waits = waiting.has(row.id);
-    if (node && node.data.row === row && node.data.waiting === waits) return node;
-    const place = row.position ?? gridPlace(index);
-    const position = node && (node.dragging || (node.position.x === place.x && node.position.y === place.y)) ? node.position : place;
-    return { ...node, id: row.id, type: "image", position, data: { row, waiting: waits } };
-  });
-}
-
 /** One edge for each node that refines another's image; which of them are selected is React Flow's to say. */
 function useEdges(rows: readonly WorkflowNode[]): [Edge[], (changes: EdgeChange[]) => void] {
   const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
@@ -201,10 +185,6 @@ function leadsTo(rows: readonly WorkflowNode[], from: string, to: string): boole
   const source = new Map(rows.map(row => [row.id, row.node_data.source]));
   for (let at: string | null | undefined = to; at; at = source.get(at)) if (at === from) return true;
   return false;
-}
-
-function gridPlace(index: number): Position {
-  return { x: (index % 5) * (WIDTH + GAP), y: Math.floor(index / 5) * (HEIGHT + GAP) };
 }
 
 /** The middle of what is seen, or the first place right of it that is free. */

@@ -1,14 +1,14 @@
 /**
  * A React Flow node that shows one image: what it should show, how far it is, what it became or what went wrong.
  *
- * Copy this file with ImageNode.css and useWorkflow.ts. Put `ImageNodes` around `ReactFlow`, and `image: ImageNode` into
- * `nodeTypes`. A node is rendered again only when its own row has changed.
+ * Copy this file with ImageNode.css and useWorkflow.ts. Put `ImageNodes` around `ReactFlow`, `image: ImageNode` into its
+ * `nodeTypes`, and give it what `useImageNodes` answers. A node is rendered again only when its own row has changed.
  */
-import { createContext, memo, useContext, useEffect, useId, useRef, useState } from "react";
+import { createContext, memo, useCallback, useContext, useEffect, useId, useRef, useState } from "react";
 import type { CSSProperties, KeyboardEvent, ReactNode } from "react";
-import { Handle, Position } from "@xyflow/react";
-import type { Node, NodeProps } from "@xyflow/react";
-import type { Actions, Choices, ImageModel, PromptSpec, WorkflowNode } from "./useWorkflow";
+import { Handle, Position, applyNodeChanges } from "@xyflow/react";
+import type { Node, NodeChange, NodeProps } from "@xyflow/react";
+import type { Actions, Choices, ImageModel, PromptSpec, Snapshot, WorkflowNode } from "./useWorkflow";
 import { isUnfinished } from "./useWorkflow";
 import "./ImageNode.css";
 
@@ -23,6 +23,37 @@ export interface Surroundings {
 
 const Around = createContext<Surroundings | null>(null);
 export const ImageNodes = Around.Provider;
+
+/**
+ * React Flow's nodes for the rows of a workflow. A row that has not changed keeps its node as it is, with what React Flow
+ * knows of it (selected, measured); a node that somebody drags stays in their hand, and its position is written at the end.
+ */
+export function useImageNodes({ nodes: rows, waiting, actions }: Pick<Snapshot, "nodes" | "waiting"> & { actions: Actions }) {
+  const [nodes, setNodes] = useState<ImageFlowNode[]>([]);
+  const [followed, setFollowed] = useState<readonly unknown[]>([]);
+  if (followed[0] !== rows || followed[1] !== waiting) { // while rendering: an effect would come a frame later
+    setFollowed([rows, waiting]);
+    setNodes(follow(nodes, rows, waiting));
+  }
+  const onNodesChange = useCallback((changes: NodeChange<ImageFlowNode>[]) => {
+    setNodes(now => applyNodeChanges(changes.filter(change => change.type !== "remove"), now)); // rows decide what there is
+  }, []);
+  const onNodeDragStop = useCallback((_event: unknown, _node: ImageFlowNode, dragged: ImageFlowNode[]) => {
+    dragged.forEach(node => actions.move(node.id, node.position));
+  }, [actions]);
+  return { nodes, setNodes, onNodesChange, onNodeDragStop };
+}
+
+function follow(before: ImageFlowNode[], rows: readonly WorkflowNode[], waiting: ReadonlySet<string>): ImageFlowNode[] {
+  const known = new Map(before.map(node => [node.id, node]));
+  return rows.map((row, index) => {
+    const node = known.get(row.id);
+    const waits = waiting.has(row.id);
+    if (node && node.data.row === row && node.data.waiting === waits) return node;
+    const place = row.position ?? { x: (index % 5) * 340, y: Math.floor(index / 5) * 440 };
+    return { ...node, id: row.id, type: "image", position: node?.dragging ? node.position : place, data: { row, waiting: waits } };
+  });
+}
 
 export const ImageNode = memo(function ImageNode({ id, data, selected }: NodeProps<ImageFlowNode>) {
   const around = useContext(Around);
@@ -66,7 +97,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
             className="image-node-progress" role="progressbar" aria-valuenow={progress ?? 0} aria-valuemin={0}
             aria-valuemax={100} aria-label="Progress"
           >
-            <i style={{ width: `${Math.max(3, progress ?? 0)}%` }} />
+            <i style={{ transform: `scaleX(${Math.max(3, progress ?? 0) / 100})` }} />
           </div>
         )}
       </div>
@@ -205,7 +236,7 @@ function Prompt({ id, spec, actions, refines }: {
     if (document.activeElement !== field.current) setText(stored);
   }, [stored]);
   useEffect(() => {
-    if (!field.current) return;
+    if (!field.current || SIZES_ITSELF) return;
     field.current.style.height = "0";
     field.current.style.height = `${Math.min(field.current.scrollHeight, 168)}px`;
   }, [text]);
@@ -323,6 +354,9 @@ function Field({ label, wide, children }: { label: string; wide?: boolean; child
     </div>
   );
 }
+
+/** Whether CSS lets a field grow with its text. Measuring instead costs a layout for each node. */
+const SIZES_ITSELF = typeof CSS !== "undefined" && CSS.supports("field-sizing", "content");
 
 const ICONS = {
   again: "M13.2 8.4A5.2 5.2 0 1 1 11.6 4.3L13.4 6M13.4 2.6V6H10",
