@@ -1,5 +1,7 @@
 """The REST stand-in: what supabase-py makes of it, and PostgREST's answers where clients do not show them."""
 
+import hashlib
+import hmac
 import json
 import time
 from collections.abc import AsyncIterator
@@ -555,3 +557,19 @@ async def test_a_stranger_sees_nothing(project: Project) -> None:
     with pytest.raises(APIError) as caught:
         await stranger.table("workflow_nodes").insert({**node, "id": "n2"}).execute()
     assert caught.value.code == "42501"
+
+
+async def test_a_webhook_arrives_byte_for_byte(project: Project) -> None:
+    body = '{"b":1.0,\r\n "a":2,"a":3 , "id":"order-1"} '
+    await project.db.execute("select private.set_webhook_secrets($1)", {"hmac": [SECRET]})
+    signature = hmac.new(SECRET.encode(), body.encode(), hashlib.sha256).hexdigest()
+
+    async def post(content: str) -> httpx.Response:
+        return await project.ask(
+            "POST", "/rpc/webhook_hmac", content=content, webhook_signature=signature, content_type="application/json"
+        )
+
+    accepted, damaged = await post(body), await post(body + " ")
+    assert (accepted.status_code, accepted.json()) == (200, {"received": True, "duplicate": False})
+    assert (damaged.status_code, damaged.json()["code"]) == (401, "PT401")
+    assert await project.db.fetchval("select array_agg(body) from private.webhook_deliveries") == [body]

@@ -1,0 +1,360 @@
+-- What providers send to the database.
+
+set local lock_timeout = '5s';
+set local statement_timeout = '10min';
+
+-- Webhooks: a provider posts to the project's own REST endpoint, and the database is the receiver.
+--
+-- A delivery never settles a run. It only makes the run's next check due now; the claim that follows asks the provider.
+-- So what is duplicate, late, early, out of order or contradicting does no harm.
+
+create table if not exists private.webhook_secrets (
+  provider text not null,
+  key bytea not null,
+  primary key (provider, key),
+  -- With an empty key, forged deliveries would verify.
+  constraint webhook_secrets_are_long check (octet_length(key) >= 16)
+);
+comment on table private.webhook_secrets is 'The keys that deliveries may be signed with; several while one is replaced.';
+
+create table if not exists private.webhook_deliveries (
+  provider text not null,
+  delivery_id text not null,
+  provider_job_id text,
+  run_id varchar,
+  type text,
+  body text,
+  received_at timestamptz not null,
+  closed_at timestamptz,
+  primary key (provider, delivery_id)
+);
+comment on table private.webhook_deliveries is 'The inbox: verified deliveries, each once. Kept for a week.';
+comment on column private.webhook_deliveries.provider_job_id is 'The order it speaks of.';
+comment on column private.webhook_deliveries.run_id is 'The run it names, or whose order it speaks of, once known.';
+comment on column private.webhook_deliveries.body is 'As it came, byte for byte; null if it has base64 in it.';
+comment on column private.webhook_deliveries.closed_at is 'When it was of use, or of none. Open ones wait an hour for their run.';
+create index if not exists webhook_deliveries_open on private.webhook_deliveries (provider_job_id) where closed_at is null;
+create index if not exists webhook_deliveries_received on private.webhook_deliveries (received_at);
+
+create table if not exists private.webhook_counters (
+  provider text not null,
+  minute timestamptz not null,
+  accepted bigint not null default 0,
+  duplicates bigint not null default 0,
+  refused bigint not null default 0,
+  primary key (provider, minute)
+);
+comment on table private.webhook_counters is 'All that is kept of a bad call: a row for each would let anyone fill the disk.';
+
+-- Whose order a delivery speaks of.
+create index if not exists runs_ordered on public.runs (provider_job_id)
+  where kind = 'image_gen' and provider_job_id is not null;
+
+-- HMAC-SHA256 (RFC 2104) with what every Postgres has: pgcrypto is not everywhere.
+create or replace function private.hmac_sha256(p_key bytea, p_message bytea)
+returns bytea language plpgsql immutable parallel safe strict set search_path = ''
+as $$
+declare
+  v_key bytea := case when octet_length(p_key) > 64 then sha256(p_key) else p_key end;
+  v_inner bytea;
+  v_outer bytea;
+begin
+  v_key := v_key || decode(repeat('00', 64 - octet_length(v_key)), 'hex');
+  v_inner := v_key;
+  v_outer := v_key;
+  for i in 0..63 loop
+    v_inner := set_byte(v_inner, i, get_byte(v_key, i) # 54);
+    v_outer := set_byte(v_outer, i, get_byte(v_key, i) # 92);
+  end loop;
+  return sha256(v_outer || sha256(v_inner || p_message));
+end
+$$;
+
+-- The key that a secret stands for. Standard Webhooks: `whsec_` and base64, or any text as it stands; the other schemes
+-- take every text as it stands. Null if it cannot be read.
+create or replace function private.webhook_key(p_provider text, p_secret text)
+returns bytea language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+  if p_provider not in ('hmac', 'midjourney') and p_secret like 'whsec\_%' then
+    return decode(substr(p_secret, 7), 'base64');
+  end if;
+  return convert_to(p_secret, 'UTF8');
+exception when data_exception then
+  return null;
+end
+$$;
+
+-- Replaces the secrets of the providers that are named: {"openai": ["whsec_…", …], …}. Others keep theirs.
+create or replace function private.set_webhook_secrets(p_secrets jsonb)
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  if exists (
+    select from jsonb_each(p_secrets) p
+    where jsonb_typeof(p.value) <> 'array' or p.value = '[]' or exists (
+      select from jsonb_array_elements_text(p.value) s
+      where coalesce(octet_length(private.webhook_key(p.key, s.value)), 0) < 16)
+  ) then
+    perform private.refuse('A webhook secret is empty or shorter than 16 bytes.',
+      'Use the one the provider gave you, or make one: openssl rand -hex 32.');
+  end if;
+  delete from private.webhook_secrets w where p_secrets ? w.provider;
+  insert into private.webhook_secrets (provider, key)
+  select p.key, private.webhook_key(p.key, s.value)
+  from jsonb_each(p_secrets) p cross join lateral jsonb_array_elements_text(p.value) s
+  on conflict do nothing;
+end
+$$;
+
+-- A text as JSON; null if it is none, or none that jsonb can hold.
+create or replace function private.json_or_null(p_text text)
+returns jsonb language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+  return p_text::jsonb;
+exception when data_exception or statement_too_complex or program_limit_exceeded then
+  return null;
+end
+$$;
+
+-- Whether one of the provider's secrets signed p_message and made one of p_signatures. Both sides are digested before
+-- they are compared, so how long it takes tells nothing about the signature.
+create or replace function private.is_signed(
+  p_provider text, p_message text, p_signatures text[], p_prefix text, p_encoding text)
+returns boolean language sql stable set search_path = ''
+as $$
+  select coalesce(bool_or(
+    sha256(convert_to(p_prefix || encode(private.hmac_sha256(w.key, convert_to(p_message, 'UTF8')), p_encoding), 'UTF8'))
+      = sha256(convert_to(given.signature, 'UTF8'))), false)
+  from private.webhook_secrets w cross join unnest(p_signatures) as given (signature)
+  where w.provider = p_provider
+$$;
+
+-- The id of a delivery if its signature is right and fresh; null if not. Three schemes:
+--   hmac        webhook-signature is the hex HMAC-SHA256 of the body; the same body again is the same delivery
+--   midjourney  unsigned callbacks that echo a value of ours: state is '<run id>.<hex HMAC-SHA256 of the run id>'
+--   all others  Standard Webhooks: webhook-id, webhook-timestamp, webhook-signature 'v1,<base64> v1,<base64> …'
+create or replace function private.verified_delivery(p_provider text, p_headers jsonb, p_body text, p_json jsonb)
+returns text language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_signature text := p_headers ->> 'webhook-signature';
+  v_id text := p_headers ->> 'webhook-id';
+  v_at text := p_headers ->> 'webhook-timestamp';
+  v_state text := p_json ->> 'state';
+begin
+  case p_provider
+    when 'hmac' then
+      if private.is_signed(p_provider, p_body, array[v_signature], '', 'hex') then
+        return encode(sha256(convert_to(p_body, 'UTF8')), 'hex');
+      end if;
+    when 'midjourney' then
+      if private.is_signed(p_provider, split_part(v_state, '.', 1), array[split_part(v_state, '.', 2)], '', 'hex')
+        and v_state = split_part(v_state, '.', 1) || '.' || split_part(v_state, '.', 2)
+      then
+        return encode(sha256(convert_to(p_body, 'UTF8')), 'hex');
+      end if;
+    else
+      if length(v_id) between 1 and 200 and length(v_signature) <= 2000 and v_at ~ '^[0-9]{1,12}$'
+        and abs(extract(epoch from private.now()) - v_at::numeric) <= 300
+        and private.is_signed(
+          p_provider, v_id || '.' || v_at || '.' || p_body, string_to_array(v_signature, ' '), 'v1,', 'base64')
+      then
+        return v_id;
+      end if;
+  end case;
+  return null;
+end
+$$;
+
+-- Gives open deliveries to their runs: those of one order, or all (null), which the daemons' sweeps do. A run that is
+-- locked is left for the next sweep. A held run is left to the park that follows: only then it can be checked again.
+create or replace function private.match_deliveries(p_provider_job_id text)
+returns integer language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := private.now();
+  v_matched integer := 0;
+  v_delivery record;
+begin
+  for v_delivery in
+    select d.provider, d.delivery_id, d.type, d.run_id as known, d.provider_job_id,
+      r.id as run_id, r.status, r.claimed_by
+    from private.webhook_deliveries d
+    join public.runs r on r.kind = 'image_gen' and r.ticket is not null and r.provider_job_id = d.provider_job_id
+    where d.closed_at is null and d.received_at > v_now - interval '1 hour'
+      and (p_provider_job_id is null or d.provider_job_id = p_provider_job_id)
+      and d.provider in ('hmac', split_part(r.processor, ':', 1))
+    order by r.id
+    for update of r skip locked
+  loop
+    if v_delivery.known is null then
+      perform private.note_delivery(v_delivery.run_id, v_delivery.provider, v_delivery.delivery_id, v_delivery.type);
+    end if;
+    update private.webhook_deliveries d
+    set run_id = v_delivery.run_id,
+      closed_at = case when v_delivery.status <> 'running' or v_delivery.claimed_by is null then v_now end
+    where d.provider = v_delivery.provider and d.delivery_id = v_delivery.delivery_id;
+    if v_delivery.status = 'running' and v_delivery.claimed_by is null then
+      update public.runs r set due_at = v_now where r.id = v_delivery.run_id and r.due_at > v_now;
+    end if;
+    v_matched := v_matched + 1;
+  end loop;
+  return v_matched;
+end
+$$;
+
+-- The receipt on a run's trail. Nothing of the body: it may hold anything.
+create or replace function private.note_delivery(p_run varchar, p_provider text, p_delivery text, p_type text)
+returns void language sql volatile set search_path = ''
+as $$
+  insert into public.run_events (run_id, kind, payload)
+  select p_run, 'webhook', jsonb_strip_nulls(jsonb_build_object('event', 'webhook',
+    'message', 'The provider sent word.',
+    'data', jsonb_build_object('provider', p_provider, 'type', p_type,
+      'delivery', case when not private.has_base64(to_jsonb(p_delivery)) then p_delivery end)))
+$$;
+
+-- Word may come before the order is written down, or while it is being checked: then the next check is due at once.
+create or replace function private.hear_deliveries()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_delivery record;
+begin
+  for v_delivery in
+    select d.provider, d.delivery_id, d.type, d.run_id from private.webhook_deliveries d
+    where d.closed_at is null and d.provider_job_id = new.provider_job_id
+      and d.received_at > private.now() - interval '1 hour'
+      and d.provider in ('hmac', split_part(new.processor, ':', 1))
+    for update skip locked
+  loop
+    if v_delivery.run_id is null then
+      perform private.note_delivery(new.id, v_delivery.provider, v_delivery.delivery_id, v_delivery.type);
+    end if;
+    update private.webhook_deliveries d set run_id = new.id, closed_at = private.now()
+    where d.provider = v_delivery.provider and d.delivery_id = v_delivery.delivery_id;
+    new.due_at := private.now();
+  end loop;
+  return new;
+end
+$$;
+
+create or replace trigger hear_deliveries before update on public.runs
+  for each row when (
+    old.kind = 'image_gen' and old.claimed_by is not null
+    and new.status = 'running' and new.claimed_by is null and new.provider_job_id is not null)
+  execute function private.hear_deliveries();
+
+-- Counts a call. With a minute's row there is always something to conflict with, so this is one row a minute.
+create or replace function private.count_webhook(p_provider text, p_accepted integer, p_duplicates integer, p_refused integer)
+returns void language sql volatile set search_path = ''
+as $$
+  insert into private.webhook_counters as c (provider, minute, accepted, duplicates, refused)
+  values (p_provider, date_trunc('minute', private.now()), p_accepted, p_duplicates, p_refused)
+  on conflict (provider, minute) do update
+  set accepted = c.accepted + excluded.accepted, duplicates = c.duplicates + excluded.duplicates,
+    refused = c.refused + excluded.refused
+$$;
+
+-- Receives one delivery. Never raises, since that would roll the counter back: a refusal is the answer's status.
+create or replace function private.receive_webhook(p_provider text, p_headers jsonb, p_body text)
+returns jsonb language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_provider text := left(coalesce(p_provider, ''), 50);
+  v_headers jsonb := '{}';
+  v_json jsonb;
+  v_id text;
+  v_order text;
+begin
+  if octet_length(p_body) > 1048576 then
+    perform private.count_webhook(v_provider, 0, 0, 1);
+    perform set_config('response.status', '413', true);
+    return jsonb_build_object('code', 'PT413', 'message', 'A delivery has at most 1 MiB.');
+  end if;
+  if exists (select from private.webhook_secrets w where w.provider = v_provider) then
+    if jsonb_typeof(p_headers) = 'object' then
+      select coalesce(jsonb_object_agg(lower(h.key), h.value), '{}') into v_headers from jsonb_each_text(p_headers) h;
+    end if;
+    v_json := private.json_or_null(p_body);
+    v_id := private.verified_delivery(v_provider, v_headers, p_body, v_json);
+  end if;
+  if v_id is null then
+    perform private.count_webhook(v_provider, 0, 0, 1);
+    perform set_config('response.status', '401', true);
+    return jsonb_build_object('code', 'PT401', 'message', 'The signature is missing, wrong or stale.');
+  end if;
+
+  -- An order by the provider's id for it; in the hex scheme job_id may name the run instead.
+  v_order := coalesce(v_json #>> '{data,id}', v_json ->> 'id', case when v_provider = 'hmac' then (
+    select r.provider_job_id from public.runs r where r.kind = 'image_gen' and r.id = v_json ->> 'job_id') end);
+  insert into private.webhook_deliveries (provider, delivery_id, provider_job_id, type, body, received_at)
+  values (v_provider, v_id, case when length(v_order) <= 200 then v_order end,
+    case when not private.has_base64(v_json) then left(coalesce(v_json ->> 'type', v_json ->> 'status'), 100) end,
+    case when not private.has_base64(to_jsonb(p_body)) then p_body end, private.now())
+  on conflict do nothing;
+  if not found then
+    perform private.count_webhook(v_provider, 0, 1, 0);
+    return jsonb_build_object('received', true, 'duplicate', true);
+  end if;
+  if length(v_order) <= 200 then
+    perform private.match_deliveries(v_order);
+  end if;
+  perform private.count_webhook(v_provider, 1, 0, 0);
+  return jsonb_build_object('received', true, 'duplicate', false);
+end
+$$;
+
+-- What daemons do every few seconds: what crossed with its run is given to it, and what is old is forgotten.
+create or replace function private.sweep_webhooks()
+returns integer language plpgsql volatile set search_path = ''
+as $$
+begin
+  update private.webhook_deliveries d set closed_at = private.now()
+  where d.closed_at is null and d.received_at <= private.now() - interval '1 hour';
+  -- A provider tries for up to three days; what it sends again must still be known.
+  delete from private.webhook_deliveries d where d.received_at < private.now() - interval '7 days';
+  delete from private.webhook_counters c where c.minute < private.now() - interval '30 days';
+  return private.match_deliveries(null);
+end
+$$;
+
+-- The doors. PostgREST hands a JSON object to a single unnamed json parameter byte for byte; jsonb would not keep it.
+create or replace function public.webhook_openai(json)
+returns jsonb language sql volatile set search_path = ''
+as $$ select private.receive_webhook('openai', nullif(current_setting('request.headers', true), '')::jsonb, $1::text) $$;
+
+create or replace function public.webhook_midjourney(json)
+returns jsonb language sql volatile set search_path = ''
+as $$ select private.receive_webhook('midjourney', nullif(current_setting('request.headers', true), '')::jsonb, $1::text) $$;
+
+create or replace function public.webhook_hmac(json)
+returns jsonb language sql volatile set search_path = ''
+as $$ select private.receive_webhook('hmac', nullif(current_setting('request.headers', true), '')::jsonb, $1::text) $$;
+
+-- For an Edge Function or a route of the application, which has the raw body.
+create or replace function public.receive_webhook(provider text, headers jsonb, body text)
+returns jsonb language sql volatile set search_path = ''
+as $$ select private.receive_webhook(provider, headers, body) $$;
+
+-- Who may post a webhook: anybody, and only through the doors. The inbox and the secrets are nobody's.
+
+revoke all on private.webhook_secrets, private.webhook_deliveries, private.webhook_counters
+  from public, anon, authenticated, service_role;
+revoke all on function private.hmac_sha256(bytea, bytea), private.webhook_key(text, text), private.set_webhook_secrets(jsonb),
+  private.json_or_null(text), private.is_signed(text, text, text[], text, text),
+  private.verified_delivery(text, jsonb, text, jsonb), private.match_deliveries(text),
+  private.note_delivery(varchar, text, text, text), private.hear_deliveries(),
+  private.count_webhook(text, integer, integer, integer), private.receive_webhook(text, jsonb, text),
+  private.sweep_webhooks(), public.webhook_openai(json), public.webhook_midjourney(json), public.webhook_hmac(json),
+  public.receive_webhook(text, jsonb, text) from public, anon, authenticated, service_role;
+
+grant execute on function private.receive_webhook(text, jsonb, text) to anon, service_role;
+grant execute on function public.webhook_openai(json), public.webhook_midjourney(json), public.webhook_hmac(json) to anon;
+grant execute on function public.receive_webhook(text, jsonb, text) to service_role;
+
+alter table private.webhook_secrets enable row level security;
+alter table private.webhook_deliveries enable row level security;
+alter table private.webhook_counters enable row level security;

@@ -1,0 +1,297 @@
+"""Webhooks as PostgREST hands them over: role anon, headers in a setting, the raw body as json."""
+
+import base64
+import hashlib
+import hmac
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openai import OpenAI
+from standardwebhooks import Webhook
+
+from tests.postgres import signed_in
+from tests.runs import insert_run, run_row
+from tests.sql.protocol import Daemon, Db, events, move_clock, new_daemon, run_in
+
+KEY = b"a key of the tests, 32 bytes long"
+SECRET = "whsec_" + base64.b64encode(KEY).decode()
+BODY = '{"type": "response.completed", "data": {"id": "order-1"}}'
+ODD_BODIES = [
+    ' {"data" :\t{"id":"order-1"} }  ',
+    '{\r\n"data": {"id": "order-1"}\r\n}',
+    '{"b":1.0,"a":2,"a":3,"n":123456789012345678901234567890,"e":2e+05}',
+    '{"text":"\\u00e9 \\ud83e\\udd8a \\/ \\u0000","raw":"é 🦊"}',
+]
+
+
+@pytest.fixture
+async def secrets(db: Db) -> None:
+    await db.execute(
+        "select private.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [SECRET], "midjourney": [SECRET]}
+    )
+
+
+def signed(body: str, *, at: datetime | None = None, message: str = "msg_1", secret: str = SECRET) -> dict[str, str]:
+    """The headers of Standard Webhooks."""
+    at = at or datetime.now(UTC)
+    signature = Webhook(secret).sign(message, at, body)
+    return {"webhook-id": message, "webhook-timestamp": str(int(at.timestamp())), "webhook-signature": signature}
+
+
+def hex_hmac(text: str) -> str:
+    """The specification's own scheme: the secret's text is the key."""
+    return hmac.new(SECRET.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+async def post(db: Db, provider: str, body: str, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """Posts a delivery; answers the status and what is said."""
+    async with signed_in(db, role="anon"):
+        await db.execute("select set_config('request.headers', $1, true)", json.dumps(headers))
+        said = await db.fetchval(
+            f"select webhook_{provider}(convert_from($1, 'UTF8')::json)",
+            body.encode(),
+        )
+        status = await db.fetchval("select current_setting('response.status', true)")
+    return int(status or 200), said
+
+
+async def inbox(db: Db) -> list["asyncpg.Record"]:
+    return await db.fetch("select * from private.webhook_deliveries order by received_at")
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_what_the_standard_webhooks_package_signs_is_accepted_once(db: Db) -> None:
+    headers = signed(BODY)
+    assert await post(db, "openai", BODY, headers) == (200, {"received": True, "duplicate": False})
+    assert await post(db, "openai", BODY, headers) == (200, {"received": True, "duplicate": True})
+    assert len(await inbox(db)) == 1
+    counter = await db.fetchrow("select sum(accepted), sum(duplicates), sum(refused) from private.webhook_counters")
+    assert tuple(counter or ()) == (1, 1, 0)
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_the_openai_sdk_and_the_database_accept_the_same(db: Db) -> None:
+    headers = signed(BODY)
+    OpenAI(api_key="none").webhooks.verify_signature(BODY, headers, secret=SECRET)
+    status, _ = await post(db, "openai", BODY, headers)
+    assert status == 200
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("body", ODD_BODIES)
+async def test_a_body_keeps_its_bytes(db: Db, body: str) -> None:
+    assert (await post(db, "openai", body, signed(body)))[0] == 200
+    assert [delivery["body"] for delivery in await inbox(db)] == [body]
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"webhook-signature": "v1,AAAA"},
+        {"webhook-signature": ""},
+        {"webhook-id": "another"},
+        {"webhook-timestamp": "now"},
+        {"webhook-timestamp": "9" * 400},
+        {"webhook-signature": "v1,ä"},
+    ],
+)
+async def test_a_damaged_header_is_refused(db: Db, damage: dict[str, str]) -> None:
+    assert (await post(db, "openai", BODY, signed(BODY) | damage))[0] == 401
+    assert not await inbox(db)
+    assert await db.fetchval("select refused from private.webhook_counters") == 1
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("offset", ["301 s", "-302 s"])
+async def test_what_is_stale_or_of_the_future_is_refused(db: Db, offset: str) -> None:
+    headers = signed(BODY)
+    await move_clock(db, offset)
+    assert (await post(db, "openai", BODY, headers))[0] == 401
+
+
+async def test_a_provider_without_a_secret_refuses_everything(db: Db) -> None:
+    assert (await post(db, "openai", BODY, signed(BODY)))[0] == 401
+    assert (await post(db, "hmac", BODY, {"webhook-signature": hex_hmac(BODY)}))[0] == 401
+    assert (await post(db, "midjourney", '{"state": null}', {}))[0] == 401
+
+
+async def test_while_a_secret_is_replaced_both_are_good(db: Db) -> None:
+    new = "whsec_" + base64.b64encode(b"the next key, also long enough").decode()
+    await db.execute("select private.set_webhook_secrets($1)", {"openai": [new, SECRET]})
+    assert (await post(db, "openai", BODY, signed(BODY)))[0] == 200
+    assert (await post(db, "openai", BODY, signed(BODY, message="msg_2", secret=new)))[0] == 200
+    both = signed(BODY, message="msg_3")
+    both["webhook-signature"] = "v1,AAAA v2,x " + both["webhook-signature"]
+    assert (await post(db, "openai", BODY, both))[0] == 200
+    await db.execute("select private.set_webhook_secrets($1)", {"openai": [new]})
+    assert (await post(db, "openai", BODY, signed(BODY, message="msg_4")))[0] == 401
+
+
+@pytest.mark.parametrize("secret", ["", "short", "whsec_", "whsec_c2hvcnQ=", "whsec_!!!!!!!!!!!!!!!!!!!!!!!!"])
+async def test_an_empty_or_short_secret_is_never_kept(db: Db, secret: str) -> None:
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="shorter than 16 bytes"):
+        await db.execute("select private.set_webhook_secrets($1)", {"openai": [secret]})
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_more_than_a_mebibyte_is_refused(db: Db) -> None:
+    body = json.dumps({"data": "x " * 600_000})
+    assert (await post(db, "openai", body, signed(body)))[0] == 413
+    assert not await inbox(db)
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_the_same_body_twice_is_one_delivery_in_the_hex_scheme(db: Db) -> None:
+    headers = {"webhook-signature": hex_hmac(BODY)}
+    assert (await post(db, "hmac", BODY, headers))[1] == {"received": True, "duplicate": False}
+    assert (await post(db, "hmac", BODY, headers))[1] == {"received": True, "duplicate": True}
+    assert (await post(db, "hmac", BODY + " ", headers))[0] == 401
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_the_hex_scheme_may_name_the_run(db: Db, daemon: Daemon) -> None:
+    run = await run_in(db, daemon, "parked")
+    body = json.dumps({"job_id": run, "status": "completed"})
+    assert (await post(db, "hmac", body, {"webhook-signature": hex_hmac(body)}))[0] == 200
+    assert (await daemon.claim_one())["id"] == run
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_midjourney_echoes_our_signature(db: Db) -> None:
+    daemon = await new_daemon(db, "midjourney")
+    run = await run_in(db, daemon, "parked", processor="midjourney:v7")
+    body = json.dumps({"id": "order-1", "status": "SUCCESS", "state": f"{run}.{hex_hmac(run)}"})
+    assert (await post(db, "midjourney", body, {}))[0] == 200
+    for state in (run, f"{run}.", f"{run}.{hex_hmac('other')}", f"{run}.{hex_hmac(run)}.x", 7, None):
+        assert (await post(db, "midjourney", json.dumps({"id": "order-1", "state": state}), {}))[0] == 401
+    assert (await events(db, run))[-1]["kind"] == "webhook"
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_a_delivery_never_settles_a_run_but_has_it_checked_now(db: Db) -> None:
+    daemon = await new_daemon(db, "openai")
+    run = await run_in(db, daemon, "parked", processor="openai:gpt-image-2")
+    assert not await daemon.claim()
+    await post(db, "openai", BODY, signed(BODY))
+    assert (await run_row(db, run))["status"] == "running"
+    receipt = (await events(db, run))[-1]
+    assert receipt["kind"] == "webhook"
+    assert receipt["data"] == {"provider": "openai", "type": "response.completed", "delivery": "msg_1"}
+    claimed = await daemon.claim_one()
+    assert (claimed["id"], claimed["attempt"]) == (run, 1)
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_word_that_comes_before_the_order_is_written_down_is_heard_by_the_park(db: Db) -> None:
+    daemon = await new_daemon(db, "openai")
+    run = await insert_run(db, processor="openai:gpt-image-2")
+    claimed = await daemon.claim_one()
+    await post(db, "openai", BODY, signed(BODY))
+    await daemon.park(claimed, due_in=60)
+    again = await daemon.claim_one()
+    assert again["id"] == run
+    await daemon.park(again, due_in=60)
+    assert not await daemon.claim()  # it was of use, once
+    assert [event["kind"] for event in await events(db, run)].count("webhook") == 1
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_word_that_comes_while_the_order_is_checked_is_heard_by_the_next_park(db: Db) -> None:
+    daemon = await new_daemon(db, "openai")
+    run = await run_in(db, daemon, "parked", processor="openai:gpt-image-2")
+    await move_clock(db, "6 s")
+    checking = await daemon.claim_one()
+    await post(db, "openai", BODY, signed(BODY))
+    await daemon.park(checking, due_in=60)
+    assert (await daemon.claim_one())["id"] == run
+    assert [event["kind"] for event in await events(db, run)].count("webhook") == 1
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "pending"])
+async def test_late_and_unknown_word_changes_no_run(db: Db, state: str) -> None:
+    daemon = await new_daemon(db, "openai")
+    run = await run_in(db, daemon, state, processor="openai:gpt-image-2")
+    before = await run_row(db, run)
+    assert (await post(db, "openai", BODY, signed(BODY)))[0] == 200
+    assert await run_row(db, run) == before
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_one_provider_says_nothing_about_the_orders_of_another(db: Db, daemon: Daemon) -> None:
+    run = await run_in(db, daemon, "parked")
+    before = await run_row(db, run)
+    await post(db, "openai", BODY, signed(BODY))
+    assert await run_row(db, run) == before
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_a_sweep_gives_what_crossed_with_its_run_to_it_and_waits_for_an_hour(db: Db) -> None:
+    daemon = await new_daemon(db, "openai")
+    await post(db, "openai", BODY, signed(BODY))
+    assert await db.fetchval("select private.sweep_webhooks()") == 0
+    run = await insert_run(db, processor="openai:gpt-image-2")
+    claimed = await daemon.claim_one()
+    await db.execute("alter table runs disable trigger hear_deliveries")  # as if both had committed at once
+    await daemon.park(claimed, due_in=3600)
+    await db.execute("alter table runs enable trigger hear_deliveries")
+    assert await db.fetchval("select private.sweep_webhooks()") == 1
+    assert (await daemon.claim_one())["id"] == run
+    await post(db, "openai", BODY, signed(BODY, message="msg_2"))
+    await move_clock(db, "61 min")
+    await db.execute("select private.sweep_webhooks()")
+    assert all(delivery["closed_at"] for delivery in await inbox(db))
+    await move_clock(db, "8 days")
+    await db.execute("select private.sweep_webhooks()")
+    assert not await inbox(db)
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_a_route_of_the_application_uses_the_other_door(db: Db) -> None:
+    headers = {name.title(): value for name, value in signed(BODY).items()}
+    async with signed_in(db, role="service_role"):
+        said = await db.fetchval("select receive_webhook('openai', $1, $2)", headers, BODY)
+    assert said == {"received": True, "duplicate": False}
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_a_body_with_base64_is_received_and_not_kept(db: Db) -> None:
+    body = json.dumps({"data": {"id": "order-1", "image": "data:image/png;base64,iVBORw0KGgo"}})
+    assert (await post(db, "openai", body, signed(body)))[0] == 200
+    assert [delivery["body"] for delivery in await inbox(db)] == [None]
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_every_door_has_one_unnamed_json_parameter_and_runs_as_its_caller(db: Db) -> None:
+    doors = await db.fetch(
+        "select proargtypes::text, proargnames, prosecdef from pg_proc "
+        "where pronamespace = 'public'::regnamespace and proname like 'webhook\\_%'"
+    )
+    assert {tuple(door) for door in doors} == {("114", None, False)}
+
+
+@pytest.mark.usefixtures("secrets")
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_no_damaged_delivery_is_accepted_and_nothing_of_it_is_kept(db: Db, data: st.DataObject) -> None:
+    headers, body = signed(BODY), BODY
+    texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=80)
+    part = data.draw(st.sampled_from([*headers, "body", "none"]))
+    if part == "none":
+        del headers[data.draw(st.sampled_from(sorted(headers)))]
+    elif part == "body":
+        body = json.dumps({"data": data.draw(texts)}, ensure_ascii=data.draw(st.booleans()))
+    else:
+        damaged = data.draw(st.one_of(texts, st.integers(0, len(headers[part]) - 1).map(lambda n: headers[part][:n])))
+        if damaged == headers[part]:
+            return
+        headers[part] = damaged
+    status, said = await post(db, "openai", body, headers)
+    assert (status, said["code"]) == (401, "PT401")
+    assert not await inbox(db)
