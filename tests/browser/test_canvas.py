@@ -36,8 +36,9 @@ async def test_an_empty_canvas_asks_what_it_should_show(window):
     await window.keep_screenshot("empty")
     await window.page.get_by_label("Prompt").fill("A quiet harbour in the fog")
     await window.page.keyboard.press("Enter")
-    await window.has_image(window.node("A quiet harbour in the fog"))
-    await window.connected()
+    node = window.node("A quiet harbour in the fog")
+    await expect(node.get_by_role("progressbar")).to_be_visible(timeout=4_000)  # its founder is let in at once
+    await window.has_image(node)
 
 
 async def test_i_describe_an_image_watch_it_come_and_it_is_the_stored_one(window):

@@ -155,7 +155,8 @@ export function useWorkflow(
     [supabase, workflowId],
   );
   useEffect(() => store.open(), [store]);
-  const snapshot = useSyncExternalStore(store.subscribe, () => store.snapshot);
+  const now = () => store.snapshot;
+  const snapshot = useSyncExternalStore(store.subscribe, now, now); // on a server, too: nothing yet
   return { ...snapshot, actions: store };
 }
 
@@ -209,7 +210,7 @@ class Workflow implements Actions {
     window.addEventListener("pagehide", this.#flush);
     const watch = setInterval(() => {
       const quiet = Date.now() - this.#heard > QUIET;
-      if (quiet && this.#connection === "live" && [...this.#rows.values()].some(isUnfinished)) void this.#load();
+      if (quiet && [...this.#rows.values()].some(isUnfinished)) void this.#load();
     }, QUIET / 2);
     return () => {
       this.#closed = true;
@@ -242,7 +243,6 @@ class Workflow implements Actions {
         if (status === "SUBSCRIBED") {
           this.#connection = "live";
           void this.#load();
-          this.#flush();
         } else {
           this.#connection = error && /unauthorized/i.test(error.message) ? "denied" : "away";
         }
@@ -372,6 +372,7 @@ class Workflow implements Actions {
     this.#heard = Date.now();
     this.#loaded = true;
     this.#publish();
+    this.#flush(); // what could not be sent while nobody answered
     return true;
   }
 
@@ -533,7 +534,7 @@ class Workflow implements Actions {
     }
     data?.forEach(row => this.#take(row));
     this.#publish();
-    if (edit.insert && !error && this.#connection === "denied") await this.#listenAnew();
+    if (edit.insert && !error && ["connecting", "denied"].includes(this.#connection)) await this.#listenAnew();
   }
 
   /** Calls a function of the database, after the node it is about has been written. */
@@ -551,6 +552,6 @@ function edited(row: WorkflowNode, edit: Edit | undefined): WorkflowNode {
 }
 
 function problem(error: { code: string; message: string; hint: string | null }, nodeId: string): Problem {
-  if (!error.code) return { nodeId, message: "The server cannot be reached.", hint: "It is tried again by itself." };
+  if (!error.code) return { nodeId, message: "The server cannot be reached.", hint: "Try again when the connection is back." };
   return { nodeId, message: error.message, ...(error.hint && { hint: error.hint }) };
 }
