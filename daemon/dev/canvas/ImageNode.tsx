@@ -8,7 +8,7 @@ import { createContext, memo, useCallback, useContext, useEffect, useId, useRef,
 import type { CSSProperties, KeyboardEvent, ReactNode } from "react";
 import { Handle, Position, applyNodeChanges } from "@xyflow/react";
 import type { Node, NodeChange, NodeProps } from "@xyflow/react";
-import type { Actions, Choices, ImageModel, PromptSpec, Snapshot, WorkflowNode } from "./useWorkflow";
+import type { Actions, Change, ImageModel, PromptSpec, Snapshot, WorkflowNode } from "./useWorkflow";
 import { isUnfinished } from "./useWorkflow";
 import "./ImageNode.css";
 
@@ -247,7 +247,7 @@ function Prompt({ id, spec, actions, refines }: {
       onBlur={() => setText(stored)}
       onChange={event => {
         setText(event.target.value);
-        actions.edit(id, { promptSpec: { ...spec, basePrompt: event.target.value } });
+        actions.edit(id, { promptSpec: { basePrompt: event.target.value } });
       }}
     />
   );
@@ -255,11 +255,8 @@ function Prompt({ id, spec, actions, refines }: {
 
 function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel | undefined; around: Surroundings }) {
   const spec: PromptSpec = row.node_data.promptSpec ?? { basePrompt: "" };
-  const edit = (choices: Choices) => around.actions.edit(row.id, choices);
-  const ask = (change: Partial<Record<keyof PromptSpec, string | number | undefined>>) => {
-    const next = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== undefined && value !== "");
-    edit({ promptSpec: { basePrompt: spec.basePrompt, ...Object.fromEntries(next) } });
-  };
+  const edit = (change: Change) => around.actions.edit(row.id, change);
+  const ask = (promptSpec: NonNullable<Change["promptSpec"]>) => edit({ promptSpec });
   const shape = spec.aspectRatio ? `ratio ${spec.aspectRatio}` : `size ${spec.size ?? "1024x1024"}`;
   return (
     <div className="image-node-settings nodrag nowheel">

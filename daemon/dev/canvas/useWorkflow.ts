@@ -40,6 +40,11 @@ export interface Shown {
   updatedAt?: string;
 }
 
+/** A change of what is chosen: only what is named changes, within promptSpec too; undefined takes a field away. */
+export interface Change extends Omit<Choices, "promptSpec"> {
+  promptSpec?: Partial<Record<keyof PromptSpec, string | number | undefined>>;
+}
+
 /** What the person at the canvas chooses. */
 export interface Choices {
   provider?: string;
@@ -107,7 +112,7 @@ export interface Actions {
   retry(id: string): Promise<void>;
   add(choices: Choices, position: Position): string;
   /** Shown at once, written a moment later; only what is named changes. */
-  edit(id: string, choices: Choices): void;
+  edit(id: string, change: Change): void;
   move(id: string, position: Position): void;
   remove(id: string): Promise<void>;
   /** Takes a `remove` back; the node shows its newest run again. */
@@ -461,8 +466,12 @@ class Workflow implements Actions {
     void this.#write(node.id);
   }
 
-  edit(id: string, choices: Choices): void {
-    this.#change(id, { choices });
+  edit(id: string, { promptSpec, ...choices }: Change): void {
+    // On top of what is chosen by now, not of what was drawn last: two quick changes must not undo each other.
+    const asked = promptSpec && { ...this.#node(id)?.node_data.promptSpec, ...promptSpec };
+    const kept = Object.entries(asked ?? {}).filter(([, value]) => value !== undefined && value !== "");
+    const spec = { basePrompt: String(asked?.basePrompt ?? ""), ...Object.fromEntries(kept) } as PromptSpec;
+    this.#change(id, { choices: asked ? { ...choices, promptSpec: spec } : choices });
     clearTimeout(this.#typing.get(id));
     this.#typing.set(id, setTimeout(() => void this.#write(id), TYPING));
   }
