@@ -201,5 +201,5 @@ function freePlace(flow: ReturnType<typeof useReactFlow<ImageFlowNode>>, pane: H
 function tone({ data }: ImageFlowNode): string {
   const { status, imageUrl } = data.row.node_data;
   return status === "error" ? "var(--bad)" : status === "running" ? "var(--accent)" : status === "pending" ? "var(--wait)"
-    : imageUrl ? "var(--soft)" : "var(--faint)";
+    : imageUrl ? "var(--good)" : "var(--faint)";
 }
