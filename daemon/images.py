@@ -106,6 +106,25 @@ def thumbnail(path: Path, out: Path, *, edge: int = THUMBNAIL_EDGE) -> None:
         small.save(out, "WEBP", quality=80)
 
 
+def quarters(path: Path, folder: Path) -> tuple[Path, ...]:
+    """Cuts an image that `inspect` has accepted, a grid of two by two, into four PNGs in `folder`: by rows.
+
+    Raises:
+        Retryable: Code `invalid_image`.
+    """
+    made: list[Path] = []
+    with _decoding, _opened(path, _content_type(path)) as image:
+        middle, centre = image.width // 2, image.height // 2
+        if not middle or not centre:
+            raise _invalid("The image is too small for a grid.")
+        for top, bottom in ((0, centre), (centre, 2 * centre)):
+            for left, right in ((0, middle), (middle, 2 * middle)):
+                out = folder / f"quarter.{len(made) + 1}.png"
+                image.crop((left, top, right, bottom)).save(out, "PNG")
+                made.append(out)
+    return tuple(made)
+
+
 def _content_type(path: Path) -> str:
     """What the first bytes say."""
     with path.open("rb") as file:

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -22,7 +23,7 @@ from daemon.providers import Generated
 from daemon.providers.catalogue import Resolved
 from daemon.queue import Claimed
 from daemon.reporter import event
-from daemon.storage import ClaimGone, Storage, object_key, preview_key, thumbnail_key
+from daemon.storage import ClaimGone, Storage, extra_key, object_key, preview_key, thumbnail_key
 from daemon.turns import Turns
 
 log = structlog.stdlib.get_logger()
@@ -62,7 +63,9 @@ class Publisher:
             key = object_key(run.workflow_id, run.id, info.extension)
             thumbnail = workdir / "thumbnail.webp"
             await asyncio.to_thread(images.thumbnail, made.path, thumbnail)
-            tries, small = await self._upload_both(run, key, made, thumbnail, info)
+            # Before the picture itself: where that lies, an adoption finds them, too.
+            extra, missing = await self._upload_extra(run, made)
+            tries, small = await self._upload_both(run, key, made, thumbnail, info, extra=extra)
         except ClaimGone:
             return {"outcome": "released", "events": [], "if_lost": unused}
         except RunError as error:
@@ -77,6 +80,9 @@ class Publisher:
         events = [event("stored", "The image is in storage.", uploadTries=tries, bytes=info.bytes)]
         if small is not None:
             events.append(event("warning", f"The image has no thumbnail: {small.message}", field="thumbnailUrl"))
+        events += [
+            event("warning", f"A further picture is missing: {error.message}", field="images") for error in missing
+        ]
         if not await self._storage.is_public(url):
             events.append(event("warning", "The public URL does not answer yet.", imageUrl=url))
         store_ms = round(1000 * (time.monotonic() - started))
@@ -97,6 +103,7 @@ class Publisher:
                 "generateMs": generate_ms,
                 "storeMs": store_ms,
             },
+            **await self._images(extra, info.sha256),
         }
         return {"outcome": "completed", "payload": payload, "events": events, "if_lost": unused}
 
@@ -124,6 +131,7 @@ class Publisher:
                 "requestedModel": model.requested,
                 "cost": float(cost) if (cost := found.metadata.get("cost")) else None,
                 "timings": {"queuedMs": round(1000 * run.waited.total_seconds())},
+                **await self._images(found.metadata.get("extra", "").split(), version),
             }
             message = "An earlier attempt had stored the image already; it is used."
             return {
@@ -151,15 +159,45 @@ class Publisher:
     async def _thumbnail_url(self, run: Claimed, version: str) -> str:
         return await self._storage.public_url(thumbnail_key(run.workflow_id, run.id), version)
 
+    async def _images(self, keys: Sequence[str], version: str) -> dict[str, Any]:
+        """The part of the payload that lists further pictures; nothing where there are none."""
+        urls = [await self._storage.public_url(key, version[:8]) for key in keys]
+        return {"images": urls} if urls else {}
+
+    async def _ours(self, run: Claimed) -> bool:
+        await self._heartbeat.wait_fresh()
+        return await self._turns.confirm(run)
+
+    async def _upload_extra(self, run: Claimed, made: Generated) -> tuple[list[str], list[RunError]]:
+        """Uploads further pictures side by side; answers the keys of those that arrived, and what kept others away."""
+
+        async def upload(number: int, image: Path) -> str:
+            info = await self.inspect(image)
+            key = extra_key(run.workflow_id, run.id, number, info.extension)
+            await self._storage.upload(key, image, content_type=info.content_type, may_write=lambda: self._ours(run))
+            return key
+
+        keys: list[str] = []
+        missing: list[RunError] = []
+        uploads = (upload(number, image) for number, image in enumerate(made.extra, 1))
+        for result in await asyncio.gather(*uploads, return_exceptions=True):
+            match result:
+                case str():
+                    keys.append(result)
+                case RunError():
+                    missing.append(result)
+                case _:
+                    raise result
+        return keys, missing
+
     async def _upload_both(
-        self, run: Claimed, key: str, made: Generated, thumbnail: Path, info: ImageInfo
+        self, run: Claimed, key: str, made: Generated, thumbnail: Path, info: ImageInfo, *, extra: Sequence[str]
     ) -> tuple[int, RunError | None]:
         """Uploads picture and thumbnail side by side; answers the tries that the picture took, and what kept the
         thumbnail away: a picture that is stored is not thrown away for want of one."""
 
         async def ours() -> bool:
-            await self._heartbeat.wait_fresh()
-            return await self._turns.confirm(run)
+            return await self._ours(run)
 
         metadata = {
             "request": request_hash(run),
@@ -168,6 +206,7 @@ class Publisher:
             "width": str(info.width),
             "height": str(info.height),
             "cost": "" if made.cost is None else str(made.cost),
+            "extra": " ".join(extra),
         }
         main, small = await asyncio.gather(
             self._storage.upload(key, made.path, content_type=info.content_type, metadata=metadata, may_write=ours),

@@ -96,6 +96,12 @@ class RunReporter:
         )
         return self.accounted
 
+    async def shown(self) -> None:
+        """Waits until a preview that is on its way is on display: a run that is parked has nobody to wait for it."""
+        if self._preview is not None:
+            await asyncio.wait([self._preview])
+            await self._turns.confirm(self._run)
+
     def close(self) -> None:
         """Nothing more is written from now on; the settlement has the last word.
 

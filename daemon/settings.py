@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     stability_base_url: Text = Field(
         None, alias="STABILITY_BASE_URL", description="another server with Stability's API"
     )
+    midjourney_api_url: Text = Field(
+        None, alias="MIDJOURNEY_API_URL", description="a midjourney-proxy: turns `midjourney:…` on"
+    )
+    midjourney_api_key: Secret = Field(
+        None, alias="MIDJOURNEY_API_KEY", description="its `mj-api-secret`, if it has one"
+    )
 
     demo: bool = Field(False, alias="IMAGE_JOBS_DEMO", description="offer `demo:painter`, which needs no key")
     concurrency: int = Field(16, alias="IMAGE_JOBS_CONCURRENCY", ge=1, le=1000, description="runs at once, per daemon")

@@ -51,6 +51,11 @@ def object_key(workflow_id: object, run_id: str, extension: str) -> str:
     return f"{workflow_id}/{run_id}.{extension}"
 
 
+def extra_key(workflow_id: object, run_id: str, number: int, extension: str) -> str:
+    """Where a further picture of it lies; they are counted from 1."""
+    return object_key(workflow_id, run_id, f"{number}.{extension}")
+
+
 def thumbnail_key(workflow_id: object, run_id: str) -> str:
     """Where its thumbnail lies."""
     return object_key(workflow_id, run_id, "thumb.webp")

@@ -177,7 +177,7 @@ class Worker:
             reporter.warning(f"promptSpec.{field[:100]} is unknown and was ignored.", field=field[:100])
         if (more := len(prompt.unknown) - MOST_WARNINGS) > 0:
             reporter.warning(f"{more} more fields of promptSpec are unknown and were ignored.", field="promptSpec")
-        request = Request(run.id, model.model, prompt, workdir, run.attempt, metadata=run.metadata)
+        request = Request(run.id, model.model, prompt, workdir, run.attempt, metadata=run.metadata, ticket=run.ticket)
 
         started = time.monotonic()
         if run.provider_job_id is not None:
@@ -199,6 +199,7 @@ class Worker:
                 due = min(made.check_in or self._policy.poll_interval, self._policy.poll_timeout)
                 return outcomes.parked(made, due=due)
             case Waiting():
+                await reporter.shown()
                 return outcomes.still_waiting(run.provider_job_id, made, due=self._policy.poll_interval)
 
     def _choose(self, run: Claimed) -> tuple[Resolved, Provider]:

@@ -172,3 +172,20 @@ def test_a_thumbnail_of_a_damaged_image_is_an_error_of_ours(file: Path, tmp_path
     file.write_bytes(picture()[:2000])
     with pytest.raises(Retryable):
         images.thumbnail(file, tmp_path / "thumbnail.webp")
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in KINDS.values()])
+def test_a_grid_is_cut_into_four_of_the_same_size(file: Path, tmp_path: Path, kind: str) -> None:
+    file.write_bytes(picture(kind, (61, 41)))
+    quarters = images.quarters(file, tmp_path)
+    assert [images.inspect(quarter, **LIMITS).content_type for quarter in quarters] == ["image/png"] * 4
+    assert {(info.width, info.height) for info in (images.inspect(quarter, **LIMITS) for quarter in quarters)} == {
+        (30, 20)
+    }
+
+
+def test_what_is_too_small_for_a_grid_is_an_error_of_ours(file: Path, tmp_path: Path) -> None:
+    file.write_bytes(picture(size=(1, 40)))
+    with pytest.raises(Retryable) as caught:
+        images.quarters(file, tmp_path)
+    assert caught.value.code == "invalid_image"

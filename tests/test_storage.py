@@ -14,7 +14,7 @@ import pytest
 from daemon.dev.keys import Keys, make_keys
 from daemon.dev.storage import storage_app
 from daemon.errors import ImageJobsError, Refused, Retryable, RunError
-from daemon.storage import ClaimGone, Storage, object_key, preview_key, thumbnail_key
+from daemon.storage import ClaimGone, Storage, extra_key, object_key, preview_key, thumbnail_key
 from tests.servers import scripted, served
 
 QUICK = {"timeout": timedelta(seconds=0.3), "first_wait": timedelta(milliseconds=1)}
@@ -77,6 +77,7 @@ def test_image_thumbnail_and_preview_lie_beside_each_other() -> None:
     assert object_key("w", "job_1", "png") == "w/job_1.png"
     assert thumbnail_key("w", "job_1") == "w/job_1.thumb.webp"
     assert preview_key("w", "job_1") == "w/job_1.preview.webp"
+    assert extra_key("w", "job_1", 2, "png") == "w/job_1.2.png"
 
 
 async def test_an_upload_can_be_seen_by_everyone(storage: Storage, image: Path) -> None:

@@ -22,6 +22,7 @@ PROVIDERS = {
     "openai": "daemon.providers.openai",
     "google": "daemon.providers.google",
     "stability": "daemon.providers.stability",
+    "midjourney": "daemon.providers.midjourney",
     "demo": "daemon.providers.demo",
 }
 """Provider → module. Modules are imported when needed: the SDKs take a second each."""
@@ -56,7 +57,8 @@ class Request:
 
     `model` is the effective one (a retired name has been replaced). `workdir` is a directory of this attempt's own,
     removed afterwards. `previous_image` is a file in it, fetched and checked already; it goes with the order, so `check`
-    does not get it again. `metadata` is the caller's.
+    does not get it again. `metadata` is the caller's. `ticket` is drawn when the run is inserted and at each requeue: it
+    tells an order from one that was made before the requeue.
     """
 
     run_id: str
@@ -66,6 +68,7 @@ class Request:
     attempt: int = 1
     previous_image: Path | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    ticket: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Generated:
     original_url: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """More for the audit trail: usage, request id."""
+    extra: tuple[Path, ...] = ()
+    """Further pictures that came with it, in order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ def cut(text: str, warn: Warn, *, limit: int, field: str) -> str:
     return text[:limit]
 
 
-def nearest_ratio(prompt: PromptSpec, offered: Sequence[str], warn: Warn, *, model: str) -> str:
-    """The ratio on offer that is nearest to the size that was asked for, or to the ratio where there is no size."""
+def wanted_shape(prompt: PromptSpec, warn: Warn) -> tuple[int, int]:
+    """Width and height that were asked for, or a ratio that says the same; a square where nothing was."""
     ratio, size = prompt.aspect_ratio, prompt.size
     if ratio is not None and size is not None and _far(ratio, size):
         warn(
@@ -44,9 +44,14 @@ def nearest_ratio(prompt: PromptSpec, offered: Sequence[str], warn: Warn, *, mod
             field="aspectRatio",
             feature="ignored",
         )
-    wanted = size or ratio or (1, 1)
+    return size or ratio or (1, 1)
+
+
+def nearest_ratio(prompt: PromptSpec, offered: Sequence[str], warn: Warn, *, model: str) -> str:
+    """The ratio on offer that is nearest to the size that was asked for, or to the ratio where there is no size."""
+    wanted = wanted_shape(prompt, warn)
     nearest = min(offered, key=lambda name: abs(_distance(_pair(name), wanted)))
-    if size is None and _far(_pair(nearest), wanted):
+    if prompt.size is None and _far(_pair(nearest), wanted):
         warn(
             f"{model} does not draw {wanted[0]}:{wanted[1]}; it is {nearest} instead.",
             field="aspectRatio",

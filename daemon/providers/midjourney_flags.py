@@ -1,0 +1,76 @@
+"""What people write into prompts for Midjourney: flags, of which the harmless ones pass.
+
+Others would override fields of the promptSpec (`--ar`), or draw, and charge, several times (`--repeat`, `{red, blue}`).
+"""
+
+import re
+
+from daemon.providers.mapping import Warn
+
+_NUMBER = r"\d{1,4}(?:\.\d{1,2})?"
+_ALLOWED = {
+    "chaos": _NUMBER,
+    "exp": _NUMBER,
+    "iw": _NUMBER,
+    "raw": "",
+    "stop": _NUMBER,
+    "style": r"[a-z]{1,20}",
+    "stylize": _NUMBER,
+    "tile": "",
+    "weird": _NUMBER,
+}
+"""Flag → what its value looks like."""
+_SHORT = {"c": "chaos", "s": "stylize", "w": "weird"}
+_FIELDS = {
+    "ar": "aspectRatio",
+    "aspect": "aspectRatio",
+    "no": "negativePrompt",
+    "seed": "seed",
+    "niji": "processor",
+    "v": "processor",
+    "version": "processor",
+    "q": "quality",
+    "quality": "quality",
+}
+"""Flag → the field that says the same."""
+_FLAG = re.compile(r"(?:^|(?<=\s))--+(?P<name>\w+)(?P<value>.*?)(?=\s--+\w|$)", re.DOTALL)
+_LOOKS_LIKE_ONE = re.compile(r"(?:(?<=\S)--+|[—–―]+)(?=\w)")  # noqa: RUF001 - phones make a long dash of two short ones
+_BRACES = str.maketrans("{}", "()")
+
+
+def take_flags(text: str, warn: Warn, *, field: str, allow: bool = True) -> tuple[str, dict[str, str]]:
+    """Takes the flags out of a text of the user's.
+
+    Args:
+        text: The text.
+        warn: Told of each flag that is removed.
+        field: Where the text comes from.
+        allow: False where no flag has any business.
+
+    Returns:
+        The text without them, and the flags that may pass by their names, each like `--stylize 50`.
+    """
+    passed: dict[str, str] = {}
+
+    def one(found: re.Match[str]) -> str:
+        name, value = found["name"].lower(), found["value"]
+        name = _SHORT.get(name, name)
+        wanted = _ALLOWED.get(name) if allow else None
+        # What follows a value that is complete belongs to the text again.
+        fits = re.match(rf"\s*(?P<value>{wanted})(?![^\s,])", value) if wanted is not None else None
+        if fits:
+            passed[name] = f"--{name} {fits['value']}".rstrip()
+            return value[fits.end() :]
+        instead = f"; use {_FIELDS[name]}" if name in _FIELDS else ""
+        warn(
+            f"{found[0].strip()[:80]} was removed from the prompt: this flag is not passed on{instead}.",
+            field=field,
+            feature="removed",
+        )
+        return ""
+
+    text = _LOOKS_LIKE_ONE.sub(r"\g<0> ", text)
+    if "{" in text or "}" in text:
+        warn("Braces draw a picture for each of their words; they became brackets.", field=field, feature="replaced")
+        text = text.translate(_BRACES)
+    return " ".join(_FLAG.sub(one, text).split()), passed

@@ -1,0 +1,35 @@
+"""Midjourney's versions, and how a prompt asks for them.
+
+There is no price: an image is paid for by the subscription's hours, so its cost is not known.
+"""
+
+import re
+
+from daemon.providers import Model
+
+_SOURCE = "docs.midjourney.com, Version"
+_VERSION = re.compile(r"(?P<family>v|niji-)(?P<number>[1-9]\d?(\.\d)?)")
+
+
+def _current(name: str) -> Model:
+    return Model(
+        name, typical_seconds=60, seed=True, negative_prompt=True, previous_image=True, previews=True, source=_SOURCE
+    )
+
+
+MODELS = (
+    _current("v7"),  # the first is what plain `midjourney` means
+    _current("v6"),
+    _current("niji-6"),
+)
+
+
+def version_flag(model: str) -> str | None:
+    """What asks for a model in a prompt, `--v 6` or `--niji 6`; None for what cannot be one, as it must not get there."""
+    found = _VERSION.fullmatch(model)
+    return found and f"--{found['family'].rstrip('-')} {found['number']}"
+
+
+def is_niji(model: str) -> bool:
+    """Whether it is drawn by the other of the two bots."""
+    return model.startswith("niji-")

@@ -1,0 +1,138 @@
+"""A midjourney-proxy on loopback: orders in, tasks that grow, pictures at an address.
+
+It refuses what the real ones refuse, in their way: 401 with an empty body for a wrong secret, and 200 with a code for
+almost everything else. A task that it does not know is an empty body.
+"""
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from tests.fakes.server import Answer, Call, FakeAPI
+
+KEY = "mj-secret-of-the-tests"
+COLOURS = ("teal", "orange", "purple", "olive")
+"""Of the grid's quarters, by rows."""
+_FIELDS = {"botType", "prompt", "base64Array", "state", "notifyHook"}
+_FLAGS = {"ar", "seed", "no", "v", "niji", "chaos", "stylize", "style", "tile", "weird"}
+_TASK = re.compile(r"/mj/task/([^/]+)/(fetch|cancel)")
+
+
+class MidjourneyAPI(FakeAPI):
+    """The server.
+
+    `stages` is what the answers to fetches say, one after the other; the last one stays. With `mute`, orders are taken
+    and never answered; with `cut_off`, the connection drops instead. Without `can_cancel` it has no such endpoint.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self.stages: Sequence[dict[str, Any]] = [self.done()]
+        self.pictures = {"/grid.png": grid(), "/forming.png": grid((32, 32))}
+        self.mute = False
+        self.cut_off = False
+        self.can_cancel = True
+
+    def done(self) -> dict[str, Any]:
+        """The stage with the picture."""
+        return {"status": "SUCCESS", "progress": "100%", "imageUrl": f"{self.url}/grid.png?ex=65f"}
+
+    @property
+    def orders(self) -> list[Call]:
+        """The submissions among the requests."""
+        return [call for call in self.requests if call.path == "/mj/submit/imagine"]
+
+    def known(self, name: str, **fields: Any) -> None:
+        """Adds an order from before."""
+        self.tasks[name] = {"id": name, "action": "IMAGINE", "properties": {}, "fetched": 0, **fields}
+
+    def refusal(self, call: Call) -> Answer | None:
+        if call.path in self.pictures:
+            return None
+        if call.headers.get("mj-api-secret") != KEY:
+            return Answer(401)
+        if call.path == "/mj/submit/imagine" and call.method == "POST":
+            wrong = _wrong(call.fields)
+            return code(4, wrong) if wrong else None
+        task = _TASK.fullmatch(call.path)
+        if task is not None and task[2] == "cancel" and not self.can_cancel:
+            return Answer(404)
+        return None if task is not None or call.path == "/mj/task/list" else Answer(404)
+
+    def answer(self, call: Call) -> Answer:
+        if call.path in self.pictures:
+            return Answer(200, self.pictures[call.path], {"content-type": "image/png"})
+        if call.path == "/mj/task/list":
+            return Answer.json(200, list(self.tasks.values()))
+        if found := _TASK.fullmatch(call.path):
+            return self._asked(found[1], found[2])
+        return self._order(call)
+
+    def _asked(self, name: str, what: str) -> Answer:
+        task = self.tasks.get(name)
+        if task is None:
+            return Answer(200)
+        if what == "cancel":
+            task.update(status="FAILURE", failReason="取消任务", ended=True)
+            return Answer(200)
+        return Answer.json(200, self._advance(task))
+
+    def _order(self, call: Call) -> Answer:
+        name = str(1_000 + len(self.tasks))
+        self.known(name, status="NOT_START", state=call.fields["state"])
+        self.tasks[name]["properties"] = {"finalPrompt": call.fields["prompt"]}
+        taken = code(1, "提交成功", result=name)
+        if self.mute:
+            return Answer(after=asyncio.Event())
+        return Answer(200, taken.body, cut=0) if self.cut_off else taken
+
+    def _advance(self, task: dict[str, Any]) -> dict[str, Any]:
+        if not task.get("ended"):
+            task.update(self.stages[min(task["fetched"], len(self.stages) - 1)])
+            task["fetched"] += 1
+        return task
+
+
+def code(number: int, description: str, **more: Any) -> Answer:
+    """What a submission is answered."""
+    return Answer.json(200, {"code": number, "description": description, "properties": {}, **more})
+
+
+def grid(size: tuple[int, int] = (128, 96)) -> bytes:
+    """Four colours, two by two."""
+    whole = Image.new("RGB", size)
+    width, height = size[0] // 2, size[1] // 2
+    for number, colour in enumerate(COLOURS):
+        whole.paste(Image.new("RGB", (width, height), colour), (number % 2 * width, number // 2 * height))
+    file = BytesIO()
+    whole.save(file, "PNG")
+    return file.getvalue()
+
+
+def _wrong(fields: dict[str, Any]) -> str | None:
+    if unknown := sorted(set(fields) - _FIELDS):
+        return f"{unknown[0]} is not a field"
+    if not fields.get("prompt"):
+        return "prompt不能为空"
+    flags = re.findall(r"\s--(\w+)", fields["prompt"])
+    if len(flags) != len(set(flags)) or not set(flags) <= _FLAGS:
+        return "Invalid parameter"
+    if fields.get("botType") != ("NIJI_JOURNEY" if "niji" in flags else "MID_JOURNEY"):
+        return "botType"
+    return None if all(_is_image(url) for url in fields.get("base64Array", [])) else "base64格式错误"
+
+
+def _is_image(url: str) -> bool:
+    head, _, data = url.partition(";base64,")
+    try:
+        with Image.open(BytesIO(base64.b64decode(data, validate=True))) as image:
+            return head == f"data:image/{str(image.format).lower()}"
+    except (OSError, binascii.Error):
+        return False
