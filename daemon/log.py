@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -53,8 +54,10 @@ def secrets_of(settings: Settings) -> list[str]:
     found: list[str] = []
     for name in type(settings).model_fields:
         value: object = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            secret = value.get_secret_value()
+        for each in cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,):
+            if not isinstance(each, SecretStr):
+                continue
+            secret = each.get_secret_value()
             found.append(secret)
             try:
                 password = urlsplit(secret).password

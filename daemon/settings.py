@@ -1,10 +1,11 @@
 """What the environment may say. Read once, in `cli.py`; everything else gets plain values."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated
 
 from pydantic import BeforeValidator, DirectoryPath, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _seconds(value: object) -> object:
@@ -17,14 +18,30 @@ def _seconds(value: object) -> object:
     return value
 
 
+def _webhook_secrets(value: object) -> object:
+    """Several secrets are separated by commas. With an empty one, forged deliveries would verify."""
+    if not isinstance(value, str):
+        return value
+    secrets = [secret.strip() for secret in value.split(",")]
+    if any(len(secret.encode()) < SHORTEST_WEBHOOK_SECRET for secret in secrets):
+        raise ValueError(
+            f"a secret is empty or shorter than {SHORTEST_WEBHOOK_SECRET} bytes; remove the variable to accept no webhooks"
+        )
+    return tuple(SecretStr(secret) for secret in secrets)
+
+
 def _blank(value: object) -> object:
     """`NAME=` means that it is not set."""
     return None if value == "" else value
 
 
+SHORTEST_WEBHOOK_SECRET = 16
+"""Bytes. `private.set_webhook_secrets` holds to the same."""
+
 Seconds = Annotated[timedelta, Field(ge=timedelta(0)), BeforeValidator(_seconds)]
 Lease = Annotated[timedelta, Field(ge=timedelta(seconds=1)), BeforeValidator(_seconds)]  # six beats have to fit in
 Secret = Annotated[SecretStr | None, BeforeValidator(_blank)]
+WebhookSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_webhook_secrets)]
 Text = Annotated[str | None, BeforeValidator(_blank)]
 Port = Annotated[Annotated[int, Field(ge=1, le=65535)] | None, BeforeValidator(_blank)]
 Directory = Annotated[DirectoryPath | None, BeforeValidator(_blank)]
@@ -62,6 +79,21 @@ class Settings(BaseSettings):
         None, alias="MIDJOURNEY_API_KEY", description="its `mj-api-secret`, if it has one"
     )
 
+    webhook_secret: WebhookSecrets = Field(
+        (),
+        alias="WEBHOOK_SECRET",
+        description="verifies webhooks of all providers; several, separated by commas, while one is replaced",
+    )
+    webhook_secret_openai: WebhookSecrets = Field(
+        (), alias="WEBHOOK_SECRET_OPENAI", description="verifies `webhook_openai` instead"
+    )
+    webhook_secret_midjourney: WebhookSecrets = Field(
+        (), alias="WEBHOOK_SECRET_MIDJOURNEY", description="verifies `webhook_midjourney` instead"
+    )
+    webhook_secret_hmac: WebhookSecrets = Field(
+        (), alias="WEBHOOK_SECRET_HMAC", description="verifies `webhook_hmac` instead"
+    )
+
     demo: bool = Field(False, alias="IMAGE_JOBS_DEMO", description="offer `demo:painter`, which needs no key")
     concurrency: int = Field(16, alias="IMAGE_JOBS_CONCURRENCY", ge=1, le=1000, description="runs at once, per daemon")
     lease: Lease = Field(
@@ -78,6 +110,11 @@ class Settings(BaseSettings):
     )
     poll_timeout: Seconds = Field(
         timedelta(minutes=5), alias="IMAGE_JOBS_POLL_TIMEOUT", description="seconds until a parked run is given up"
+    )
+    webhook_wait: Seconds = Field(
+        timedelta(seconds=60),
+        alias="IMAGE_JOBS_WEBHOOK_WAIT",
+        description="seconds to wait for a webhook before polling",
     )
     strict_models: bool = Field(
         False,
@@ -101,3 +138,14 @@ class Settings(BaseSettings):
         None, alias="IMAGE_JOBS_METRICS_PORT", description="serve Prometheus metrics there (extra `metrics`)"
     )
     tmp_dir: Directory = Field(None, alias="IMAGE_JOBS_TMP_DIR", description="where images lie until they are stored")
+
+    @property
+    def webhook_secrets(self) -> Mapping[str, tuple[SecretStr, ...]]:
+        """For each `webhook_<name>` of the database the secrets that verify it, the one to sign with first; only those
+        that have any."""
+        own = {
+            "openai": self.webhook_secret_openai,
+            "midjourney": self.webhook_secret_midjourney,
+            "hmac": self.webhook_secret_hmac,
+        }
+        return {name: found for name, secrets in own.items() if (found := secrets or self.webhook_secret)}

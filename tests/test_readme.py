@@ -21,7 +21,7 @@ def settings_table() -> str:
         match default:
             case timedelta():
                 shown = f"{default.total_seconds():g} s"
-            case None | False:
+            case None | False | ():
                 shown = ""
             case _:
                 assert default is not PydanticUndefined

@@ -43,3 +43,27 @@ def test_a_directory_that_is_not_there_is_refused_before_runs_fail_for_want_of_i
 def test_a_variable_without_a_value_is_one_that_is_not_set():
     blank = settings(IMAGE_JOBS_METRICS_PORT="", IMAGE_JOBS_TMP_DIR="", DATABASE_URL="")
     assert (blank.metrics_port, blank.tmp_dir, blank.database_url) == (None, None, None)
+
+
+@pytest.mark.parametrize("value", ["", "too short", "long enough to be one,", "long enough to be one,short"])
+def test_an_empty_or_short_webhook_secret_is_refused_since_forged_deliveries_would_verify(value):
+    with pytest.raises(ValidationError, match=r"WEBHOOK_SECRET_OPENAI\n.*empty or shorter than 16 bytes"):
+        settings(WEBHOOK_SECRET_OPENAI=value)
+
+
+def test_one_webhook_secret_serves_all_that_have_none_of_their_own(monkeypatch):
+    monkeypatch.setenv("WEBHOOK_SECRET", "the secret of everybody")
+    monkeypatch.setenv("WEBHOOK_SECRET_OPENAI", "whsec_bmV3IHNlY3JldCBmb3IgaXQ=, whsec_b2xkIHNlY3JldCBmb3IgaXQ=")
+    secrets = {
+        name: [each.get_secret_value() for each in found]
+        for name, found in Settings(_env_file=None).webhook_secrets.items()
+    }
+    assert secrets == {
+        "openai": ["whsec_bmV3IHNlY3JldCBmb3IgaXQ=", "whsec_b2xkIHNlY3JldCBmb3IgaXQ="],
+        "midjourney": ["the secret of everybody"],
+        "hmac": ["the secret of everybody"],
+    }
+
+
+def test_without_a_webhook_secret_there_is_none_for_anybody():
+    assert settings().webhook_secrets == {}

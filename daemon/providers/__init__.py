@@ -93,6 +93,8 @@ class Submitted:
     message: str | None = None
     check_in: timedelta | None = None
     """When to ask for the first time; None leaves it to the poll interval."""
+    webhook: bool = False
+    """Whether word of it will come by `webhook_<provider>`: then it is asked for only if that does not come in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,15 @@ class Deferred(Provider, Protocol):
 
     async def cancel(self, job_id: str) -> None:
         """Tells the provider to stop, as far as it can. Never raises for a job that has ended."""
+        ...
+
+
+@runtime_checkable
+class Traceable(Deferred, Protocol):
+    """A provider whose orders tell whose they are: one that was not written down is found by its webhook."""
+
+    async def owner(self, job_id: str) -> tuple[str, int] | None:
+        """Run id and ticket that an order was made with; None if it is none of ours, or not there."""
         ...
 
 
