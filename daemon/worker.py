@@ -22,7 +22,7 @@ from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
 from daemon.metrics import Metrics
 from daemon.prompt import PromptSpec
-from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Waiting
+from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Waiting, setting
 from daemon.providers.catalogue import Resolved, resolve
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
@@ -211,9 +211,9 @@ class Worker:
         )
         if provider is None:
             raise Refused(
-                f"No daemon here can use {model.provider}: its key is not set.",
+                f"No daemon here can use {model.provider}: {setting(model.provider)} is not set.",
                 code="no_key",
-                hint=f"Set the key of {model.provider} where the daemon runs, restart it, and requeue the run.",
+                hint="Set it where the daemon runs, restart that, and requeue the run.",
             )
         return model, provider
 

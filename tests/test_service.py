@@ -207,7 +207,7 @@ async def test_a_run_of_a_provider_without_a_key_fails_and_says_which_key(projec
         await it.started()
         run = await insert_run(db, processor="openai:gpt-image-2")
         row = await until(db, run, "failed")
-        assert "openai" in row["payload"]["error"]
+        assert row["payload"]["error"] == "No daemon here can use openai: OPENAI_API_KEY is not set."
         assert row["payload"]["code"] == "no_key"
         nobody = await insert_run(db, processor="nobody:nothing")
         assert (await until(db, nobody, "failed"))["payload"]["code"] == "unknown_provider"

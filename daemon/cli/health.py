@@ -175,7 +175,7 @@ async def _storage(settings: Settings) -> Finding:
 
 
 async def _keys(settings: Settings, served: list[str]) -> Finding:
-    from daemon.providers import PROVIDERS, available
+    from daemon.providers import PROVIDERS, available, setting
 
     try:
         there = await available(settings)
@@ -185,7 +185,7 @@ async def _keys(settings: Settings, served: list[str]) -> Finding:
         return Finding("providers", "ok", f"{', '.join(there)}.")
     if served:
         return Finding("providers", "info", f"None has a key here; the daemons that live serve {', '.join(served)}.")
-    keys = [f"{name.upper()}_API_KEY" for name in PROVIDERS if name != "demo"]
+    keys = [setting(name) for name in PROVIDERS if name != "demo"]
     return Finding(
         "providers",
         "problem",

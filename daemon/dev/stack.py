@@ -32,7 +32,7 @@ from daemon.dev.rest import rest_app
 from daemon.dev.storage import storage_app
 from daemon.errors import ImageJobsError
 from daemon.migrate import migrate
-from daemon.providers import PROVIDERS, available
+from daemon.providers import PROVIDERS, available, setting
 from daemon.settings import Settings
 
 WHERE_COMMANDS_LOOK = Path(".image-jobs")
@@ -201,7 +201,7 @@ class Stack:
     async def _welcome(self, connection: Connection) -> None:
         """The first screen; and on a fresh database the first run."""
         here = await available(self._settings.model_copy(update={"demo": True}))
-        keys = [f"{name.upper()}_API_KEY adds {name}" for name in PROVIDERS if name not in here]
+        keys = [f"{setting(name)} adds {name}" for name in PROVIDERS if name not in here]
         prefix = "" if self._home.directory == WHERE_COMMANDS_LOOK else f"env $(cat {self._home.environment}) "
         blocks = [
             ("Canvas", f"{self._url}/canvas", "<- open this"),

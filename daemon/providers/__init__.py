@@ -1,7 +1,7 @@
 """What a provider is, and which there are.
 
-A provider is one module with two names: `MODELS`, what it has on offer, and `create`, which makes it from the settings
-or answers None where its key is missing. It does one thing: turn a `Request` into a picture on disk. Everything that
+A provider is one module with three names: `MODELS`, what it has on offer; `SETTING`, the variable that turns it on; and
+`create`, which makes it from the settings or answers None where that variable is missing. It does one thing: turn a `Request` into a picture on disk. Everything that
 providers have in common (claims, attempts, deadlines, cancellation, downloads, limits, storage, events) is done once,
 outside, by the worker.
 
@@ -167,6 +167,12 @@ class Traceable(Deferred, Protocol):
 def models(provider: str) -> tuple[Model, ...]:
     """What `provider` has on offer. Imports its module."""
     return tuple(import_module(PROVIDERS[provider]).MODELS)
+
+
+def setting(provider: str) -> str:
+    """The variable that turns `provider` on. Imports its module."""
+    name: str = import_module(PROVIDERS[provider]).SETTING
+    return name
 
 
 def create(provider: str, settings: Settings) -> Provider | None:

@@ -37,6 +37,8 @@ from daemon.providers.demo_painting import paint
 from daemon.providers.demo_scene import imagine
 from daemon.settings import Settings
 
+SETTING = "IMAGE_JOBS_DEMO"
+
 MODELS = (
     Model(
         "painter",

@@ -7,7 +7,9 @@ from daemon.providers import Provider
 from daemon.providers.google_models import MODELS
 from daemon.settings import Settings
 
-__all__ = ["MODELS", "create"]
+__all__ = ["MODELS", "SETTING", "create"]
+
+SETTING = "GOOGLE_API_KEY"
 
 
 def create(settings: Settings) -> Provider | None:

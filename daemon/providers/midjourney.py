@@ -9,7 +9,9 @@ from daemon.providers import Provider
 from daemon.providers.midjourney_models import MODELS
 from daemon.settings import Settings
 
-__all__ = ["MODELS", "create"]
+__all__ = ["MODELS", "SETTING", "create"]
+
+SETTING = "MIDJOURNEY_API_URL"
 
 
 def create(settings: Settings) -> Provider | None:

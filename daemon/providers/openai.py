@@ -10,7 +10,9 @@ from daemon.providers import Provider
 from daemon.providers.openai_models import MODELS
 from daemon.settings import Settings
 
-__all__ = ["MODELS", "create"]
+__all__ = ["MODELS", "SETTING", "create"]
+
+SETTING = "OPENAI_API_KEY"
 
 
 def create(settings: Settings) -> Provider | None:

@@ -3,7 +3,7 @@ from datetime import date
 import pytest
 
 from daemon.errors import Refused
-from daemon.providers import PROVIDERS, create, models
+from daemon.providers import PROVIDERS, create, models, setting
 from daemon.providers.catalogue import Resolved, resolve
 from daemon.providers.openai_models import estimate
 from daemon.settings import Settings
@@ -105,6 +105,15 @@ def test_a_provider_nobody_knows_is_refused(processor: str | None) -> None:
 
     assert error.code == "unknown_provider"
     assert "openai" in error.hint
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_the_variable_that_is_said_to_turn_a_provider_on_does(provider: str) -> None:
+    value = "1" if provider == "demo" else "http://127.0.0.1"
+    assert create(provider, Settings(_env_file=None)) is None
+    made = create(provider, Settings(_env_file=None, **{setting(provider): value}))
+    assert made is not None
+    await made.aclose()
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
