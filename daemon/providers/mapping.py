@@ -38,7 +38,7 @@ def cut(text: str, warn: Warn, *, limit: int, field: str) -> str:
 def wanted_shape(prompt: PromptSpec, warn: Warn) -> tuple[int, int]:
     """Width and height that were asked for, or a ratio that says the same; a square where nothing was."""
     ratio, size = prompt.aspect_ratio, prompt.size
-    if ratio is not None and size is not None and _far(ratio, size):
+    if ratio is not None and size is not None and far(ratio, size):
         warn(
             f"size {size[0]}x{size[1]} is not {ratio[0]}:{ratio[1]}; the size was taken.",
             field="aspectRatio",
@@ -50,8 +50,8 @@ def wanted_shape(prompt: PromptSpec, warn: Warn) -> tuple[int, int]:
 def nearest_ratio(prompt: PromptSpec, offered: Sequence[str], warn: Warn, *, model: str) -> str:
     """The ratio on offer that is nearest to the size that was asked for, or to the ratio where there is no size."""
     wanted = wanted_shape(prompt, warn)
-    nearest = min(offered, key=lambda name: abs(_distance(_pair(name), wanted)))
-    if prompt.size is None and _far(_pair(nearest), wanted):
+    nearest = min(offered, key=lambda name: distance(_pair(name), wanted))
+    if prompt.size is None and far(_pair(nearest), wanted):
         warn(
             f"{model} does not draw {wanted[0]}:{wanted[1]}; it is {nearest} instead.",
             field="aspectRatio",
@@ -92,14 +92,16 @@ def content_type(image: Path) -> str:
     )
 
 
+def distance(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """How unlike two shapes are; 0 where one is the other, larger or smaller."""
+    return abs(log(one[0] / one[1]) - log(other[0] / other[1]))
+
+
+def far(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two shapes are not the same to whoever asks for one of them."""
+    return distance(one, other) > _TOLERANCE
+
+
 def _pair(name: str) -> tuple[int, int]:
     width, _, height = name.partition(":")
     return int(width), int(height)
-
-
-def _distance(one: tuple[int, int], other: tuple[int, int]) -> float:
-    return log(one[0] / one[1]) - log(other[0] / other[1])
-
-
-def _far(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return abs(_distance(one, other)) > _TOLERANCE

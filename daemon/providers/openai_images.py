@@ -17,7 +17,7 @@ from daemon.errors import Refused, Retryable
 from daemon.fetch import Fetcher
 from daemon.providers import Generated, Model, Reporter, Request
 from daemon.providers.base64_stream import Base64Stream, BrokenImage, EventStream
-from daemon.providers.openai_errors import BROKEN, reported, translate, unknown
+from daemon.providers.openai_errors import BROKEN, OPENAI, reported, translate
 from daemon.providers.openai_models import settle
 from daemon.providers.openai_request import PREVIEWS, ImagesCall, build
 
@@ -104,7 +104,7 @@ class OpenAIImages:
                     else:
                         answer = await _read_json(response.aiter_bytes(), images, request.model)
                 except BrokenImage as error:
-                    raise unknown(f"OpenAI's answer is damaged: {error}") from error
+                    raise OPENAI.unknown(f"OpenAI's answer is damaged: {error}") from error
                 answer.request_id = response.headers.get("x-request-id")
                 return answer
 
@@ -129,13 +129,7 @@ class OpenAIImages:
             path = request.workdir / "image-0"
             await self._download(answer.url, path, cost, data)
         if path is None or path.stat().st_size == 0:
-            raise Retryable(
-                "OpenAI answered without a picture.",
-                code="empty_result",
-                hint="It is tried again by itself.",
-                data=data,
-                cost=cost,
-            )
+            raise OPENAI.empty(data, cost=cost)
         return Generated(path, cost, answer.revised_prompt, answer.url, data)
 
     async def _download(self, url: str, path: Path, cost: float | None, data: dict[str, Any]) -> None:
@@ -188,7 +182,7 @@ async def _read_events(chunks: AsyncIterator[bytes], images: Base64Stream, model
                 previews += 1
                 report.progress(100 * previews / (PREVIEWS + 1), f"Preview {previews}")
                 report.preview(answer.image)
-    raise unknown("OpenAI's answer broke off before the picture was complete.")
+    raise OPENAI.unknown("OpenAI's answer broke off before the picture was complete.")
 
 
 def _answer(item: Mapping[str, Any], usage: Any, images: Base64Stream) -> _Answer:
@@ -203,19 +197,19 @@ def _answer(item: Mapping[str, Any], usage: Any, images: Base64Stream) -> _Answe
 
 def _bound(rest: bytearray) -> None:
     if len(rest) > _MAX_REST:
-        raise unknown("OpenAI's answer is not one of the Images API.")
+        raise OPENAI.unknown("OpenAI's answer is not one of the Images API.")
 
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
         return _object(json.loads(text))
     except ValueError as error:
-        raise unknown("OpenAI's answer cannot be read.") from error
+        raise OPENAI.unknown("OpenAI's answer cannot be read.") from error
 
 
 def _object(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise unknown("OpenAI's answer is not one of the Images API.")
+        raise OPENAI.unknown("OpenAI's answer is not one of the Images API.")
     return cast("dict[str, Any]", value)
 
 

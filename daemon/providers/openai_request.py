@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import ceil, floor, log, sqrt
+from math import ceil, floor, sqrt
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from daemon.errors import Refused
 from daemon.prompt import MAX_PROMPT, PromptSpec
 from daemon.providers import Request
+from daemon.providers.mapping import Warn, content_type, distance, far, wanted_shape, whole_text
 from daemon.providers.openai_models import FIXED_SIZES, estimate, generation
 
 Size = tuple[int, int]
@@ -20,8 +20,6 @@ _LONGEST = 3840
 _FEWEST_PIXELS = 655_360
 _MOST_PIXELS = 3840 * 2160
 _STEEPEST = 3.0
-_TOLERANCE = 0.03
-"""Ratios that differ by less count as equal: 1792x1024 is 16:9 to whoever asks for it."""
 _RATIO_SIZES: dict[tuple[int, int], Size] = {
     (1, 1): (1024, 1024),
     (16, 9): (1536, 864),
@@ -35,13 +33,6 @@ _RATIO_SIZES: dict[tuple[int, int], Size] = {
     (21, 9): (1568, 672),
 }
 _QUALITIES = {"standard": "medium", "hd": "high"}
-_FORMATS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"RIFF", "webp"))
-
-
-class Warn(Protocol):
-    """`Reporter.warning`."""
-
-    def __call__(self, message: str, *, field: str | None = None, **data: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +85,7 @@ def build(request: Request, warn: Warn) -> ImagesCall:
         Refused: If the previous image is of a type that cannot be edited.
     """
     prompt, number = request.prompt, generation(request.model)
-    fields: dict[str, Any] = {"model": request.model, "prompt": _text(prompt, warn)}
+    fields: dict[str, Any] = {"model": request.model, "prompt": whole_text(prompt, warn, limit=MAX_PROMPT, fold=True)}
     size = _size(_Asked(request.model, number, warn), prompt)
     fields["size"] = f"{size[0]}x{size[1]}"
     if number is None:
@@ -108,19 +99,7 @@ def build(request: Request, warn: Warn) -> ImagesCall:
         warn(f"{request.model} has no seed: the picture will differ each time.", field="seed", feature="unsupported")
     if request.previous_image is None:
         return ImagesCall(fields, size=size)
-    return ImagesCall(fields, request.previous_image, _content_type(request.previous_image), size)
-
-
-def _text(prompt: PromptSpec, warn: Warn) -> str:
-    avoid = ""
-    if prompt.negative_prompt:
-        avoid = f"\n\nAvoid: {prompt.negative_prompt}"[:MAX_PROMPT]
-        warn("There is no negative prompt here; it was added to the prompt.", field="negativePrompt", feature="folded")
-    room = MAX_PROMPT - len(avoid)
-    text = prompt.text
-    if len(text) > room:
-        warn(f"The prompt was cut to {MAX_PROMPT:,} characters.", field="basePrompt", feature="cut")
-    return text[:room] + avoid
+    return ImagesCall(fields, request.previous_image, content_type(request.previous_image), size)
 
 
 def _quality(model: str, number: float, quality: str, warn: Warn) -> str:
@@ -147,38 +126,31 @@ class _Asked:
 
 
 def _size(asked: _Asked, prompt: PromptSpec) -> Size:
-    ratio = prompt.aspect_ratio
+    shape = wanted_shape(prompt, asked.warn)
     if prompt.size is None:
-        return _for_ratio(asked, ratio or (1, 1))
-    width, height = prompt.size
-    if ratio is not None and abs(log(width / height) - log(ratio[0] / ratio[1])) > _TOLERANCE:
-        asked.warn(
-            f"size {width}x{height} is not {ratio[0]}:{ratio[1]}; the size was taken.",
-            field="aspectRatio",
-            feature="ignored",
-        )
+        return _for_ratio(asked, shape)
     if asked.number is None:
-        return prompt.size
-    size = _fixed(width / height) if asked.number < 2 else _possible(width, height)
-    if size != prompt.size:
-        asked.instead("size", f"{width}x{height}", size)
+        return shape
+    size = _fixed(shape) if asked.number < 2 else _possible(*shape)
+    if size != shape:
+        asked.instead("size", f"{shape[0]}x{shape[1]}", size)
     return size
 
 
 def _for_ratio(asked: _Asked, ratio: tuple[int, int]) -> Size:
-    wanted = ratio[0] / ratio[1]
     if asked.number is not None and asked.number < 2:
-        size = _fixed(wanted)
+        size = _fixed(ratio)
     else:
-        size = _RATIO_SIZES.get(ratio) or _possible(1024 * sqrt(wanted), 1024 / sqrt(wanted))
-    if abs(log(size[0] / size[1]) - log(wanted)) > _TOLERANCE:
+        wanted = sqrt(ratio[0] / ratio[1])
+        size = _RATIO_SIZES.get(ratio) or _possible(1024 * wanted, 1024 / wanted)
+    if far(size, ratio):
         asked.instead("aspectRatio", f"{ratio[0]}:{ratio[1]}", size)
     return size
 
 
-def _fixed(ratio: float) -> Size:
+def _fixed(shape: tuple[int, int]) -> Size:
     sizes = [(int(w), int(h)) for w, h in (size.split("x") for size in FIXED_SIZES)]
-    return min(sizes, key=lambda size: abs(log(size[0] / size[1]) - log(ratio)))
+    return min(sizes, key=lambda size: distance(size, shape))
 
 
 def _possible(width: float, height: float) -> Size:
@@ -199,16 +171,3 @@ def _possible(width: float, height: float) -> Size:
     while long > _STEEPEST * short:
         short += _STEP
     return (long, short) if ratio >= 1 else (short, long)
-
-
-def _content_type(image: Path) -> str:
-    with image.open("rb") as file:
-        head = file.read(12)
-    for magic, kind in _FORMATS:
-        if head.startswith(magic):
-            return f"image/{kind}"
-    raise Refused(
-        "The previous image is neither PNG, JPEG nor WebP.",
-        code="input_image_invalid",
-        hint="Choose another previousImage, or leave it out.",
-    )

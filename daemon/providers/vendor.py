@@ -141,10 +141,11 @@ class Vendor:
             data=dict(facts),
         )
 
-    def unavailable(self, status: int, said: str, wait: timedelta | None, facts: Facts) -> Retryable:
-        """An outage, or too much going on there."""
+    def unavailable(self, status: int | None, said: str, wait: timedelta | None, facts: Facts) -> Retryable:
+        """An outage, or too much going on there. What is told within an answer has no status."""
+        number = f" ({status})" if status else ""
         return Retryable(
-            f"{self.name} had a problem ({status}): {readable(said) or 'no reason given'}",
+            f"{self.name} had a problem{number}: {readable(said) or 'no reason given'}",
             code="provider_unavailable",
             hint=_AGAIN,
             retry_in=wait,

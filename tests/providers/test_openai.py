@@ -263,6 +263,23 @@ async def test_moderation_is_final_and_names_stage_and_categories(stage: str, st
     assert len(studio.api.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("content_policy_violation", "OpenAI refused the request."),
+        ("invalid_prompt", "OpenAI refused the prompt."),
+        ("image_content_policy_violation", "OpenAI refused the previous image."),
+    ],
+)
+async def test_a_refusal_without_a_stage_names_what_its_code_is_about(code: str, message: str, studio: Studio) -> None:
+    studio.api.next(status(400, code))
+
+    error = await studio.fail()
+
+    assert isinstance(error, Refused)
+    assert (error.code, error.message) == ("content_policy", message)
+
+
 async def test_moderation_in_mid_stream_is_final_too(studio: Studio) -> None:
     studio.api.next(error_event(moderation("output", "violence")))
 
@@ -320,6 +337,8 @@ async def test_a_rate_limit_gives_the_attempt_back_and_waits_as_long_as_asked(
         (403, "unsupported_country", "permission"),
         (400, "invalid_value", "invalid_request"),
         (400, "invalid_image", "input_image_invalid"),
+        (400, "unsupported_image_media_type", "input_image_invalid"),
+        (403, "data_residency_mismatch", "permission"),
         (404, None, "not_found"),
         (413, None, "too_large"),
         (422, None, "invalid_request"),
@@ -334,7 +353,7 @@ async def test_what_asking_again_cannot_change_is_final(
 
     assert isinstance(error, Refused)
     assert error.code == code
-    assert error.hint
+    assert "OPENAI_BASE_URL" in error.hint if code == "not_found" else error.hint
     assert error.data["status"] == answer
     assert len(studio.api.requests) == 1
 
@@ -388,6 +407,24 @@ async def test_an_error_event_that_is_no_refusal_is_tried_again(studio: Studio) 
 
     assert isinstance(error, Retryable)
     assert (error.code, error.accepted) == ("provider_unavailable", True)
+
+
+async def test_an_error_event_about_what_was_asked_is_final(studio: Studio) -> None:
+    studio.api.next(error_event({"message": "Too long.", "type": "image_generation_user_error", "code": None}))
+
+    error = await studio.fail()
+
+    assert isinstance(error, Refused)
+    assert (error.code, error.message) == ("invalid_request", "OpenAI rejected the request: Too long.")
+
+
+async def test_an_error_event_about_the_rate_has_cost_an_attempt(studio: Studio) -> None:
+    studio.api.next(error_event({"message": "Slow down.", "type": "requests", "code": "rate_limit_exceeded"}))
+
+    error = await studio.fail()
+
+    assert isinstance(error, Retryable)
+    assert (error.code, error.accepted) == ("rate_limited", True)
 
 
 async def test_a_server_that_cannot_be_reached_never_got_the_request(studio: Studio) -> None:
