@@ -40,6 +40,7 @@ _HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "i
 
 _OTHER_URL = "Use the https address of an image that anyone on the internet can open."
 _OTHER_IMAGE = "Use the address of the image itself, and check that it opens in a browser."
+_OTHER_HOOK = "Use the https address of a server that anyone on the internet can reach, or leave it out."
 _AGAIN = "It is tried again by itself. If it stays so, check that the address opens in a browser."
 
 
@@ -145,6 +146,30 @@ class Fetcher:
         except _Failure as failure:
             raise failure.error(
                 f"Cannot download {what}: {failure.reason}", code="download", hint=failure.hint
+            ) from failure.__cause__
+
+    async def check(self, url: str, *, what: str) -> None:
+        """Refuses what `fetch` would not connect to, where somebody else will connect on our behalf.
+
+        What its name leads to may have changed by then: whoever connects has to look again.
+
+        Args:
+            url: Anything that anyone has written.
+            what: Names it in error messages.
+
+        Raises:
+            Refused: Code `invalid_request`: an address that is not to be asked.
+            Retryable: The same code: its name was not found.
+        """
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await self._addresses(self._checked(_parsed(url)))
+        except TimeoutError as error:
+            reason = f"its name was not found within {_CONNECT_SECONDS:g} s."
+            raise Retryable(f"{what} cannot be used: {reason}", code="invalid_request", hint=_OTHER_HOOK) from error
+        except _Failure as failure:
+            raise failure.error(
+                f"{what} cannot be used: {failure.reason}", code="invalid_request", hint=_OTHER_HOOK
             ) from failure.__cause__
 
     @asynccontextmanager

@@ -248,7 +248,7 @@ class Worker:
         await self._heartbeat.wait_fresh()
         try:
             async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
-                return await provider.generate(request, reporter)
+                made = await provider.generate(request, reporter)
         except TimeoutError:
             seconds = round(self._policy.run_timeout.total_seconds())
             message = f"The provider did not answer within {seconds} s."
@@ -256,6 +256,9 @@ class Worker:
             if reporter.sent:
                 raise OutcomeUnknown(message, code="timeout", hint=hint) from None
             raise Retryable(message, code="timeout", hint=hint) from None
+        if isinstance(made, Generated) and request.metadata.get("webhookUrl"):
+            reporter.warning("webhookUrl has no use here: the image came with the answer.", field="webhookUrl")
+        return made
 
     async def _check(
         self, run: Claimed, provider: Provider, job_id: str, request: Request, reporter: RunReporter

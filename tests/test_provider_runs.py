@@ -123,6 +123,19 @@ async def test_what_a_model_cannot_do_is_a_warning_that_names_the_field(town: To
     assert [warning["data"]["field"] for warning in warnings] == ["negativePrompt", "size", "seed"]
 
 
+async def test_where_the_image_comes_with_the_answer_a_webhook_has_no_use_and_that_is_said_once(town: Town) -> None:
+    town.stability.next(stability_api.error(500, "internal_error", "Once more."))
+    run = await insert_run(
+        town.studio.db, processor="stability:core", workflow=uuid4(), webhookUrl="https://example.com/hook"
+    )
+    await town.studio.put_off(run)
+    await town.studio.hurry(run)
+    await town.studio.until(run, "completed")
+
+    (warning,) = await town.studio.events(run, "warning")
+    assert warning["data"]["field"] == "webhookUrl"
+
+
 @pytest.mark.parametrize(
     ("answer", "stage"), [(blocked("PROHIBITED_CONTENT"), "input"), (answered(finish="IMAGE_SAFETY"), "output")]
 )

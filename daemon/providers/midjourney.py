@@ -18,11 +18,13 @@ def create(settings: Settings) -> Provider | None:
     """The provider; None without `MIDJOURNEY_API_URL`. Not every proxy has a key."""
     if settings.midjourney_api_url is None:
         return None
+    from daemon.providers.midjourney_hook import Hook
     from daemon.providers.midjourney_proxy import MidjourneyProxy
 
     return MidjourneyProxy(
         settings.midjourney_api_url,
         settings.midjourney_api_key,
+        hook=Hook.of(settings),
         timeout=settings.run_timeout,
         max_bytes=settings.max_image_bytes,
         max_pixels=settings.max_image_pixels,

@@ -15,8 +15,9 @@ from daemon.errors import OutcomeUnknown, Retryable, RunError
 from daemon.fetch import Fetcher
 from daemon.providers import Generated, Reporter, Request, Submitted, Waiting
 from daemon.providers.midjourney_answer import CANCELLED, FAILURE, MIDJOURNEY, MODAL, SUCCESS, Task, order_id
+from daemon.providers.midjourney_hook import Hook, name_in
 from daemon.providers.midjourney_models import MODELS
-from daemon.providers.midjourney_request import IMAGINE, build, state_of
+from daemon.providers.midjourney_request import IMAGINE, build, name_of
 from daemon.providers.vendor import BROKEN, retry_after
 
 log = structlog.stdlib.get_logger()
@@ -30,6 +31,7 @@ class MidjourneyProxy:
     Args:
         api_url: The proxy's address, with or without the `/mj` that all its paths begin with.
         api_key: Its `mj-api-secret`; None where it has none. Sent to `api_url` and nowhere else.
+        hook: Where it is to send word of orders; None for nowhere: then it is asked.
         timeout: Longest silence of the proxy.
         max_bytes, max_pixels: Largest image that is accepted.
     """
@@ -37,12 +39,22 @@ class MidjourneyProxy:
     models = MODELS
 
     def __init__(
-        self, api_url: str, api_key: SecretStr | None, *, timeout: timedelta, max_bytes: int, max_pixels: int
+        self,
+        api_url: str,
+        api_key: SecretStr | None,
+        *,
+        hook: Hook | None,
+        timeout: timedelta,
+        max_bytes: int,
+        max_pixels: int,
     ) -> None:
+        self._hook = hook
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         # Pictures lie at Discord, or with the proxy itself.
         self._fetcher = Fetcher([api_url])
+        # Callers name where else word is to be sent, so no address of ours is open to that.
+        self._outside = Fetcher([])
         self._client = httpx.AsyncClient(
             base_url=api_url.rstrip("/").removesuffix("/mj"),
             headers={"mj-api-secret": api_key.get_secret_value().strip()} if api_key is not None else {},
@@ -54,15 +66,23 @@ class MidjourneyProxy:
         """Lets go of connections."""
         await self._client.aclose()
         await self._fetcher.aclose()
+        await self._outside.aclose()
 
     async def generate(self, request: Request, report: Reporter) -> Submitted:
         """Orders the picture, unless an earlier attempt did and could not write it down."""
-        call = build(request, report.warning)
-        if request.attempt > 1 and (found := await self._find(state_of(request))) is not None:
-            return Submitted(found, "An earlier attempt had ordered it; that order is used.")
+        own = request.metadata.get("webhookUrl")
+        hook = Hook(own) if isinstance(own, str) and own else self._hook
+        call = build(request, hook, report.warning)
+        if request.attempt > 1 and (found := await self._find(name_of(request))) is not None:
+            # Word of it verifies only if the key is still the one it was signed with.
+            heard = hook is not None and hook.ours and found.state == hook.state(call.name)
+            return Submitted(found.id, "An earlier attempt had ordered it; that order is used.", webhook=heard)
+        if hook is not None and not hook.ours:
+            await self._outside.check(hook.url, what="metadata.webhookUrl")
         report.submitted(call.described())
         body = await asyncio.to_thread(call.body)
-        return Submitted(order_id(await self._ask("POST", IMAGINE, body)), "Midjourney is drawing")
+        order = order_id(await self._ask("POST", IMAGINE, body))
+        return Submitted(order, "Midjourney is drawing", webhook=hook is not None and hook.ours)
 
     async def check(self, job_id: str, request: Request, report: Reporter) -> Generated | Waiting:
         """Asks about the order, and fetches its picture once it is there."""
@@ -92,8 +112,8 @@ class MidjourneyProxy:
         except OutcomeUnknown as error:
             raise _asked_in_vain(error) from error
 
-    async def _find(self, state: str) -> str | None:
-        """The id of the newest order of that name that may lead to a picture."""
+    async def _find(self, name: str) -> Task | None:
+        """The newest order of that name that may lead to a picture."""
         try:
             document = await self._ask("GET", "mj/task/list")
         except OutcomeUnknown as error:
@@ -103,7 +123,7 @@ class MidjourneyProxy:
             raise
         listed = cast("list[object]", document) if isinstance(document, list) else []
         tasks = (Task.read(entry) for entry in listed)
-        found = [task.id for task in tasks if task is not None and task.state == state and task.useful]
+        found = [task for task in tasks if task is not None and name_in(task.state) == name and task.useful]
         return found[-1] if found else None
 
     async def _collect(self, task: Task, url: str, workdir: Path) -> Generated:

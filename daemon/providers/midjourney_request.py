@@ -11,6 +11,7 @@ from daemon.providers import Request
 from daemon.providers.mapping import Warn, content_type, cut, fitting_seed, wanted_shape
 from daemon.providers.midjourney_answer import MIDJOURNEY
 from daemon.providers.midjourney_flags import take_flags
+from daemon.providers.midjourney_hook import Hook
 from daemon.providers.midjourney_models import is_niji, version_flag
 
 IMAGINE = "mj/submit/imagine"
@@ -27,15 +28,17 @@ class ImagineCall:
 
     Args:
         prompt: The line, flags included.
-        state: Comes back with the order, and finds it again.
+        name: Comes back with the order, and finds it again.
         bot: Which of Midjourney's two bots draws; proxies that know only one ignore it.
+        hook: Where word of it is to be sent; None for nowhere.
         image: The picture to go by; None for none.
         image_type: Its content type.
     """
 
     prompt: str
-    state: str
+    name: str
     bot: str
+    hook: Hook | None = None
     image: Path | None = None
     image_type: str = ""
 
@@ -44,27 +47,29 @@ class ImagineCall:
         images: list[str] = []
         if self.image is not None:
             images.append(f"data:{self.image_type};base64,{b64encode(self.image.read_bytes()).decode()}")
-        return {"botType": self.bot, "prompt": self.prompt, "base64Array": images, "state": self.state}
+        if self.hook is None:
+            return self._document(images, self.name)
+        return {**self._document(images, self.hook.state(self.name)), "notifyHook": self.hook.url}
 
     def described(self) -> dict[str, Any]:
-        """The exact request, for the audit trail; the image by its type and size."""
+        """The exact request, for the audit trail; the image by its type and size, and no secret."""
         images = [] if self.image is None else [f"{self.image_type}, {self.image.stat().st_size} bytes"]
-        return {
-            "endpoint": IMAGINE,
-            "botType": self.bot,
-            "prompt": self.prompt,
-            "base64Array": images,
-            "state": self.state,
-        }
+        document = {"endpoint": IMAGINE, **self._document(images, self.name)}
+        if self.hook is None:
+            return document
+        return {**document, "state": self.hook.shown_state(self.name), "notifyHook": self.hook.shown}
+
+    def _document(self, images: list[str], state: str) -> dict[str, Any]:
+        return {"botType": self.bot, "prompt": self.prompt, "base64Array": images, "state": state}
 
 
-def state_of(request: Request) -> str:
+def name_of(request: Request) -> str:
     """What names a run's order to the proxy. A requeue asks for a new picture, so it is part of the name."""
     return f"{request.run_id}:{request.ticket}"
 
 
-def build(request: Request, warn: Warn) -> ImagineCall:
-    """Maps a run to an order.
+def build(request: Request, hook: Hook | None, warn: Warn) -> ImagineCall:
+    """Maps a run to an order, word of which is sent to the hook.
 
     Raises:
         Refused: If the model cannot be one, nothing is left of the prompt, or the previous image cannot be taken.
@@ -76,7 +81,7 @@ def build(request: Request, warn: Warn) -> ImagineCall:
     bot = "NIJI_JOURNEY" if is_niji(request.model) else "MID_JOURNEY"
     image = request.previous_image
     if image is None:
-        return ImagineCall(prompt, state_of(request), bot)
+        return ImagineCall(prompt, name_of(request), bot, hook)
     if (size := image.stat().st_size) > _MAX_IMAGE:
         raise MIDJOURNEY.too_large({"bytes": size})
     kind = content_type(image)
@@ -85,7 +90,7 @@ def build(request: Request, warn: Warn) -> ImagineCall:
         field="previousImage",
         feature="unsupported",
     )
-    return ImagineCall(prompt, state_of(request), bot, image, kind)
+    return ImagineCall(prompt, name_of(request), bot, hook, image, kind)
 
 
 def _line(prompt: PromptSpec, model: str, version: str, warn: Warn) -> str:

@@ -128,7 +128,7 @@ $$;
 
 -- The id of a delivery if its signature is right and fresh; null if not. Three schemes:
 --   hmac        webhook-signature is the hex HMAC-SHA256 of the body; the same body again is the same delivery
---   midjourney  unsigned callbacks that echo a value of ours: state is '<run id>.<hex HMAC-SHA256 of the run id>'
+--   midjourney  unsigned callbacks that echo a value of ours: state is '<run id>:<ticket>.<hex HMAC-SHA256 of that>'
 --   all others  Standard Webhooks: webhook-id, webhook-timestamp, webhook-signature 'v1,<base64> v1,<base64> …'
 create or replace function private.verified_delivery(p_provider text, p_headers jsonb, p_body text, p_json jsonb)
 returns text language plpgsql volatile set search_path = ''

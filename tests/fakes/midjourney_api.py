@@ -2,6 +2,8 @@
 
 It refuses what the real ones refuse, in their way: 401 with an empty body for a wrong secret, and 200 with a code for
 almost everything else. A task that it does not know is an empty body.
+
+Where an order names a hook, the task is posted to it at each change: unsigned, once, whatever is answered.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
+import httpx
 from PIL import Image
 
 from tests.fakes.server import Answer, Call, FakeAPI
@@ -27,8 +30,9 @@ _TASK = re.compile(r"/mj/task/([^/]+)/(fetch|cancel)")
 class MidjourneyAPI(FakeAPI):
     """The server.
 
-    `stages` is what the answers to fetches say, one after the other; the last one stays. With `mute`, orders are taken
-    and never answered; with `cut_off`, the connection drops instead. Without `can_cancel` it has no such endpoint.
+    `stages` is what the answers to fetches say, one after the other; the last one stays. A task with a hook stays as it
+    is until `happen` changes it. With `mute`, orders are taken and never answered; with `cut_off`, the connection drops
+    instead. Without `can_cancel` it has no such endpoint. With `deaf`, hooks are forgotten.
     """
 
     def reset(self) -> None:
@@ -39,6 +43,8 @@ class MidjourneyAPI(FakeAPI):
         self.mute = False
         self.cut_off = False
         self.can_cancel = True
+        self.deaf = False
+        self.hooks: dict[str, str] = {}
 
     def done(self) -> dict[str, Any]:
         """The stage with the picture."""
@@ -52,6 +58,19 @@ class MidjourneyAPI(FakeAPI):
     def known(self, name: str, **fields: Any) -> None:
         """Adds an order from before."""
         self.tasks[name] = {"id": name, "action": "IMAGINE", "properties": {}, "fetched": 0, **fields}
+
+    async def happen(self, name: str, **stage: Any) -> int | None:
+        """Changes a task and posts it to its hook, if it has one; gives the status of the answer, which nobody reads."""
+        task = self.tasks[name]
+        task.update(stage)
+        if name not in self.hooks:
+            return None
+        return await self.post(self.hooks[name], task)
+
+    async def post(self, hook: str, task: dict[str, Any]) -> int:
+        """Posts a task to a hook; answers the status."""
+        async with httpx.AsyncClient() as client:
+            return (await client.post(hook, json=task)).status_code
 
     def refusal(self, call: Call) -> Answer | None:
         if call.path in self.pictures:
@@ -87,14 +106,17 @@ class MidjourneyAPI(FakeAPI):
     def _order(self, call: Call) -> Answer:
         name = str(1_000 + len(self.tasks))
         self.known(name, status="NOT_START", state=call.fields["state"])
-        self.tasks[name]["properties"] = {"finalPrompt": call.fields["prompt"]}
+        hook = call.fields.get("notifyHook")
+        self.tasks[name]["properties"] = {"notifyHook": hook, "finalPrompt": call.fields["prompt"]}
+        if hook is not None and not self.deaf:
+            self.hooks[name] = hook
         taken = code(1, "提交成功", result=name)
         if self.mute:
             return Answer(after=asyncio.Event())
         return Answer(200, taken.body, cut=0) if self.cut_off else taken
 
     def _advance(self, task: dict[str, Any]) -> dict[str, Any]:
-        if not task.get("ended"):
+        if not task.get("ended") and task["id"] not in self.hooks:
             task.update(self.stages[min(task["fetched"], len(self.stages) - 1)])
             task["fetched"] += 1
         return task

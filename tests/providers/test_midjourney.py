@@ -1,3 +1,6 @@
+import hashlib
+import hmac
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,6 +20,15 @@ from tests.fakes.server import Answer, picture, size_of
 from tests.postgres import free_port
 
 STATE = "run_1:7"
+SECRET = "a webhook secret of the tests"
+ANON_KEY = "an anon key+"
+HOOKED = {
+    "SUPABASE_URL": "https://example.supabase.co/",
+    "SUPABASE_ANON_KEY": ANON_KEY,
+    "WEBHOOK_SECRET_MIDJOURNEY": f"{SECRET},the secret before that one",
+}
+OURS = "https://example.supabase.co/rest/v1/rpc/webhook_midjourney?apikey="
+THEIRS = "https://93.184.215.14/hook?token=theirs"
 
 
 @dataclass
@@ -30,30 +42,45 @@ class Studio:
     def __post_init__(self) -> None:
         self.provider = self._create(self.api.url)
 
-    def _create(self, url: str, key: str = KEY) -> Deferred:
-        made = create("midjourney", Settings(_env_file=None, MIDJOURNEY_API_URL=url, MIDJOURNEY_API_KEY=key))
+    def _create(self, url: str, key: str = KEY, **settings: str) -> Deferred:
+        made = create(
+            "midjourney", Settings(_env_file=None, MIDJOURNEY_API_URL=url, MIDJOURNEY_API_KEY=key, **settings)
+        )
         assert isinstance(made, Deferred)
         return made
 
-    async def set_up(self, url: str | None = None, key: str = KEY) -> None:
+    async def set_up(self, url: str | None = None, key: str = KEY, **settings: str) -> None:
         """Goes on with a provider that is set up in another way."""
         await self.provider.aclose()
-        self.provider = self._create(url or self.api.url, key)
+        self.provider = self._create(url or self.api.url, key, **settings)
 
-    def request(self, model: str = "v7", *, attempt: int = 1, previous: bytes | None = None, **spec: Any) -> Request:
+    def request(
+        self,
+        model: str = "v7",
+        *,
+        attempt: int = 1,
+        previous: bytes | None = None,
+        hook: str | None = None,
+        **spec: Any,
+    ) -> Request:
         """Asks for red foxes; whatever else is named belongs to the promptSpec."""
         image = None
         if previous is not None:
             image = self.folder / "previous"
             image.write_bytes(previous)
         prompt = PromptSpec.parse({"promptSpec": {"basePrompt": "a red fox", **spec}})
-        return Request("run_1", model, prompt, self.folder, attempt, previous_image=image, ticket=7)
+        metadata = {} if hook is None else {"webhookUrl": hook}
+        return Request("run_1", model, prompt, self.folder, attempt, image, metadata, ticket=7)
+
+    async def submit(self, model: str = "v7", **options: Any) -> Submitted:
+        """Submits."""
+        made = await self.provider.generate(self.request(model, **options), self.recorder)
+        assert isinstance(made, Submitted)
+        return made
 
     async def order(self, model: str = "v7", **options: Any) -> str:
         """Submits; answers the order's id."""
-        made = await self.provider.generate(self.request(model, **options), self.recorder)
-        assert isinstance(made, Submitted)
-        return made.job_id
+        return (await self.submit(model, **options)).job_id
 
     async def check(self, job_id: str) -> Generated | Waiting:
         """Asks once."""
@@ -328,6 +355,105 @@ async def test_as_long_as_nobody_knows_whether_it_was_ordered_it_is_not_ordered(
     assert isinstance(error, Retryable)
     assert not error.accepted
     assert studio.api.orders == []
+
+
+def signed(name: str, secret: str = SECRET) -> str:
+    return f"{name}.{hmac.new(secret.encode(), name.encode(), hashlib.sha256).hexdigest()}"
+
+
+async def test_with_a_secret_an_order_names_our_receiver_and_is_signed(studio: Studio) -> None:
+    await studio.set_up(**HOOKED)
+    assert (await studio.submit()).webhook
+
+    (call,) = studio.api.orders
+    assert (call.fields["state"], call.fields["notifyHook"]) == (signed(STATE), f"{OURS}an%20anon%20key%2B")
+    (written,) = studio.recorder.requests
+    assert written == {
+        "endpoint": "mj/submit/imagine",
+        **call.fields,
+        "state": f"{STATE}.***",
+        "notifyHook": f"{OURS}***",
+    }
+
+
+@pytest.mark.parametrize("missing", HOOKED)
+async def test_without_secret_or_address_there_is_no_hook(missing: str, studio: Studio) -> None:
+    await studio.set_up(**{name: value for name, value in HOOKED.items() if name != missing})
+    assert not (await studio.submit()).webhook
+
+    (call,) = studio.api.orders
+    assert call.fields["state"] == STATE
+    assert "notifyHook" not in call.fields
+
+
+@pytest.mark.parametrize("settings", [{}, HOOKED])
+async def test_a_run_may_name_another_hook_which_gets_no_token_of_ours(
+    settings: dict[str, str], studio: Studio
+) -> None:
+    await studio.set_up(**settings)
+    assert not (await studio.submit(hook=THEIRS)).webhook
+
+    (call,) = studio.api.orders
+    assert (call.fields["state"], call.fields["notifyHook"]) == (STATE, THEIRS)
+    assert studio.recorder.requests == [{"endpoint": "mj/submit/imagine", **call.fields}]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://example.com/hook", "its URL is not https."),
+        ("ftp://example.com/hook", "its URL is not https."),
+        ("example.com", "its URL is not https."),
+        ("https://user:pass@example.com/", "its URL has a user name or password in it."),
+        ("https://127.0.0.1/hook", "127.0.0.1 is not a public address."),
+        ("https://169.254.169.254/latest", "169.254.169.254 is not a public address."),
+        ("https://[fd00:ec2::254]/", "fd00:ec2::254 is not a public address."),
+        ("https://2130706433/", "its URL has no valid host name."),
+        ("https://localhost/", "localhost is not a public address."),
+        ("https://93.184.215.14:22/", "port 22 of 93.184.215.14 is not open to it."),
+        ("https://[::1", "its URL is malformed."),
+    ],
+)
+async def test_a_hook_that_is_not_public_is_refused_before_anything_is_ordered(
+    url: str, reason: str, studio: Studio
+) -> None:
+    error = await studio.fail(hook=url)
+
+    assert (type(error), error.code) == (Refused, "invalid_request")
+    assert error.message == f"metadata.webhookUrl cannot be used: {reason}"
+    assert "https" in error.hint
+    assert studio.api.requests == []
+    assert studio.recorder.requests == []
+
+
+async def test_not_even_the_proxys_own_address_is_open_to_a_runs_hook(studio: Studio) -> None:
+    assert isinstance(await studio.fail(hook=f"{studio.api.url}/mj/submit/imagine"), Refused)
+    assert studio.api.requests == []
+
+
+@pytest.mark.parametrize(
+    ("state", "heard"),
+    [(signed(STATE), True), (signed(STATE, "the secret before that one"), False), (STATE, False)],
+)
+async def test_an_order_is_found_again_whatever_key_signed_it(state: str, *, heard: bool, studio: Studio) -> None:
+    await studio.set_up(**HOOKED)
+    studio.api.known("999", status="IN_PROGRESS", state=state)
+    studio.api.known("998", status="IN_PROGRESS", state=signed("run_1:70"))
+    found = await studio.submit(attempt=2)
+
+    assert (found.job_id, found.webhook) == ("999", heard)
+    assert studio.api.orders == []
+
+
+async def test_word_is_posted_as_the_proxys_own_task(studio: Studio) -> None:
+    await studio.set_up(**{**HOOKED, "SUPABASE_URL": studio.api.url})
+    job_id = await studio.order()
+    await studio.api.happen(job_id, status="IN_PROGRESS", progress="46%")
+
+    posted = studio.api.requests[-1]
+    assert posted.path == "/rest/v1/rpc/webhook_midjourney"
+    assert (posted.fields["id"], posted.fields["state"]) == (job_id, signed(STATE))
+    assert SECRET not in json.dumps(posted.fields)
 
 
 async def test_the_grid_comes_whole_and_in_quarters(studio: Studio) -> None:

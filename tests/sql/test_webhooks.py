@@ -162,15 +162,74 @@ async def test_the_hex_scheme_may_name_the_run(db: Db, daemon: Daemon) -> None:
     assert (await daemon.claim_one())["id"] == run
 
 
+def task(state: object, **fields: Any) -> str:
+    """What a midjourney-proxy posts of an order: the whole task, its hook included."""
+    hook = f"https://example.supabase.co/rest/v1/rpc/webhook_midjourney?apikey=eyJ{'a' * 200}.{'b' * 40}"
+    return json.dumps(
+        {
+            "id": "order-1",
+            "properties": {"notifyHook": hook, "finalPrompt": "a red fox --v 7", "progressMessageId": "1"},
+            "action": "IMAGINE",
+            "status": "SUCCESS",
+            "prompt": "a red fox --v 7",
+            "description": "/imagine a red fox --v 7",
+            "state": state,
+            "submitTime": 1795489358547,
+            "finishTime": None,
+            "progress": "100%",
+            "imageUrl": "https://cdn.discordapp.com/attachments/1/2/grid.png?ex=65f&is=65f&hm=" + "0f" * 32,
+            "failReason": None,
+            **fields,
+        },
+        ensure_ascii=False,
+    )
+
+
+def echoed(run: str) -> str:
+    """The state of an order of ours."""
+    return f"{run}:7.{hex_hmac(f'{run}:7')}"
+
+
 @pytest.mark.usefixtures("secrets")
 async def test_midjourney_echoes_our_signature(db: Db) -> None:
     daemon = await new_daemon(db, "midjourney")
     run = await run_in(db, daemon, "parked", processor="midjourney:v7")
-    body = json.dumps({"id": "order-1", "status": "SUCCESS", "state": f"{run}.{hex_hmac(run)}"})
-    assert (await post(db, "midjourney", body, {}))[0] == 200
-    for state in (run, f"{run}.", f"{run}.{hex_hmac('other')}", f"{run}.{hex_hmac(run)}.x", 7, None):
-        assert (await post(db, "midjourney", json.dumps({"id": "order-1", "state": state}), {}))[0] == 401
+    assert await post(db, "midjourney", task(echoed(run)), {}) == (200, {"received": True, "duplicate": False})
+    forged = (run, f"{run}:7", f"{run}:7.", f"{run}:8.{hex_hmac(f'{run}:7')}", f"{echoed(run)}.x", echoed(run)[:-1], 7)
+    for state in (*forged, None, [echoed(run)], {"": echoed(run)}):
+        assert (await post(db, "midjourney", task(state), {}))[0] == 401
+    (delivery,) = await inbox(db)
+    assert (delivery["provider_job_id"], delivery["type"], delivery["run_id"]) == ("order-1", "SUCCESS", run)
+    assert delivery["body"] == task(echoed(run))
     assert (await events(db, run))[-1]["kind"] == "webhook"
+    assert (await daemon.claim_one())["id"] == run
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_word_of_midjourney_may_come_twice_and_in_any_order(db: Db) -> None:
+    daemon = await new_daemon(db, "midjourney")
+    run = await run_in(db, daemon, "parked", processor="midjourney:v7")
+    for status in ("SUCCESS", "IN_PROGRESS", "SUBMITTED"):
+        for duplicate in (False, True):
+            said = await post(db, "midjourney", task(echoed(run), status=status), {})
+            assert said == (200, {"received": True, "duplicate": duplicate})
+    claimed = await daemon.claim_one()
+    assert claimed["id"] == run
+    await post(db, "midjourney", task(echoed(run), status="IN_PROGRESS", progress="99%"), {})
+    await daemon.park(claimed, due_in=60)
+    assert (await daemon.claim_one())["id"] == run
+    types = [event["data"]["type"] for event in await events(db, run) if event["kind"] == "webhook"]
+    assert types == ["SUCCESS", "IN_PROGRESS", "SUBMITTED", "IN_PROGRESS"]
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_word_of_midjourney_that_comes_before_the_order_is_written_down_is_heard_by_the_park(db: Db) -> None:
+    daemon = await new_daemon(db, "midjourney")
+    run = await insert_run(db, processor="midjourney:v7")
+    claimed = await daemon.claim_one()
+    await post(db, "midjourney", task(echoed(run), status="SUBMITTED"), {})
+    await daemon.park(claimed, due_in=60)
+    assert (await daemon.claim_one())["id"] == run
 
 
 @pytest.mark.usefixtures("secrets")
