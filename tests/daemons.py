@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,13 +93,14 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(project: Supabase, **environment: str) -> AsyncIterator[Daemon]:
+async def daemon(
+    project: Supabase, *, program: Sequence[str] = ("-m", "daemon"), **environment: str
+) -> AsyncIterator[Daemon]:
     """Runs `image-jobs run` as a process of its own; kills it at the end if it still runs."""
     with tempfile.TemporaryDirectory() as directory:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "daemon",
+            *program,
             "run",
             env=project.environment(**environment),
             cwd=directory,
