@@ -211,7 +211,9 @@ async def test_an_answer_that_breaks_off_has_a_possible_cost_and_is_tried_again_
 @pytest.mark.parametrize(
     ("processor", "effective"),
     [
+        ("google:imagen-3.0", NEWEST),
         ("google:imagen-4.0-generate-001", NEWEST),
+        ("google:gemini-2.5-flash-image-preview", "gemini-2.5-flash-image"),
         ("google:gemini-3-pro-image-preview", "gemini-3-pro-image"),
         ("stability:stable-diffusion-3", "sd3.5-large"),
         ("stability:stable-diffusion-xl", "core"),
@@ -228,8 +230,9 @@ async def test_a_retired_model_is_replaced_by_its_successor_and_both_are_named(
     assert warning["data"]["effective"] == effective
 
 
-async def test_the_models_are_on_offer_with_their_prices(town: Town) -> None:
-    rows = await town.studio.db.fetch("select provider, model, price from image_models where provider <> 'openai'")
+async def test_the_models_are_on_offer_with_their_prices_and_where_these_are_from(town: Town) -> None:
+    rows = await town.studio.db.fetch("select provider, model, price, as_of, source from image_models")
+    assert all(row["source"] and row["as_of"] for row in rows)
     prices = {(row["provider"], row["model"]): row["price"] for row in rows}
 
     assert float(prices["google", NEWEST]) == pytest.approx(0.0336)

@@ -122,6 +122,7 @@ def _ending(provider: str, model: Model, ends: date, today: date) -> str:
 
 
 def _price_change(old: Model, new: Model) -> str:
-    if old.price is None or new.price is None or old.price == new.price:
+    if new.price is None or old.price == new.price:
         return ""
-    return f" (${new.price:.4f} an image, before ${old.price:.4f})"
+    before = "" if old.price is None else f", before ${old.price:.4f}"
+    return f" (${new.price:.4f} an image{before})"

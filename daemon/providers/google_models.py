@@ -30,6 +30,12 @@ def _gone(name: str, ended: date, successor: str, source: str = _DEPRECATIONS) -
 
 _PREVIEWS = date(2026, 6, 25)
 _IMAGEN = date(2026, 8, 17)
+_IMAGENS = (
+    *("imagen-3", "imagen-3.0", "imagen-4", "imagen-4.0"),  # as people call them
+    *("imagen-3.0-generate-001", "imagen-3.0-generate-002", "imagen-3.0-fast-generate-001"),
+    *("imagen-4.0-generate-001", "imagen-4.0-fast-generate-001", "imagen-4.0-ultra-generate-001"),
+    *("imagen-4.0-generate-preview-06-06", "imagen-4.0-ultra-generate-preview-06-06"),
+)
 
 MODELS = (
     _current(_NEWEST, 0.0336, ratios=_MORE_RATIOS),  # the first is what plain `google` means
@@ -51,11 +57,7 @@ MODELS = (
     _gone("gemini-2.5-flash-image-preview", date(2026, 1, 15), "gemini-2.5-flash-image"),
     _gone("gemini-3-pro-image-preview", _PREVIEWS, "gemini-3-pro-image"),
     _gone("gemini-3.1-flash-image-preview", _PREVIEWS, "gemini-3.1-flash-image"),
-    _gone("imagen-4.0-generate-001", _IMAGEN, _NEWEST, _SDK),
-    _gone("imagen-4.0-fast-generate-001", _IMAGEN, _NEWEST, _SDK),
-    _gone("imagen-4.0-ultra-generate-001", _IMAGEN, _NEWEST, _SDK),
-    _gone("imagen-3.0-generate-002", _IMAGEN, _NEWEST, _SDK),
-    _gone("imagen-3.0-generate-001", _IMAGEN, _NEWEST, _SDK),
+    *(_gone(name, _IMAGEN, _NEWEST, _SDK) for name in _IMAGENS),
 )
 
 _USD_PER_MILLION = {

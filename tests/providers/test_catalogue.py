@@ -45,6 +45,39 @@ def test_a_retired_model_is_refused_where_models_are_strict() -> None:
     assert error.hint == "Use openai:gpt-image-2.5-flare."
 
 
+@pytest.mark.parametrize(
+    ("processor", "day", "price"),
+    [
+        ("google:gemini-2.5-flash-image", date(2027, 3, 15), "is used instead ($0.0336 an image, before $0.0387)."),
+        ("google:imagen-4.0-generate-001", TODAY, "is used instead ($0.0336 an image)."),
+        ("stability:stable-diffusion-xl", TODAY, "core is used instead ($0.0300 an image)."),
+        ("openai:gpt-image-1.5", date(2026, 12, 1), "gpt-image-2.6-sunburst is used instead."),
+    ],
+)
+def test_what_a_successor_costs_is_said_where_it_is_known(processor: str, day: date, price: str) -> None:
+    found = resolve(processor, strict=False, today=day)
+
+    assert found.warning is not None
+    assert found.warning.endswith(price)
+
+
+@pytest.mark.parametrize("processor", ["google:imagen-3.0", "google:gemini-3-pro-image-preview", "stability:sd3"])
+def test_strictness_holds_for_every_provider(processor: str) -> None:
+    successor = resolve(processor, strict=False, today=TODAY)
+    error = refused(processor, strict=True)
+
+    assert error.code == "model_retired"
+    assert error.hint == f"Use {successor.provider}:{successor.model}."
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_every_entry_says_where_it_is_from_and_of_which_day(provider: str) -> None:
+    for model in models(provider):
+        assert model.source
+        assert date(2026, 11, 23) <= model.as_of
+        assert model.price is None or model.price > 0 or provider == "demo"
+
+
 def test_a_model_that_ends_soon_is_used_with_the_days_that_are_left() -> None:
     found = resolve("openai:gpt-image-1.5", strict=False, today=TODAY)
 

@@ -143,7 +143,7 @@ async def test_a_damaged_previous_image_is_final(studio: Studio) -> None:
         (NEWEST, {"size": "9000x1000"}, ("8:1", "4K"), {"size"}),
         (PRO, {"size": "1000x4000"}, ("9:16", "4K"), {"size"}),
         (FLASH, {"size": "2048x2048"}, ("1:1", None), {"size"}),
-        *((NEWEST, {"aspectRatio": ratio}, (ratio, None), set()) for ratio in ("2:3", "4:5", "21:9", "1:8", "4:1")),
+        *((NEWEST, {"aspectRatio": ratio}, (ratio, None), set()) for ratio in models("google")[0].ratios),
         (PRO, {"aspectRatio": "1:8"}, ("9:16", None), {"aspectRatio"}),
         (NEWEST, {"aspectRatio": "2:1"}, ("16:9", None), {"aspectRatio"}),
         (NEWEST, {"aspectRatio": "32:18"}, ("16:9", None), set()),
@@ -561,7 +561,9 @@ async def test_a_large_picture_arrives_byte_for_byte(studio: Studio) -> None:
         ("gemini-2.5-flash-image-preview", FLASH),
         ("gemini-3-pro-image-preview", PRO),
         ("gemini-3.1-flash-image-preview", "gemini-3.1-flash-image"),
+        ("imagen-3.0", NEWEST),
         ("imagen-3.0-generate-002", NEWEST),
+        ("imagen-4.0-generate-preview-06-06", NEWEST),
         ("imagen-4.0-ultra-generate-001", NEWEST),
     ],
 )
@@ -571,6 +573,12 @@ def test_a_retired_model_is_replaced_by_its_successor_and_that_is_said(model: st
     assert (found.requested, found.model) == (model, successor)
     assert found.warning is not None
     assert found.warning.startswith(f"{model} was retired on 2026-")
+
+
+def test_the_newest_model_draws_all_fourteen_ratios() -> None:
+    assert set(models("google")[0].ratios) == {
+        *("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "1:4", "4:1", "1:8", "8:1")
+    }
 
 
 def test_google_alone_means_the_newest_model() -> None:
