@@ -148,13 +148,14 @@ class Fetcher:
                 f"Cannot download {what}: {failure.reason}", code="download", hint=failure.hint
             ) from failure.__cause__
 
-    async def check(self, url: str, *, what: str) -> None:
+    async def check(self, url: str, *, timeout: timedelta, what: str) -> None:
         """Refuses what `fetch` would not connect to, where somebody else will connect on our behalf.
 
         What its name leads to may have changed by then: whoever connects has to look again.
 
         Args:
             url: Anything that anyone has written.
+            timeout: For looking its name up.
             what: Names it in error messages.
 
         Raises:
@@ -162,10 +163,10 @@ class Fetcher:
             Retryable: The same code: its name was not found.
         """
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
+            async with asyncio.timeout(timeout.total_seconds()):
                 await self._addresses(self._checked(_parsed(url)))
         except TimeoutError as error:
-            reason = f"its name was not found within {_CONNECT_SECONDS:g} s."
+            reason = f"its name was not found within {timeout.total_seconds():g} s."
             raise Retryable(f"{what} cannot be used: {reason}", code="invalid_request", hint=_OTHER_HOOK) from error
         except _Failure as failure:
             raise failure.error(

@@ -188,6 +188,27 @@ async def not_asked(url: str, to: Path, *allowed: str, **options: Any) -> None:
     assert re.search(r"not https|malformed|user name|no valid host name|is not open|not a public address", message)
 
 
+async def unfit(url: str, *allowed: str, resolve: Resolve | None = nobody, seconds: float = 20) -> RunError:
+    """The error for an address that somebody else is to be sent to, after what holds for every one of them."""
+    async with Fetcher(allowed, resolve=resolve) as fetcher:
+        with pytest.raises(RunError) as caught:
+            await fetcher.check(url, timeout=timedelta(seconds=seconds), what="metadata.webhookUrl")
+    error = caught.value
+    assert error.code == "invalid_request"
+    assert error.hint
+    assert SECRET not in f"{error.message} {error.hint} {error.data}"
+    return error
+
+
+async def nowhere(url: str, to: Path, *allowed: str, resolve: Resolve | None = nobody) -> None:
+    """It is neither asked, nor is anybody else sent there, for the same reason."""
+    message = await refused(url, to, *allowed, resolve=resolve)
+    assert re.search(r"not https|malformed|user name|no valid host name|is not open|not a public address", message)
+    error = await unfit(url, *allowed, resolve=resolve)
+    assert isinstance(error, Refused)
+    assert error.message == message.replace("Cannot download the image:", "metadata.webhookUrl cannot be used:")
+
+
 async def retryable(url: str, to: Path, *allowed: str, **options: Any) -> str:
     error = await failure(url, to, *allowed, **options)
     assert isinstance(error, Retryable)
@@ -267,7 +288,7 @@ async def test_an_earlier_file_is_replaced(to: Path) -> None:
     ],
 )
 async def test_only_https_is_spoken_with_strangers(to: Path, url: str) -> None:
-    await not_asked(url, to)
+    await nowhere(url, to)
 
 
 @pytest.mark.parametrize(
@@ -282,14 +303,14 @@ async def test_only_https_is_spoken_with_strangers(to: Path, url: str) -> None:
     ],
 )
 async def test_user_names_and_passwords_are_refused(to: Path, url: str) -> None:
-    await not_asked(url, to)
+    await nowhere(url, to)
 
 
 @pytest.mark.parametrize(
     "port", ["0", "22", "80", "444", "5432", "6379", "8443", "65535", "65979", "99999", "-1", "443:22", "x"]
 )
 async def test_only_the_port_of_https_is_open(to: Path, port: str) -> None:
-    await not_asked(f"https://host.example:{port}/", to)
+    await nowhere(f"https://host.example:{port}/", to)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +358,7 @@ async def test_only_the_port_of_https_is_open(to: Path, port: str) -> None:
     ],
 )
 async def test_no_spelling_of_an_inside_address_is_accepted(to: Path, host: str) -> None:
-    await not_asked(f"https://{host}/", to)
+    await nowhere(f"https://{host}/", to)
 
 
 @pytest.mark.parametrize(
@@ -362,12 +383,13 @@ async def test_no_spelling_of_an_inside_address_is_accepted(to: Path, host: str)
     ],
 )
 async def test_what_is_no_host_name_is_not_looked_up(to: Path, host: str) -> None:
-    await not_asked(f"https://{host}/", to)
+    await nowhere(f"https://{host}/", to)
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
 async def test_names_of_this_machine_are_refused(to: Path, host: str) -> None:
     assert "localhost is not a public address" in await refused(f"https://{host}/", to, resolve=None)
+    assert "localhost is not a public address" in (await unfit(f"https://{host}/", resolve=None)).message
 
 
 @pytest.mark.parametrize(
@@ -391,6 +413,22 @@ async def test_one_inside_address_among_the_answers_of_dns_refuses_them_all(to: 
     message = await refused(f"https://host.example/?{SECRET}", to, resolve=names)
     assert message == "Cannot download the image: host.example is not a public address."
     assert names.asked == [("host.example", 443)]
+    error = await unfit(f"https://host.example/?{SECRET}", resolve=names)
+    assert isinstance(error, Refused)
+    assert error.message == "metadata.webhookUrl cannot be used: host.example is not a public address."
+
+
+@pytest.mark.parametrize("answers", [{}, {"host.example": [[]]}])
+async def test_an_address_that_is_not_found_may_be_there_later(answers: dict[str, list[Sequence[str]]]) -> None:
+    error = await unfit(f"https://host.example/?{SECRET}", resolve=Names(answers))
+    assert isinstance(error, Retryable)
+    assert error.message == "metadata.webhookUrl cannot be used: host.example was not found."
+
+
+async def test_an_address_on_the_internet_may_be_given_to_others() -> None:
+    async with Fetcher([], resolve=Names({"host.example": [[PUBLIC, "2606:4700::1111"]]})) as fetcher:
+        for host in ("host.example", PUBLIC, "[2606:4700::1111]"):
+            await fetcher.check(f"https://{host}/hook?{SECRET}", timeout=timedelta(seconds=20), what="a webhook")
 
 
 async def test_a_name_beyond_ascii_is_looked_up_as_dns_spells_it(to: Path) -> None:
@@ -408,7 +446,7 @@ async def test_a_name_beyond_ascii_is_looked_up_as_dns_spells_it(to: Path) -> No
 )
 async def test_only_the_exact_origin_that_is_configured_is_open(to: Path, url: str) -> None:
     async with serving(http()) as server:
-        await not_asked(url.format(port=server.port, other=server.port - 1), to, server.url)
+        await nowhere(url.format(port=server.port, other=server.port - 1), to, server.url)
         assert not server.asked
 
 
@@ -421,12 +459,12 @@ async def test_the_configured_origin_is_known_in_any_spelling(to: Path) -> None:
 
 async def test_a_configured_localhost_that_leads_elsewhere_is_refused(to: Path) -> None:
     names = Names({"localhost": [["127.0.0.1", "10.0.0.1"]]})
-    await not_asked("http://localhost:9/", to, "http://localhost:9", resolve=names)
+    await nowhere("http://localhost:9/", to, "http://localhost:9", resolve=names)
 
 
 @pytest.mark.parametrize("base", ["http://host.example:8000", "http://10.0.0.1:8000", "https://10.0.0.1:8000"])
 async def test_a_configured_address_that_is_not_loopback_opens_nothing_inside(to: Path, base: str) -> None:
-    await not_asked(f"{base}/image.png", to, base)
+    await nowhere(f"{base}/image.png", to, base)
 
 
 async def test_a_port_that_is_configured_with_https_is_open_for_that_host_alone(to: Path) -> None:
@@ -694,6 +732,9 @@ async def test_a_look_up_that_hangs_is_within_the_time_limit(to: Path) -> None:
         return await asyncio.get_running_loop().create_future()
 
     assert "took longer" in await retryable("https://host.example/", to, resolve=hang, seconds=0.1)
+    error = await unfit("https://host.example/", resolve=hang, seconds=0.1)
+    assert isinstance(error, Retryable)
+    assert error.message.endswith("its name was not found within 0.1 s.")
 
 
 @pytest.mark.parametrize(

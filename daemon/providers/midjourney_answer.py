@@ -83,7 +83,7 @@ class Task:
             return MIDJOURNEY.refused("the prompt", facts, stage="input", categories=_list(self.banned_word))
         if any(word in said for word in _PASSING):
             return _failed(self.fail_reason, self.facts)
-        return MIDJOURNEY.rejected(400, self.fail_reason or "no reason given", self.facts)
+        return MIDJOURNEY.rejected(400, self.fail_reason or "no reason given.", self.facts)
 
 
 def order_id(document: object) -> str:
@@ -106,7 +106,7 @@ def order_id(document: object) -> str:
             raise MIDJOURNEY.refused("the prompt", facts, stage="input", categories=_list(word))
         case 3:  # no account
             raise Retryable(
-                f"The Midjourney proxy has no account that could draw: {readable(said)}",
+                f"The Midjourney proxy has no account that could draw: {readable(said) or 'no reason given.'}",
                 code="provider_unavailable",
                 hint="Look at the accounts in the proxy's settings. It is tried again by itself.",
                 retry_in=_ACCOUNT_WAIT,
@@ -128,7 +128,7 @@ def as_object(document: object) -> dict[str, Any]:
 
 def _failed(said: str, facts: Facts) -> Retryable:
     return Retryable(
-        f"Midjourney did not draw it: {readable(said) or 'no reason given'}",
+        f"Midjourney did not draw it: {readable(said) or 'no reason given.'}",
         code="provider_unavailable",
         hint="It is tried again by itself.",
         data=dict(facts),

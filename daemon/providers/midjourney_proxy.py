@@ -23,6 +23,7 @@ from daemon.providers.vendor import BROKEN, retry_after
 log = structlog.stdlib.get_logger()
 
 _DOWNLOAD_TIMEOUT = timedelta(seconds=60)
+_LOOK_UP_TIMEOUT = timedelta(seconds=10)
 
 
 class MidjourneyProxy:
@@ -78,7 +79,7 @@ class MidjourneyProxy:
             heard = hook is not None and hook.ours and found.state == hook.state(call.name)
             return Submitted(found.id, "An earlier attempt had ordered it; that order is used.", webhook=heard)
         if hook is not None and not hook.ours:
-            await self._outside.check(hook.url, what="metadata.webhookUrl")
+            await self._outside.check(hook.url, timeout=_LOOK_UP_TIMEOUT, what="metadata.webhookUrl")
         report.submitted(call.described())
         body = await asyncio.to_thread(call.body)
         order = order_id(await self._ask("POST", IMAGINE, body))

@@ -32,6 +32,8 @@ _SLOW = (httpx.TimeoutException, httpx2.TimeoutException)
 _BILLING_WAIT = timedelta(minutes=10)
 _PASSING = {408, 409, 425, 499}
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{60,}")
+_ENDS = ".!?…。"
+_MOST_CATEGORIES = 10
 _AGAIN = "It is tried again by itself."
 
 Facts = Mapping[str, Any]
@@ -64,7 +66,7 @@ class Vendor:
         if status < 400 or status in plain:
             return plain.get(status, self.no_api)(facts)
         if status == 403:
-            return self.no_permission(said or "no reason given", facts)
+            return self.no_permission(said, facts)
         if status == 429:
             return self.rate_limited(wait, facts, blocks=blocks)
         if status in _PASSING or status >= 500:
@@ -97,6 +99,7 @@ class Vendor:
         self, what: str, facts: Facts, *, stage: str, categories: list[str], cost: float | None = None
     ) -> Refused:
         """The content is not wanted there. `what` is what was looked at; `stage` is input or output."""
+        categories = [readable(category, 60).rstrip(".") for category in categories[:_MOST_CATEGORIES]]
         why = f" ({', '.join(categories)})" if categories else ""
         return Refused(
             f"{self.name} refused {what}{why}.",
@@ -145,7 +148,7 @@ class Vendor:
         """An outage, or too much going on there. What is told within an answer has no status."""
         number = f" ({status})" if status else ""
         return Retryable(
-            f"{self.name} had a problem{number}: {readable(said) or 'no reason given'}",
+            f"{self.name} had a problem{number}: {readable(said) or 'no reason given.'}",
             code="provider_unavailable",
             hint=_AGAIN,
             retry_in=wait,
@@ -164,7 +167,7 @@ class Vendor:
     def no_permission(self, said: str, facts: Facts) -> Refused:
         """The key is good, and may not do this."""
         return Refused(
-            f"The {self.name} account may not do this: {readable(said)}",
+            f"The {self.name} account may not do this: {readable(said) or 'no reason given.'}",
             code="permission",
             hint=f"See {self.account}, then requeue.",
             data=dict(facts),
@@ -196,7 +199,7 @@ class Vendor:
     def bad_image(self, said: str, facts: Facts) -> Refused:
         """The previous image cannot be read there."""
         return Refused(
-            f"{self.name} cannot use the previous image: {readable(said)}",
+            f"{self.name} cannot use the previous image: {readable(said) or 'no reason given.'}",
             code="input_image_invalid",
             hint="Choose another previousImage, or leave it out.",
             data=dict(facts),
@@ -214,7 +217,7 @@ class Vendor:
     def rejected(self, status: int, said: str, facts: Facts) -> Refused:
         """Something in the request is wrong."""
         return Refused(
-            f"{self.name} rejected the request: {readable(said) or f'status {status}'}",
+            f"{self.name} rejected the request: {readable(said) or f'status {status}.'}",
             code="invalid_request",
             hint="Change the prompt or its options, and requeue.",
             data=dict(facts),
@@ -222,8 +225,9 @@ class Vendor:
 
 
 def readable(said: str, length: int = 500) -> str:
-    """Somebody else's words as they may be shown: short, and without what looks like base64."""
-    return _ENCODED.sub("…", said)[:length]
+    """Somebody else's words as they may be shown: short, in one line, without what looks like base64, with a full stop."""
+    words = " ".join(_ENCODED.sub("…", said).split())[:length]
+    return f"{words}." if words and words[-1] not in _ENDS else words
 
 
 def retry_after(header: str | None) -> timedelta | None:
