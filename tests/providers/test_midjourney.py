@@ -1,6 +1,8 @@
 import hashlib
 import hmac
 import json
+import struct
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -322,6 +324,17 @@ async def test_where_nothing_listens_nothing_was_ordered(studio: Studio) -> None
     assert "MIDJOURNEY_API_URL" in error.hint
 
 
+async def test_silence_after_an_order_was_sent_is_an_unknown_outcome_and_it_is_found_again(studio: Studio) -> None:
+    studio.api.mute = True
+    await studio.set_up(IMAGE_JOBS_RUN_TIMEOUT="0.3")
+    error = await studio.fail()
+
+    assert isinstance(error, OutcomeUnknown)
+    assert "in time" in error.message
+    assert await studio.order(attempt=2) == "1000"
+    assert len(studio.api.orders) == 1
+
+
 async def test_the_address_may_end_with_the_prefix_of_all_paths(studio: Studio) -> None:
     await studio.set_up(f"{studio.api.url}/mj/")
 
@@ -561,13 +574,61 @@ async def test_trouble_with_the_download_does_not_order_anew(answer: Answer, stu
     assert not caught.value.accepted
 
 
-async def test_a_picture_at_a_private_address_is_refused(studio: Studio) -> None:
-    studio.api.stages = [{"status": "SUCCESS", "imageUrl": "https://192.168.1.1/grid.png"}]
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("https://192.168.1.1/grid.png", "192.168.1.1 is not a public address."),
+        ("https://169.254.169.254/latest/meta-data/", "169.254.169.254 is not a public address."),
+        ("https://[fd00:ec2::254]/", "fd00:ec2::254 is not a public address."),
+        ("https://[64:ff9b::a00:1]/", "64:ff9b::a00:1 is not a public address."),
+        ("https://0x7f.1/grid.png", "its URL has no valid host name."),
+        ("http://93.184.215.14/grid.png", "its URL is not https."),
+        ("https://93.184.215.14:6379/", "port 6379 of 93.184.215.14 is not open to it."),
+        ("file:///etc/passwd", "its URL is not https."),
+    ],
+)
+async def test_a_picture_at_a_bad_address_is_refused(url: str, reason: str, studio: Studio) -> None:
+    studio.api.stages = [{"status": "SUCCESS", "imageUrl": url}]
     job_id = await studio.order()
     with pytest.raises(Refused) as caught:
         await studio.check(job_id)
 
-    assert caught.value.code == "download"
+    assert (caught.value.code, caught.value.message) == ("download", f"Cannot download the image: {reason}")
+
+
+def bomb() -> bytes:
+    """A small file that says it is a picture of 2.5 thousand million pixels."""
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "reason"),
+    [
+        (Answer(302, headers={"location": "https://169.254.169.254/"}), "download", "is not a public address."),
+        (Answer(302, headers={"location": "http://example.com/"}), "download", "its URL is not https."),
+        (Answer(302, headers={"location": "/grid.png"}), "download", "there were more than 3 redirects."),
+        (Answer(200, b"<svg/>", {"content-type": "text/html"}), "download", "is not an image."),
+        (Answer(200, bytes(60_000), {"content-type": "image/png"}), "download", "it is larger than 0.05 MB."),
+        (Answer(200, bomb(), {"content-type": "image/png"}), "image_too_large", "the limit is 100.0 million."),
+    ],
+)
+async def test_what_is_no_picture_of_a_usual_size_is_refused(
+    answer: Answer, code: str, reason: str, studio: Studio
+) -> None:
+    await studio.set_up(IMAGE_JOBS_MAX_IMAGE_BYTES="50000")
+    job_id = await studio.order()
+    studio.api.next(Answer.json(200, {"id": job_id, **studio.api.done()}), *[answer] * 4)
+    with pytest.raises(Refused) as caught:
+        await studio.check(job_id)
+
+    assert caught.value.code == code
+    assert caught.value.message.endswith(reason)
+    assert caught.value.hint
+    assert [path.name for path in studio.folder.iterdir()] in ([], ["grid"])
 
 
 @pytest.mark.parametrize("can_cancel", [True, False])
