@@ -88,6 +88,12 @@ _TOKENS_PER_EDGE = {
 """Patches along the short edge, from which the output tokens follow; for 2.6 nobody has published them."""
 _PARTIAL_IMAGE_TOKENS = 100
 
+MAINLINE = "gpt-6-luna"
+"""Answers in background mode and has the image model draw: image models are no models of the Responses API. The cheapest
+one that has the tool (developers.openai.com/api/docs/models/gpt-6-luna)."""
+_MAINLINE_RATES = {"input": 0.10, "cached": 0.01, "written": 0.125, "output": 0.50}
+"""USD for a million tokens, by the same page."""
+
 
 def generation(model: str) -> float | None:
     """2.5 for `gpt-image-2.5-flare`; 1.0 to 1.5 for those of fixed sizes; None for what is not OpenAI's own."""
@@ -128,6 +134,24 @@ def settle(model: str, usage: Any) -> float | None:
     if rates is None or output <= 0:
         return None
     return round((text * rates.text_in + image * rates.image_in + output * rates.image_out) / 1e6, 8)
+
+
+def settle_mainline(model: Any, usage: Any) -> float | None:
+    """USD for what the model that words the prompt has counted: `model` and `usage` of a response. None where unknown."""
+    if not str(model).startswith(MAINLINE):
+        return None
+    try:
+        details = usage["input_tokens_details"]
+        cached, written = int(details.get("cached_tokens") or 0), int(details.get("cache_write_tokens") or 0)
+        counted = {
+            "input": int(usage["input_tokens"]) - cached - written,
+            "cached": cached,
+            "written": written,
+            "output": int(usage["output_tokens"]),
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return sum(tokens * _MAINLINE_RATES[name] for name, tokens in counted.items()) / 1e6
 
 
 def _rates(model: str) -> _Rates | None:
