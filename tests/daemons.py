@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import asyncpg
 from starlette.types import ASGIApp
 
+from daemon.dev.api import one_port
 from daemon.dev.keys import Keys, make_keys
+from daemon.dev.rest import rest_app
 from daemon.dev.storage import storage_app
 from tests.postgres import ROOT, wait_until
 from tests.servers import served
@@ -23,7 +25,7 @@ from tests.servers import served
 
 @dataclass
 class Supabase:
-    """A project: a database, and Storage at `url`."""
+    """A project: a database, and Storage at `url`, with REST where that is asked for."""
 
     dsn: str
     url: str
@@ -46,15 +48,19 @@ class Supabase:
 
 
 @asynccontextmanager
-async def supabase(dsn: str, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> AsyncIterator[Supabase]:
-    """Serves Storage for a database, behind whatever stands before it."""
+async def supabase(
+    dsn: str, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app, *, authenticator: str | None = None
+) -> AsyncIterator[Supabase]:
+    """Serves Storage for a database, behind whatever stands before it; and REST, given the DSN of its role."""
     keys = make_keys("a secret of these tests that is long enough")
-    with tempfile.TemporaryDirectory() as directory:
-        async with (
-            asyncpg.create_pool(dsn, min_size=1, max_size=8) as pool,
-            served(behind(storage_app(pool, Path(directory), keys))) as url,
-        ):
-            yield Supabase(dsn, url, keys)
+    async with AsyncExitStack() as opened:
+        directory = opened.enter_context(tempfile.TemporaryDirectory())
+        pool = await opened.enter_async_context(asyncpg.create_pool(dsn, min_size=1, max_size=8))
+        app = behind(storage_app(pool, Path(directory), keys))
+        if authenticator is not None:
+            gate = await opened.enter_async_context(asyncpg.create_pool(authenticator, min_size=1, max_size=8))
+            app = one_port({"/storage/v1": app, "/rest/v1": rest_app(gate, keys)})
+        yield Supabase(dsn, await opened.enter_async_context(served(app)), keys)
 
 
 @dataclass

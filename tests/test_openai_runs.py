@@ -108,7 +108,16 @@ async def test_a_picture_of_our_own_is_edited(studio: Studio) -> None:
     assert submitted["data"]["request"]["image"] == f"image/png, {len(edit.image)} bytes"
 
 
-@pytest.mark.parametrize("where", ["https://127.0.0.1/secret.png", "https://169.254.169.254/latest/meta-data.png"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "https://127.0.0.1/secret.png",
+        "https://169.254.169.254/latest/meta-data.png",
+        "https://[fd00:ec2::254]/latest/meta-data.png",
+        "https://2852039166/latest/meta-data.png",
+        "https://localhost/secret.png",
+    ],
+)
 async def test_a_previous_image_inside_our_network_is_refused_before_anything_is_sent(
     studio: Studio, where: str
 ) -> None:

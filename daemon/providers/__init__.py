@@ -1,9 +1,9 @@
 """What a provider is, and which there are.
 
 A provider is one module with three names: `MODELS`, what it has on offer; `SETTING`, the variable that turns it on; and
-`create`, which makes it from the settings or answers None where that variable is missing. It does one thing: turn a `Request` into a picture on disk. Everything that
-providers have in common (claims, attempts, deadlines, cancellation, downloads, limits, storage, events) is done once,
-outside, by the worker.
+`create`, which makes it from the settings or answers None where that variable is missing. It does one thing: turn a
+`Request` into a picture on disk. Everything that providers have in common (claims, attempts, deadlines, cancellation,
+downloads, limits, storage, events) is done once, outside, by the worker.
 
 To add one: write the module, add its line to `PROVIDERS`.
 """
