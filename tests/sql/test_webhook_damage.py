@@ -24,7 +24,7 @@ from tests.webhooks import KEYS, by_sql, gateway, hex_hmac, signed
 NOW = datetime.now(UTC)
 """When the deliveries below are sent; for the database it is then, too."""
 
-REFUSALS = {("401", "PT401"), ("413", "PT413")}
+REFUSALS = [("401", "PT401"), ("413", "PT413")]
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.too_slow]
 
 BATCH = 50

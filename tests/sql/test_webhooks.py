@@ -2,6 +2,7 @@
 
 import base64
 import json
+from typing import Any
 
 import asyncpg
 import pytest
