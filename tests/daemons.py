@@ -1,4 +1,4 @@
-"""Whole daemons for tests: real processes, beside a database and the stand-in for Supabase Storage."""
+"""Whole daemons for tests: real processes, beside a database and the stand-in for Supabase."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from daemon.dev.storage import storage_app
 from tests.postgres import ROOT, wait_until
 from tests.servers import served
 
+Pool = asyncpg.Pool
+
 
 @dataclass
 class Supabase:
-    """A project: a database, and Storage at `url`, with REST where that is asked for."""
+    """A project: a database, and REST and Storage at `url`."""
 
     dsn: str
     url: str
@@ -48,19 +50,20 @@ class Supabase:
 
 
 @asynccontextmanager
-async def supabase(
-    dsn: str, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app, *, authenticator: str | None = None
-) -> AsyncIterator[Supabase]:
-    """Serves Storage for a database, behind whatever stands before it; and REST, given the DSN of its role."""
+async def supabase(dsn: str, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> AsyncIterator[Supabase]:
+    """Serves REST and Storage for a database, behind whatever stands before them."""
     keys = make_keys("a secret of these tests that is long enough")
-    async with AsyncExitStack() as opened:
-        directory = opened.enter_context(tempfile.TemporaryDirectory())
-        pool = await opened.enter_async_context(asyncpg.create_pool(dsn, min_size=1, max_size=8))
-        app = behind(storage_app(pool, Path(directory), keys))
-        if authenticator is not None:
-            gate = await opened.enter_async_context(asyncpg.create_pool(authenticator, min_size=1, max_size=8))
-            app = one_port({"/storage/v1": app, "/rest/v1": rest_app(gate, keys)})
-        yield Supabase(dsn, await opened.enter_async_context(served(app)), keys)
+    with tempfile.TemporaryDirectory() as directory:
+        async with (
+            asyncpg.create_pool(dsn, min_size=1, max_size=8) as pool,
+            asyncpg.create_pool(dsn.replace("//postgres@", "//authenticator@"), min_size=0, max_size=4) as gateway,
+            served(behind(_api(pool, gateway, Path(directory), keys))) as url,
+        ):
+            yield Supabase(dsn, url, keys)
+
+
+def _api(pool: Pool, gateway: Pool, directory: Path, keys: Keys) -> ASGIApp:
+    return one_port({"/rest/v1": rest_app(gateway, keys), "/storage/v1": storage_app(pool, directory, keys)})
 
 
 @dataclass
