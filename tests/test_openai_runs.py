@@ -5,6 +5,7 @@ Each test says how the run ends, what its events and its node tell, what it cost
 
 import asyncio
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -345,6 +346,16 @@ async def test_a_retired_model_is_replaced_by_its_successor_and_both_are_named(s
     assert warning["data"] == {"field": "model", "requested": "dall-e-3", "effective": FLARE}
     (request,) = studio.api.requests
     assert request.fields["model"] == FLARE
+
+
+async def test_a_mode_that_nobody_knows_is_warned_of_and_the_image_is_made_at_once(studio: Studio) -> None:
+    run = await insert_run(studio.db, processor=f"openai:{FLARE}", workflow=uuid4(), mode="turbo")
+    await studio.until(run, "completed")
+
+    (warning,) = await studio.events(run, "warning")
+    assert warning["message"] == "mode 'turbo' is unknown; the image is made at once."
+    assert warning["data"]["field"] == "mode"
+    assert [request.path for request in studio.api.requests] == ["/v1/images/generations"]
 
 
 async def test_a_picture_that_a_compatible_server_points_to_is_fetched_again_but_not_made_again(
