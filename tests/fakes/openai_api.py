@@ -261,6 +261,19 @@ def held(go: asyncio.Event) -> Fault:
     return fault
 
 
+def previews(count: int) -> Fault:
+    """A good stream with that many previews, however many were asked for."""
+
+    async def fault(exchange: Exchange) -> None:
+        await exchange.start(200, "text/event-stream")
+        for index in range(count):
+            await exchange.event(exchange.api.partial(exchange.call, index))
+        await exchange.event(exchange.api.completed(exchange.call, count))
+        await exchange.body(b"")
+
+    return fault
+
+
 def silent_end() -> Fault:
     """A stream that ends in good order, but without a picture."""
 
