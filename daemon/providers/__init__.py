@@ -33,7 +33,8 @@ class Model:
     """One model on offer, as `image_models` shows it to frontends.
 
     Prices are USD for one image at the default size and quality; None where there is no price per image.
-    `retired` is the day from which the provider refuses it; `successor` the model it names instead.
+    `qualities` are the values of promptSpec.quality that make a difference, the usual one among them; empty where there is
+    one quality. `retired` is the day from which the provider refuses it; `successor` the model it names instead.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Model:
     typical_seconds: float | None = None
     sizes: tuple[str, ...] = ()
     ratios: tuple[str, ...] = ()
+    qualities: tuple[str, ...] = ()
     seed: bool = False
     negative_prompt: bool = False
     previous_image: bool = False

@@ -152,7 +152,8 @@ as $$
   set blocked_until = greatest(l.blocked_until, excluded.blocked_until), blocked_reason = excluded.blocked_reason
 $$;
 
--- Publishes what a provider has on offer: the rows of image_models are replaced by these.
+-- Publishes what a provider has on offer: the rows of image_models are replaced by these. A daemon from before there were
+-- qualities does not name any.
 create or replace function private.publish_models(p_provider text, p_models jsonb)
 returns void language plpgsql volatile set search_path = ''
 as $$
@@ -161,12 +162,13 @@ begin
   where m.provider = p_provider and not exists (
     select from jsonb_to_recordset(p_models) as n (model text) where n.model = m.model);
   insert into private.models
-  select n.* from jsonb_populate_recordset(null::private.models, p_models) n
+  select n.* from jsonb_populate_recordset(
+    jsonb_populate_record(null::private.models, '{"qualities": []}'), p_models) n
   order by n.provider, n.model
   on conflict (provider, model) do update set
     sizes = excluded.sizes, ratios = excluded.ratios, seed = excluded.seed, negative_prompt = excluded.negative_prompt,
     previous_image = excluded.previous_image, previews = excluded.previews, price = excluded.price,
     typical_seconds = excluded.typical_seconds, retired = excluded.retired, successor = excluded.successor,
-    as_of = excluded.as_of, source = excluded.source;
+    as_of = excluded.as_of, source = excluded.source, qualities = excluded.qualities;
 end
 $$;

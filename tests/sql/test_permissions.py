@@ -121,6 +121,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "private.webhook_key": NOBODY,
     "private.write_nodes": NOBODY,
     "public.cancel_run": SIGNED_IN,
+    "public.qualities": EVERYBODY,
     "public.receive_webhook": {"service_role"},
     "public.requeue_run": SIGNED_IN,
     "public.start_image_job": SIGNED_IN,
