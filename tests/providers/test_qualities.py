@@ -1,17 +1,30 @@
 """What image_models says of qualities, against what is really asked of the providers."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from daemon.prompt import PromptSpec, Quality
-from daemon.providers import Model, Request, models
+from daemon.providers import (
+    Model,
+    Request,
+    google_request,
+    midjourney_request,
+    models,
+    openai_request,
+    stability_request,
+)
 
+BUILD = {
+    "openai": openai_request.build,
+    "google": google_request.build,
+    "stability": stability_request.build,
+    "midjourney": lambda request, warn: midjourney_request.build(request, None, warn),
+}
 LIVE = [
     pytest.param(provider, model, id=f"{provider}:{model.name}")
-    for provider in ("openai", "google", "stability", "midjourney")
+    for provider in BUILD
     for model in models(provider)
     if model.retired is None or model.sizes
     if not model.name.startswith("dall-e")  # retired: its successor is asked
@@ -27,7 +40,7 @@ def asked(provider: str, model: Model, quality: str) -> tuple[str, bool]:
 
     prompt = PromptSpec.parse({"promptSpec": {"basePrompt": "A fox", "quality": quality}})
     request = Request(run_id="job_1", model=model.name, prompt=prompt, workdir=Path())
-    call = import_module(f"daemon.providers.{provider}_request").build(request, warn)
+    call = BUILD[provider](request, warn)
     return repr(call), "quality" in warned
 
 
