@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import httpx
 from standardwebhooks import Webhook
+from starlette.types import ASGIApp
 
 from daemon.dev.api import one_port
 from daemon.dev.keys import Keys
@@ -57,12 +58,15 @@ def by_sql(db: "asyncpg.Connection[asyncpg.Record]") -> Post:
 
 
 @asynccontextmanager
-async def gateway(postgres: Cluster, dsn: str) -> AsyncIterator[str]:
-    """The URL of a project whose REST endpoint is the stand-in, before the database at `dsn`."""
+async def gateway(
+    postgres: Cluster, dsn: str, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app
+) -> AsyncIterator[str]:
+    """The URL of a project whose REST endpoint is the stand-in, before the database at `dsn`, behind whatever stands
+    before it."""
     as_gateway = postgres.server.dsn(dsn.rpartition("/")[2], user="authenticator")
     async with (
         asyncpg.create_pool(as_gateway, min_size=1, max_size=4) as pool,
-        served(one_port({"/rest/v1": rest_app(pool, KEYS)})) as url,
+        served(behind(one_port({"/rest/v1": rest_app(pool, KEYS)}))) as url,
     ):
         yield url
 

@@ -316,6 +316,16 @@ begin
 end
 $$;
 
+-- Takes a delivery out of the inbox again, which doctor does with its own; whether it was there.
+create or replace function private.forget_delivery(p_provider text, p_delivery text)
+returns boolean language sql volatile set search_path = ''
+as $$
+  with gone as (
+    delete from private.webhook_deliveries d where d.provider = p_provider and d.delivery_id = p_delivery returning 1
+  )
+  select exists (select from gone)
+$$;
+
 -- The doors. PostgREST hands a JSON object to a single unnamed json parameter byte for byte; jsonb would not keep it.
 create or replace function public.webhook_openai(json)
 returns jsonb language sql volatile set search_path = ''

@@ -113,6 +113,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "private.show_runs": NOBODY,
     "private.stamp_event": NOBODY,
     "private.sweep_webhooks": NOBODY,
+    "private.forget_delivery": NOBODY,
     "private.take_over": NOBODY,
     "private.turn": NOBODY,
     "private.use_workflow": NOBODY,
