@@ -1,7 +1,6 @@
-"""OpenAI's Images API, its Responses API in the background, and servers that speak them.
+"""OpenAI's Images API, and servers that speak it.
 
-Only what is on offer lives here, so that menus and catalogues cost no SDK import; the work is in `openai_images.py` and
-`openai_background.py`.
+Only what is on offer lives here, so that menus and catalogues cost no SDK import; the work is in `openai_images.py`.
 """
 
 from urllib.parse import urlsplit
@@ -20,13 +19,12 @@ def create(settings: Settings) -> Provider | None:
     """The provider; None without `OPENAI_API_KEY`."""
     if settings.openai_api_key is None:
         return None
-    from daemon.providers.openai_provider import OpenAI
+    from daemon.providers.openai_images import OpenAIImages
 
-    return OpenAI(
+    return OpenAIImages(
         settings.openai_api_key,
         base_url=settings.openai_base_url,
         models=MODELS if _is_openai(settings.openai_base_url) else (),
-        webhook="openai" in settings.webhook_secrets,
         timeout=settings.run_timeout,
         max_bytes=settings.max_image_bytes,
     )
