@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -20,6 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from daemon.disk import is_disk
 from daemon.errors import Refused, Retryable, RunError
 
 THUMBNAIL_EDGE = 512
@@ -36,6 +37,15 @@ EXTENSIONS = tuple(extension for extension, _ in _PLUGINS.values())
 
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # A picture takes four bytes a pixel while it is decoded, whatever its file's size: so only so many at once.
 _decoding = threading.BoundedSemaphore(2)
@@ -64,6 +74,7 @@ def inspect(path: Path, *, max_bytes: int, max_pixels: int) -> ImageInfo:
     Raises:
         Retryable: Code `invalid_image`: empty, cut off, damaged, or nothing we take for an image.
         Refused: Code `image_too_large`.
+        OSError: The disk's trouble, as everywhere here.
     """
     size = path.stat().st_size
     if size > max_bytes:
@@ -102,7 +113,9 @@ def thumbnail(path: Path, out: Path, *, edge: int = THUMBNAIL_EDGE) -> None:
         image.load()
         small = image.convert("RGBA" if image.has_transparency_data else "RGB")
         small.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-        ImageOps.exif_transpose(small, in_place=True)
+        # By hand: Pillow's own way writes all of EXIF anew, and fails on what it read without complaint.
+        if (turn := _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))) is not None:
+            small = small.transpose(turn)
         small.save(out, "WEBP", quality=80)
 
 
@@ -145,7 +158,11 @@ def _content_type(path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path, content_type: str) -> Generator[ImageFile]:
-    """The image with its header read and no pixel decoded; what Pillow finds wrong, also later, as an error of ours."""
+    """The image with its header read and no pixel decoded; what Pillow finds wrong, also later, as an error of ours.
+
+    Over a stranger's bytes its plugins raise anything (RuntimeError, struct.error, AttributeError, …): all of it is the
+    bytes' fault, but for trouble with the disk, which stays an OSError.
+    """
     try:
         with path.open("rb") as file, _PLUGINS[content_type][1](file) as image:
             yield image
@@ -153,7 +170,9 @@ def _opened(path: Path, content_type: str) -> Generator[ImageFile]:
         raise
     except Image.DecompressionBombError as error:  # a frame of a GIF may be larger than its header said
         raise _too_large("The image is much larger than its header says.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:
+        if is_disk(error):
+            raise
         raise _invalid("The image is damaged or cut off.", reason=str(error)[:200]) from error
 
 

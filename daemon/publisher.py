@@ -6,27 +6,31 @@ settlement. A picture that has been made is paid for: nothing here ever asks for
 
 import asyncio
 import hashlib
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 
-from daemon import images
-from daemon.errors import RunError
+from daemon import images, kept
+from daemon.disk import not_stored
+from daemon.errors import Retryable, RunError
 from daemon.heartbeat import Heartbeat
 from daemon.images import ImageInfo
 from daemon.providers import Generated
 from daemon.providers.catalogue import Resolved
 from daemon.queue import Claimed
 from daemon.reporter import event
-from daemon.storage import ClaimGone, Storage, extra_key, object_key, preview_key, thumbnail_key
+from daemon.storage import ClaimGone, Storage, StoredObject
+from daemon.storage_keys import extra_key, object_key, preview_key, thumbnail_key
 from daemon.turns import Turns
 
 log = structlog.stdlib.get_logger()
+
+PATIENCE = timedelta(minutes=1)
+"""How long a picture is kept while storage is away: to make it again would cost more. Then it is tried once more."""
 
 
 class Publisher:
@@ -37,19 +41,28 @@ class Publisher:
         turns: Asked right before each upload whether the claim still holds.
         heartbeat: No upload begins without a fresh lease.
         max_bytes, max_pixels: Larger pictures are refused.
+        patience: How long to wait for a storage that is away.
     """
 
     def __init__(
-        self, storage: Storage, turns: Turns, heartbeat: Heartbeat, *, max_bytes: int, max_pixels: int
+        self,
+        storage: Storage,
+        turns: Turns,
+        heartbeat: Heartbeat,
+        *,
+        max_bytes: int,
+        max_pixels: int,
+        patience: timedelta = PATIENCE,
     ) -> None:
         self._storage = storage
         self._turns = turns
         self._heartbeat = heartbeat
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
+        self._patience = patience.total_seconds()
 
     async def inspect(self, image: Path) -> ImageInfo:
-        """What the file is; raises `RunError` if it is not an image we take."""
+        """What the file is; raises `RunError` if it is not an image we take, `OSError` for trouble with the disk."""
         return await asyncio.to_thread(images.inspect, image, max_bytes=self._max_bytes, max_pixels=self._max_pixels)
 
     async def publish(
@@ -61,14 +74,13 @@ class Publisher:
         try:
             info = await self.inspect(made.path)
             key = object_key(run.workflow_id, run.id, info.extension)
-            thumbnail = workdir / "thumbnail.webp"
-            await asyncio.to_thread(images.thumbnail, made.path, thumbnail)
             # Before the picture itself: where that lies, an adoption finds them, too.
             extra, missing = await self._upload_extra(run, made)
-            tries, small = await self._upload_both(run, key, made, thumbnail, info, extra=extra)
+            tries, small = await self._upload_both(run, key, made, workdir, info, extra=extra)
         except ClaimGone:
             return {"outcome": "released", "events": [], "if_lost": unused}
-        except RunError as error:
+        except (RunError, OSError) as reason:
+            error = not_stored(reason)
             payload = {"error": error.message, "code": error.code, "hint": error.hint, "details": error.data}
             return {
                 "outcome": "failed",
@@ -76,20 +88,18 @@ class Publisher:
                 "events": [event("store_failed", error.message, kind="error", **error.data)],
                 "if_lost": unused,
             }
-        url = await self._storage.public_url(key, info.sha256[:8])
         events = [event("stored", "The image is in storage.", uploadTries=tries, bytes=info.bytes)]
         if small is not None:
             events.append(event("warning", f"The image has no thumbnail: {small.message}", field="thumbnailUrl"))
         events += [
             event("warning", f"A further picture is missing: {error.message}", field="images") for error in missing
         ]
-        if not await self._storage.is_public(url):
-            events.append(event("warning", "The public URL does not answer yet.", imageUrl=url))
+        url = await self._announced(key, info.sha256, events)
         store_ms = round(1000 * (time.monotonic() - started))
         payload = {
             "imageUrl": url,
             "thumbnailUrl": await self._thumbnail_url(run, info.sha256) if small is None else None,
-            "originalUrl": _without_query(made.original_url),
+            "originalUrl": kept.without_query(made.original_url),
             "revisedPrompt": made.revised_prompt,
             "width": info.width,
             "height": info.height,
@@ -112,34 +122,37 @@ class Publisher:
 
         Only one that was made for the very same request, since the last requeue, counts.
         """
-        for extension in images.EXTENSIONS:
-            key = object_key(run.workflow_id, run.id, extension)
-            found = await self._storage.find(key)
-            if found is None or found.metadata.get("request") != request_hash(run):
-                continue
-            if found.metadata.get("ticket") != str(run.ticket):
-                continue
-            version = found.metadata.get("sha256", "")[:8]
-            payload = {
-                "imageUrl": await self._storage.public_url(key, version),
-                "thumbnailUrl": await self._thumbnail_url(run, version),
-                "width": int(found.metadata.get("width", 0)) or None,
-                "height": int(found.metadata.get("height", 0)) or None,
-                "contentType": found.content_type,
-                "bytes": found.size,
-                "model": model.model,
-                "requestedModel": model.requested,
-                "cost": float(cost) if (cost := found.metadata.get("cost")) else None,
-                "timings": {"queuedMs": round(1000 * run.waited.total_seconds())},
-                **await self._images(found.metadata.get("extra", "").split(), version),
-            }
-            message = "An earlier attempt had stored the image already; it is used."
-            return {
-                "outcome": "completed",
-                "payload": payload,
-                "events": [event("adopted", message, imageUrl=payload["imageUrl"])],
-            }
+        try:
+            for extension in images.EXTENSIONS:
+                found = await self._storage.find(object_key(run.workflow_id, run.id, extension))
+                if found is not None and kept.is_for(run, found):
+                    return await self._adopted(run, model, found)
+        except Retryable as error:
+            error.accepted = False  # nothing was ordered, and what was may lie there: looking costs no attempt
+            raise
         return None
+
+    async def _adopted(self, run: Claimed, model: Resolved, found: StoredObject) -> dict[str, Any]:
+        version = kept.sha256(found)
+        small = await self._storage.find(thumbnail_key(run.workflow_id, run.id))
+        has_thumbnail = small is not None and kept.sha256(small) == version
+        warnings: list[dict[str, Any]] = []
+        url = await self._announced(found.key, version, warnings)
+        payload = {
+            **kept.payload(found),
+            "imageUrl": url,
+            "thumbnailUrl": await self._thumbnail_url(run, version) if has_thumbnail else None,
+            "model": model.model,
+            "requestedModel": model.requested,
+            "timings": {"queuedMs": round(1000 * run.waited.total_seconds())},
+            **await self._images(kept.extra_keys(found), version),
+        }
+        message = "An earlier attempt had stored the image already; it is used."
+        return {
+            "outcome": "completed",
+            "payload": payload,
+            "events": [event("adopted", message, imageUrl=url), *warnings],
+        }
 
     async def preview(self, run: Claimed, image: Path) -> str | None:
         """Stores a forming picture and answers its URL; None if that did not work, since nothing depends on it."""
@@ -156,6 +169,13 @@ class Publisher:
             log.info("preview.failed", error=str(error))
             return None
 
+    async def _announced(self, key: str, version: str, events: list[dict[str, Any]]) -> str:
+        """The picture's address; one that does not answer adds a warning to `events`."""
+        url = await self._storage.public_url(key, version)
+        if not await self._storage.is_public(url):
+            events.append(event("warning", "The public URL does not answer yet.", imageUrl=url))
+        return url
+
     async def _thumbnail_url(self, run: Claimed, version: str) -> str:
         return await self._storage.public_url(thumbnail_key(run.workflow_id, run.id), version)
 
@@ -164,9 +184,35 @@ class Publisher:
         urls = [await self._storage.public_url(key, version[:8]) for key in keys]
         return {"images": urls} if urls else {}
 
-    async def _ours(self, run: Claimed) -> bool:
-        await self._heartbeat.wait_fresh()
-        return await self._turns.confirm(run)
+    async def _upload(
+        self, run: Claimed, key: str, file: Path, *, content_type: str, metadata: Mapping[str, str] | None = None
+    ) -> int:
+        """Uploads a file that was paid for; answers how often that was tried.
+
+        Three tries are for the moment. Where storage is away for longer, there are three more as soon as it is back,
+        and no third time.
+        """
+
+        async def ours() -> bool:
+            await self._heartbeat.wait_fresh()
+            return await self._turns.confirm(run)
+
+        tried = 0
+        until: float | None = None
+        while True:
+            try:
+                return tried + await self._storage.upload(
+                    key, file, content_type=content_type, metadata=metadata, may_write=ours
+                )
+            except RunError as error:
+                tried += int(error.data["uploadTries"])
+                error.data["uploadTries"] = tried
+                if not isinstance(error, Retryable) or until is not None:
+                    raise
+                self._turns.record(run, message="Storage does not answer. The image is kept until it does.")
+                until = time.monotonic() + self._patience
+                if not await self._storage.returns(until):
+                    raise
 
     async def _upload_extra(self, run: Claimed, made: Generated) -> tuple[list[str], list[RunError]]:
         """Uploads further pictures side by side; answers the keys of those that arrived, and what kept others away."""
@@ -174,7 +220,7 @@ class Publisher:
         async def upload(number: int, image: Path) -> str:
             info = await self.inspect(image)
             key = extra_key(run.workflow_id, run.id, number, info.extension)
-            await self._storage.upload(key, image, content_type=info.content_type, may_write=lambda: self._ours(run))
+            await self._upload(run, key, image, content_type=info.content_type)
             return key
 
         keys: list[str] = []
@@ -184,52 +230,43 @@ class Publisher:
             match result:
                 case str():
                     keys.append(result)
-                case RunError():
-                    missing.append(result)
+                case RunError() | OSError():
+                    missing.append(not_stored(result))
                 case _:
                     raise result
         return keys, missing
 
     async def _upload_both(
-        self, run: Claimed, key: str, made: Generated, thumbnail: Path, info: ImageInfo, *, extra: Sequence[str]
+        self,
+        run: Claimed,
+        key: str,
+        made: Generated,
+        workdir: Path,
+        info: ImageInfo,
+        *,
+        extra: Sequence[str],
     ) -> tuple[int, RunError | None]:
         """Uploads picture and thumbnail side by side; answers the tries that the picture took, and what kept the
         thumbnail away: a picture that is stored is not thrown away for want of one."""
 
-        async def ours() -> bool:
-            return await self._ours(run)
+        async def thumbnail() -> None:
+            small = workdir / "thumbnail.webp"
+            await asyncio.to_thread(images.thumbnail, made.path, small)
+            of = {"sha256": info.sha256}
+            await self._upload(
+                run, thumbnail_key(run.workflow_id, run.id), small, content_type="image/webp", metadata=of
+            )
 
-        metadata = {
-            "request": request_hash(run),
-            "ticket": str(run.ticket),
-            "sha256": info.sha256,
-            "width": str(info.width),
-            "height": str(info.height),
-            "cost": "" if made.cost is None else str(made.cost),
-            "extra": " ".join(extra),
-        }
+        metadata = kept.words(run, made, info, extra)
         main, small = await asyncio.gather(
-            self._storage.upload(key, made.path, content_type=info.content_type, metadata=metadata, may_write=ours),
-            self._storage.upload(
-                thumbnail_key(run.workflow_id, run.id), thumbnail, content_type="image/webp", may_write=ours
-            ),
+            self._upload(run, key, made.path, content_type=info.content_type, metadata=metadata),
+            thumbnail(),
             return_exceptions=True,
         )
         if isinstance(main, BaseException):
             raise main
-        if isinstance(small, RunError):
-            return main, small
-        if isinstance(small, BaseException):
+        if isinstance(small, (RunError, OSError)):
+            return main, not_stored(small)
+        if small is not None:
             raise small
         return main, None
-
-
-def request_hash(run: Claimed) -> str:
-    """What makes two requests the same: processor and prompt."""
-    text = json.dumps([run.processor, run.metadata.get("promptSpec")], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _without_query(url: str | None) -> str | None:
-    """A provider's URL without its query, which is often a signature."""
-    return None if url is None else urlunsplit(urlsplit(url)._replace(query="", fragment=""))

@@ -7,6 +7,7 @@ leaves the rest of the body unread, and whoever gets the connection next waits f
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,26 +45,6 @@ class StoredObject:
     content_type: str
     size: int
     metadata: Mapping[str, str]
-
-
-def object_key(workflow_id: object, run_id: str, extension: str) -> str:
-    """Where a run's image lies in the bucket."""
-    return f"{workflow_id}/{run_id}.{extension}"
-
-
-def extra_key(workflow_id: object, run_id: str, number: int, extension: str) -> str:
-    """Where a further picture of it lies; they are counted from 1."""
-    return object_key(workflow_id, run_id, f"{number}.{extension}")
-
-
-def thumbnail_key(workflow_id: object, run_id: str) -> str:
-    """Where its thumbnail lies."""
-    return object_key(workflow_id, run_id, "thumb.webp")
-
-
-def preview_key(workflow_id: object, run_id: str) -> str:
-    """Where the latest picture of it lies while it is forming."""
-    return object_key(workflow_id, run_id, "preview.webp")
 
 
 class Storage:
@@ -179,6 +160,22 @@ class Storage:
             error.data["uploadTries"] = tries
             raise
 
+    async def returns(self, until: float) -> bool:
+        """Waits for a server that is away; answers whether it is back.
+
+        False at once where it is not away: what it has said of an upload stands.
+
+        Args:
+            until: When to give up, in `time.monotonic()` seconds.
+        """
+        if await self._answers(until):
+            return False
+        while time.monotonic() < until:
+            await asyncio.sleep(self._first_wait)
+            if await self._answers(until):
+                return True
+        return False
+
     async def public_url(self, key: str, version: str) -> str:
         """The address at which anyone can see an object; `version` makes it a new one for every content."""
         return f"{await self._storage.from_(self._bucket).get_public_url(key)}?v={version[:8]}"
@@ -288,6 +285,17 @@ class Storage:
         if self._client is None:
             raise RuntimeError("Storage is not open.")
         return self._client.storage
+
+    async def _answers(self, until: float) -> bool:
+        """Whether anything but an outage answers; asked once."""
+        try:
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                await self._storage.get_bucket(self._bucket)
+        except StorageApiError as error:
+            return not isinstance(translated(error, self._bucket), Retryable)
+        except (httpx.HTTPError, TimeoutError):
+            return False
+        return True
 
     async def _persist(self, once: Callable[[], Awaitable[T]]) -> T:
         """Tries `once` up to three times; its errors become ours."""

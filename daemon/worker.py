@@ -9,22 +9,21 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from daemon import outcomes
-from daemon.calls import answered
+from daemon import disk, outcomes
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
+from daemon.inputs import Inputs
 from daemon.metrics import Metrics
-from daemon.policy import Policy
 from daemon.prompt import PromptSpec
-from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Traceable, Waiting, setting
+from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Waiting, setting
 from daemon.providers.catalogue import Resolved, resolve
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
@@ -43,8 +42,15 @@ MOST_WARNINGS = 10
 """Of one kind: a prompt may have as many unknown fields as fit into a row."""
 
 
-class _NoAnswer(Waiting):
-    """The question about an order came to nothing, which says nothing about the order."""
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long things may take. See the settings of the same names."""
+
+    run_timeout: timedelta
+    poll_interval: timedelta
+    poll_timeout: timedelta
+    strict_models: bool
+    max_image_bytes: int
 
 
 class Worker:
@@ -79,8 +85,7 @@ class Worker:
         self._queue = queue
         self._turns = turns
         self._heartbeat = heartbeat
-        self._storage = storage
-        self._fetcher = fetcher
+        self._inputs = Inputs(storage, fetcher, publisher, max_bytes=policy.max_image_bytes)
         self._publisher = publisher
         self._providers = providers
         self._policy = policy
@@ -147,7 +152,10 @@ class Worker:
     async def _outcome(self, run: Claimed, reporter: RunReporter) -> dict[str, Any]:
         """Works on the run and answers the body of its settlement."""
         try:
-            with tempfile.TemporaryDirectory(prefix="image-jobs-", dir=self._tmp_dir) as workdir:
+            # What cannot be cleared away must not cost the outcome.
+            with tempfile.TemporaryDirectory(
+                prefix="image-jobs-", dir=self._tmp_dir, ignore_cleanup_errors=True
+            ) as workdir:
                 return await self._attempt(run, reporter, Path(workdir))
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -155,22 +163,37 @@ class Worker:
                 task.uncancel()
             return outcomes.stopped(reporter, dropped=run.claim in self._dropped)
         except RunError as error:
-            wait = self._back_off(run)
-            if isinstance(error, OutcomeUnknown) and reporter.traceable:
-                wait = max(wait, self._policy.patience.total_seconds())
-            body = outcomes.failed(error, reporter, back_off=wait)
-            if isinstance(error, Retryable):
-                await self._block(run, error, body["due_in"])
-            return body
-        except Exception:  # the one boundary: a bug of ours must end this run with a reason, and no other
+            return await self._failed(run, error, reporter)
+        except Exception as error:  # the one boundary: a bug of ours must end this run with a reason, and no other
+            if disk.is_disk(error):
+                log.warning("disk.unusable", error=str(error))
+                return await self._without_disk(run, error, reporter)
             log.exception("run.crashed")
             return outcomes.crashed(reporter)
+
+    async def _failed(self, run: Claimed, error: RunError, reporter: RunReporter) -> dict[str, Any]:
+        body = outcomes.failed(error, reporter, back_off=self._back_off(run))
+        if isinstance(error, Retryable):
+            await self._block(run, error, body["due_in"])
+        return body
+
+    async def _without_disk(self, run: Claimed, error: OSError, reporter: RunReporter) -> dict[str, Any]:
+        """The disk is in the way: by what had happened until then, it is tried again for nothing, as the next attempt,
+        or asked for again."""
+        if reporter.sent:
+            return await self._failed(run, disk.answer_lost(error), reporter)
+        reason = disk.untouched(error)
+        if run.provider_job_id is None:
+            return await self._failed(run, reason, reporter)
+        if (over := self._polled_out(run, run.provider_job_id)) is not None:
+            return await self._failed(run, over, reporter)
+        waiting = Waiting(message=reason.message)
+        return outcomes.still_waiting(run.provider_job_id, waiting, due=self._policy.poll_interval)
 
     async def _attempt(self, run: Claimed, reporter: RunReporter, workdir: Path) -> dict[str, Any]:
         model, provider = self._choose(run)
         if model.warning:
             reporter.warning(model.warning, field="model", requested=model.requested, effective=model.model)
-        reporter.traceable = model.provider in self._policy.webhooks and isinstance(provider, Traceable)
         prompt = PromptSpec.parse(run.metadata)
         for field in prompt.unknown[:MOST_WARNINGS]:
             reporter.warning(f"promptSpec.{field[:100]} is unknown and was ignored.", field=field[:100])
@@ -184,7 +207,7 @@ class Worker:
         else:
             if run.attempt > 1 and (adopted := await self._publisher.adopt(run, model)) is not None:
                 return adopted
-            previous = await self._previous_image(prompt, workdir)
+            previous = await self._inputs.previous_image(prompt, workdir)
             made = await self._generate(provider, replace(request, previous_image=previous), reporter)
         match made:
             case Generated():
@@ -195,12 +218,11 @@ class Worker:
                 self._storing.add(run.claim)
                 return await self._publisher.publish(run, model, made, workdir, generate_ms=generate_ms)
             case Submitted():
-                return outcomes.parked(made, run.ticket, due=self._policy.first_check(made))
+                due = min(made.check_in or self._policy.poll_interval, self._policy.poll_timeout)
+                return outcomes.parked(made, due=due)
             case Waiting():
                 await reporter.shown()
-                word = run.webhook == "came" and not isinstance(made, _NoAnswer)
-                due = self._policy.next_check(run, word=word)
-                return outcomes.still_waiting(run.provider_job_id, made, due=due, word=word)
+                return outcomes.still_waiting(run.provider_job_id, made, due=self._policy.poll_interval)
 
     def _choose(self, run: Claimed) -> tuple[Resolved, Provider]:
         provider = self._providers.get(run.processor.partition(":")[0])
@@ -217,41 +239,11 @@ class Worker:
             )
         return model, provider
 
-    async def _previous_image(self, prompt: PromptSpec, workdir: Path) -> Path | None:
-        """Fetches the image to refine: from our own storage, or from outside through the guarded client."""
-        url = prompt.previous_image
-        if url is None:
-            return None
-        target = workdir / "previous"
-        key = self._storage.owns(url)
-        if key is not None:
-            await self._storage.download(key, target, max_bytes=self._policy.max_image_bytes)
-        else:
-            await self._fetcher.fetch(
-                url,
-                target,
-                max_bytes=self._policy.max_image_bytes,
-                timeout=timedelta(seconds=60),
-                what="promptSpec.previousImage",
-            )
-        try:
-            await self._publisher.inspect(target)
-        except RunError as error:
-            raise Refused(
-                f"promptSpec.previousImage cannot be used: {error.message}",
-                code="input_image_invalid",
-                hint="Give the URL of a PNG, JPEG or WebP image.",
-            ) from error
-        return target
-
     async def _generate(self, provider: Provider, request: Request, reporter: RunReporter) -> Generated | Submitted:
         await self._heartbeat.wait_fresh()
         try:
-            made = await answered(
-                provider.generate(request, reporter),
-                timeout=self._policy.run_timeout,
-                ordered=lambda: reporter.ordered,
-            )
+            async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
+                made = await provider.generate(request, reporter)
         except TimeoutError:
             seconds = round(self._policy.run_timeout.total_seconds())
             message = f"The provider did not answer within {seconds} s."
@@ -274,27 +266,29 @@ class Worker:
                 hint="Requeue the run to make the image anew.",
             )
         await self._heartbeat.wait_fresh()
-        if run.webhook == "awaited":
-            seconds = round(self._policy.patience.total_seconds())
-            reporter.incident(f"No webhook came within {seconds} s; it is polled from now on.", providerJobId=job_id)
         try:
             async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
                 made = await provider.check(job_id, request, reporter)
         except TimeoutError:
-            made = _NoAnswer(message="The provider takes its time to answer.")
+            made = Waiting(message="The provider takes its time to answer.")
         except Retryable as error:
             if error.accepted:
                 raise
-            made = _NoAnswer(message=error.message)
-        timeout = self._policy.poll_timeout
-        if isinstance(made, Waiting) and run.submitted_ago is not None and run.submitted_ago > timeout:
-            raise Refused(
-                "Polling timeout exceeded",
-                code="polling_timeout",
-                hint="The provider may still deliver. Requeue the run to ask for the same image again.",
-                data={"incident": True, "seconds": round(run.submitted_ago.total_seconds()), "providerJobId": job_id},
-            )
+            made = Waiting(message=error.message)
+        if isinstance(made, Waiting) and (over := self._polled_out(run, job_id)) is not None:
+            raise over
         return made
+
+    def _polled_out(self, run: Claimed, job_id: str) -> Refused | None:
+        """The end of an order that has been asked about for long enough; None if it has not."""
+        if run.submitted_ago is None or run.submitted_ago <= self._policy.poll_timeout:
+            return None
+        return Refused(
+            "Polling timeout exceeded",
+            code="polling_timeout",
+            hint="The provider may still deliver. Requeue the run to ask for the same image again.",
+            data={"incident": True, "seconds": round(run.submitted_ago.total_seconds()), "providerJobId": job_id},
+        )
 
     async def _block(self, run: Claimed, error: Retryable, wait: float) -> None:
         """Closes the provider or the model for every daemon, where the error says so."""

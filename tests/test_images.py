@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from daemon import images
 from daemon.errors import Refused, Retryable
@@ -125,6 +125,53 @@ def test_an_image_on_its_side_is_measured_and_thumbnailed_upright(file: Path, tm
     with Image.open(tmp_path / "thumbnail.webp") as small:
         assert small.size == (256, 512)
         assert not small.getexif()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_thumbnail_is_upright_whichever_way_the_image_lies(file: Path, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    seen = Image.new("RGB", (64, 32), "blue")
+    seen.paste("red", (0, 0, 16, 16))
+    seen.save(file, "PNG", exif=exif)
+    with Image.open(file) as lying:
+        upright = ImageOps.exif_transpose(lying)
+        images.thumbnail(file, tmp_path / "thumbnail.webp")
+    with Image.open(tmp_path / "thumbnail.webp") as small:
+        assert small.size == upright.size
+        difference = ImageChops.difference(small.convert("RGB"), upright.convert("RGB"))
+        assert max(ImageStat.Stat(difference).mean) < 10
+
+
+def test_exif_that_can_be_read_but_not_written_stops_no_thumbnail(file: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    good = picture("JPEG", exif=exif)
+    entry = good.index(b"\x01\x0e\x00\x02")
+    # A text whose type says that it is a fraction.
+    file.write_bytes(good[:entry] + b"\x01\x0e\x00\x05\x00\x00\x00\x01" + good[entry + 8 :])
+    assert images.inspect(file, **LIMITS).height == 60
+    images.thumbnail(file, tmp_path / "thumbnail.webp")
+
+
+def test_whatever_is_wrong_with_an_image_is_an_error_of_ours(file: Path) -> None:
+    good = picture("AVIF")
+    refused = 0
+    for place in range(12, 400):
+        file.write_bytes(good[:place] + bytes([good[place] ^ 0x55]) + good[place + 1 :])
+        try:
+            images.inspect(file, **LIMITS)
+        except (Refused, Retryable):
+            refused += 1
+    assert refused > 100
+
+
+def test_trouble_with_the_disk_is_not_the_image_s_fault(file: Path, tmp_path: Path) -> None:
+    file.write_bytes(picture())
+    with pytest.raises(IsADirectoryError):
+        images.thumbnail(file, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        images.inspect(tmp_path / "gone", **LIMITS)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -14,7 +15,7 @@ from tests.fakes.openai_api import OpenAIAPI
 from tests.fakes.server import Answer, size_of
 from tests.openai_studio import Studio, open_studio
 from tests.postgres import wait_until
-from tests.runs import insert_run
+from tests.runs import insert_run, run_row
 
 STORY = ["created", "claimed", "submitted", "generated", "stored", "completed"]
 
@@ -105,6 +106,33 @@ async def test_pictures_whose_settlement_was_lost_are_adopted_with_the_quarters(
     again = (await studio.until(run, "completed"))["payload"]
 
     assert again["images"] == first["images"]
+    assert len(api.orders) == 1
+
+
+async def test_without_a_disk_the_order_is_asked_about_again_and_not_made_anew(
+    database: str, environment: dict[str, str], api: MidjourneyAPI, tmp_path: Path
+) -> None:
+    api.stages = [{"status": "IN_PROGRESS", "progress": "10%"}]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    async with open_studio(database, OpenAIAPI(), **environment, IMAGE_JOBS_TMP_DIR=str(folder)) as studio:
+        run = await order(studio)
+
+        async def parked() -> bool:
+            return await studio.db.fetchval("select provider_job_id is not null from runs where id = $1", run)
+
+        await wait_until(parked)
+        folder.rename(tmp_path / "elsewhere")
+
+        async def told() -> bool:
+            row = await run_row(studio.db, run)
+            return "cannot use its disk" in (row["message"] or "")
+
+        await wait_until(told)
+        api.stages = [api.done()]
+        folder.mkdir()
+        row = await studio.until(run, "completed")
+    assert (row["attempt"], row["provider_job_id"]) == (1, "1000")
     assert len(api.orders) == 1
 
 

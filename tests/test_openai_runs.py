@@ -5,6 +5,7 @@ Each test says how the run ends, what its events and its node tell, what it cost
 
 import asyncio
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -108,7 +109,16 @@ async def test_a_picture_of_our_own_is_edited(studio: Studio) -> None:
     assert submitted["data"]["request"]["image"] == f"image/png, {len(edit.image)} bytes"
 
 
-@pytest.mark.parametrize("where", ["https://127.0.0.1/secret.png", "https://169.254.169.254/latest/meta-data.png"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "https://127.0.0.1/secret.png",
+        "https://169.254.169.254/latest/meta-data.png",
+        "https://[fd00:ec2::254]/latest/meta-data.png",
+        "https://2852039166/latest/meta-data.png",
+        "https://localhost/secret.png",
+    ],
+)
 async def test_a_previous_image_inside_our_network_is_refused_before_anything_is_sent(
     studio: Studio, where: str
 ) -> None:
@@ -336,6 +346,16 @@ async def test_a_retired_model_is_replaced_by_its_successor_and_both_are_named(s
     assert warning["data"] == {"field": "model", "requested": "dall-e-3", "effective": FLARE}
     (request,) = studio.api.requests
     assert request.fields["model"] == FLARE
+
+
+async def test_a_mode_that_nobody_knows_is_warned_of_and_the_image_is_made_at_once(studio: Studio) -> None:
+    run = await insert_run(studio.db, processor=f"openai:{FLARE}", workflow=uuid4(), mode="turbo")
+    await studio.until(run, "completed")
+
+    (warning,) = await studio.events(run, "warning")
+    assert warning["message"] == "mode 'turbo' is unknown; the image is made at once."
+    assert warning["data"]["field"] == "mode"
+    assert [request.path for request in studio.api.requests] == ["/v1/images/generations"]
 
 
 async def test_a_picture_that_a_compatible_server_points_to_is_fetched_again_but_not_made_again(

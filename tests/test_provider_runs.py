@@ -16,7 +16,7 @@ from tests.fakes.openai_api import OpenAIAPI
 from tests.fakes.server import Answer, picture, size_of
 from tests.fakes.stability_api import StabilityAPI, drawn
 from tests.openai_studio import Studio, open_studio
-from tests.postgres import Cluster
+from tests.postgres import Cluster, wait_until
 from tests.runs import insert_run
 
 NEWEST = "gemini-nano-banana-2.1"
@@ -206,6 +206,23 @@ async def test_an_answer_that_breaks_off_has_a_possible_cost_and_is_tried_again_
     (unknown,) = await town.studio.events(run, "unknown_outcome")
     assert unknown["data"]["possibleCost"] == pytest.approx(cost)
     assert len(api.requests) == 2
+
+
+@pytest.mark.parametrize(("processor", "cost"), [(f"google:{NEWEST}", 0.0336), ("stability:core", 0.03)])
+async def test_a_run_that_is_cancelled_in_mid_call_stays_cancelled_and_its_possible_cost_is_kept(
+    processor: str, cost: float, town: Town
+) -> None:
+    api = town.google if processor.startswith("google") else town.stability
+    api.hold()
+    run = await town.order(processor)
+    await wait_until(lambda: api.requests)
+    await town.studio.db.execute("update runs set status = 'cancelled' where id = $1", run)
+    await wait_until(lambda: town.studio.events(run, "unknown_outcome"))
+
+    assert (await town.studio.until(run, "cancelled"))["payload"] is None
+    (unknown,) = await town.studio.events(run, "unknown_outcome")
+    assert unknown["data"]["possibleCost"] == pytest.approx(cost)
+    assert len(api.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 from daemon.dev.keys import Keys, make_keys
 from daemon.dev.storage import storage_app
 from daemon.errors import ImageJobsError, Refused, Retryable, RunError
-from daemon.storage import ClaimGone, Storage, extra_key, object_key, preview_key, thumbnail_key
+from daemon.storage import ClaimGone, Storage
+from daemon.storage_keys import extra_key, object_key, preview_key, thumbnail_key
 from tests.servers import scripted, served
 
 QUICK = {"timeout": timedelta(seconds=0.3), "first_wait": timedelta(milliseconds=1)}

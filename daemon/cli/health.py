@@ -2,13 +2,13 @@
 
 import asyncio
 import socket
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 from uuid import uuid4
 
 import typer
 
 from daemon.cli.console import AsJson, database_url, load_settings, print_json
+from daemon.cli.finding import Finding
 from daemon.database import Connection, connected, place, refuse_transaction_pooler
 from daemon.errors import ImageJobsError
 from daemon.settings import Settings
@@ -17,16 +17,6 @@ PATIENCE = 2.0
 """Seconds for a notification to come back."""
 
 OLDEST_POSTGRES = 150000
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What `doctor` found out about one thing."""
-
-    name: str
-    state: Literal["ok", "info", "problem"]
-    message: str
-    cure: str = ""
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -87,6 +77,7 @@ async def _examine(settings: Settings) -> list[Finding]:
             if migrations.state == "ok":
                 alive, served = await _alive(connection)
                 findings.append(Finding("daemons", "info", f"{alive} alive, serving {', '.join(served) or 'nothing'}."))
+                findings += await _webhooks(settings, connection)
             findings.append(await _publication(connection))
     except ImageJobsError as error:
         findings.append(_problem("database", error))
@@ -153,6 +144,14 @@ async def _listen(connection: Connection) -> Finding:
             "Point DATABASE_URL at the direct connection or the session pooler (port 5432).",
         )
     return Finding("listen", "ok", "Notifications arrive.")
+
+
+async def _webhooks(settings: Settings, connection: Connection) -> list[Finding]:
+    if not settings.webhook_secrets:
+        return [Finding("webhooks", "info", "No secret is set, so none are accepted: what takes long is polled.")]
+    from daemon.cli.webhooks import try_webhook
+
+    return [await try_webhook(settings, connection, name) for name in settings.webhook_secrets]
 
 
 async def _storage(settings: Settings) -> Finding:

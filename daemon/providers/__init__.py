@@ -1,9 +1,9 @@
 """What a provider is, and which there are.
 
 A provider is one module with three names: `MODELS`, what it has on offer; `SETTING`, the variable that turns it on; and
-`create`, which makes it from the settings or answers None where that variable is missing. It does one thing: turn a `Request` into a picture on disk. Everything that
-providers have in common (claims, attempts, deadlines, cancellation, downloads, limits, storage, events) is done once,
-outside, by the worker.
+`create`, which makes it from the settings or answers None where that variable is missing. It does one thing: turn a
+`Request` into a picture on disk. Everything that providers have in common (claims, attempts, deadlines, cancellation,
+downloads, limits, storage, events) is done once, outside, by the worker.
 
 To add one: write the module, add its line to `PROVIDERS`.
 """
@@ -33,7 +33,8 @@ class Model:
     """One model on offer, as `image_models` shows it to frontends.
 
     Prices are USD for one image at the default size and quality; None where there is no price per image.
-    `retired` is the day from which the provider refuses it; `successor` the model it names instead.
+    `qualities` are the values of promptSpec.quality that make a difference, the usual one among them; empty where there is
+    one quality. `retired` is the day from which the provider refuses it; `successor` the model it names instead.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Model:
     typical_seconds: float | None = None
     sizes: tuple[str, ...] = ()
     ratios: tuple[str, ...] = ()
+    qualities: tuple[str, ...] = ()
     seed: bool = False
     negative_prompt: bool = False
     previous_image: bool = False
@@ -108,12 +110,8 @@ class Waiting:
 class Reporter(Protocol):
     """What a provider says while it works. Calls return at once; writing is the daemon's business."""
 
-    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, order: bool = False) -> None:
-        """The exact request, without secrets and image bytes, just before it is sent. `estimate` in USD.
-
-        `order`: the answer will be an id and no picture. It is waited for even if the run is taken away meanwhile,
-        since only by its id an order can be cancelled.
-        """
+    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None) -> None:
+        """The exact request, without secrets and image bytes, just before it is sent. `estimate` in USD."""
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """How far it is, 0-100."""

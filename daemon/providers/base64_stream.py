@@ -4,6 +4,7 @@ The usual way (read the body, parse it, decode the string) takes 4.2 times the i
 """
 
 import binascii
+import os
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +23,11 @@ def _maybe_start(key: str) -> re.Pattern[bytes]:
 
 
 class BrokenImage(ValueError):
-    """What claims to be an image is not base64, or breaks off, or is larger than allowed."""
+    """What claims to be an image is not base64, or breaks off, or (`ImageTooLarge`) is larger than allowed."""
+
+
+class ImageTooLarge(BrokenImage):
+    """It is larger than allowed."""
 
 
 class Base64Stream(AbstractContextManager["Base64Stream"]):
@@ -31,12 +36,12 @@ class Base64Stream(AbstractContextManager["Base64Stream"]):
     `n` has four digits, which are base64 as well: an SDK that decodes what is left finds nothing wrong with it.
 
     Args:
-        folder: Where the files go.
+        folder: Where the files go; None to keep none.
         max_bytes: Largest image that is accepted.
         key: What images are called in this text; letters, digits and underscores.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int, key: str = "b64_json") -> None:
+    def __init__(self, folder: Path | None, *, max_bytes: int, key: str = "b64_json") -> None:
         self.files: list[Path] = []
         self._folder = folder
         self._max_bytes = max_bytes
@@ -78,7 +83,7 @@ class Base64Stream(AbstractContextManager["Base64Stream"]):
     def _outside(self, data: bytes, rest: bytearray) -> bytes:
         if start := self._start.search(data):
             rest += data[: start.end()] + b"%04d" % len(self.files)
-            path = self._folder / f"image-{len(self.files)}"
+            path = self._folder / f"image-{len(self.files)}" if self._folder is not None else Path(os.devnull)
             self._file = path.open("wb")
             self._written = 0
             self.files.append(path)
@@ -102,7 +107,7 @@ class Base64Stream(AbstractContextManager["Base64Stream"]):
             raise BrokenImage("The image is not base64.") from error
         self._written += len(decoded)
         if self._written > self._max_bytes:
-            raise BrokenImage(f"The image is larger than {self._max_bytes:,} bytes.")
+            raise ImageTooLarge(f"The image is larger than {self._max_bytes:,} bytes.")
         file.write(decoded)
         if end < 0:
             self._held = usable[whole:] + data[len(text) :]

@@ -21,7 +21,16 @@ _NEWEST = "gemini-nano-banana-2.1"
 
 
 def _current(name: str, price: float, *, sizes: tuple[str, ...] = _ALL_SIZES, ratios: tuple[str, ...]) -> Model:
-    return Model(name, price=price, sizes=sizes, ratios=ratios, seed=True, previous_image=True, source=_PRICES)
+    return Model(
+        name,
+        price=price,
+        sizes=sizes,
+        ratios=ratios,
+        qualities=("standard", "hd") if "2K" in sizes else (),  # a finer one is a larger picture
+        seed=True,
+        previous_image=True,
+        source=_PRICES,
+    )
 
 
 def _gone(name: str, ended: date, successor: str, source: str = _DEPRECATIONS) -> Model:

@@ -8,12 +8,21 @@ import re
 from daemon.providers import Model
 
 _SOURCE = "docs.midjourney.com, Version"
+_RATIOS = ("1:1", "16:9", "9:16", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "21:9")
+"""The usual ones, for menus: any is taken."""
 _VERSION = re.compile(r"(?P<family>v|niji-)(?P<number>[1-9]\d?(\.\d)?)")
 
 
 def _current(name: str) -> Model:
     return Model(
-        name, typical_seconds=60, seed=True, negative_prompt=True, previous_image=True, previews=True, source=_SOURCE
+        name,
+        typical_seconds=60,
+        ratios=_RATIOS,
+        seed=True,
+        negative_prompt=True,
+        previous_image=True,
+        previews=True,
+        source=_SOURCE,
     )
 
 

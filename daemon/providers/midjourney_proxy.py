@@ -18,7 +18,7 @@ from daemon.providers.midjourney_answer import CANCELLED, FAILURE, MIDJOURNEY, M
 from daemon.providers.midjourney_hook import Hook, name_in
 from daemon.providers.midjourney_models import MODELS
 from daemon.providers.midjourney_request import IMAGINE, build, name_of
-from daemon.providers.vendor import BROKEN, retry_after
+from daemon.providers.vendor import BROKEN, asked_in_vain, retry_after
 
 log = structlog.stdlib.get_logger()
 
@@ -80,7 +80,7 @@ class MidjourneyProxy:
             return Submitted(found.id, "An earlier attempt had ordered it; that order is used.", webhook=heard)
         if hook is not None and not hook.ours:
             await self._outside.check(hook.url, timeout=_LOOK_UP_TIMEOUT, what="metadata.webhookUrl")
-        report.submitted(call.described(), order=True)
+        report.submitted(call.described())
         body = await asyncio.to_thread(call.body)
         order = order_id(await self._ask("POST", IMAGINE, body))
         return Submitted(order, "Midjourney is drawing", webhook=hook is not None and hook.ours)
@@ -89,11 +89,8 @@ class MidjourneyProxy:
         """Asks about the order, and fetches its picture once it is there."""
         try:
             task = Task.read(await self._ask("GET", f"mj/task/{quote(job_id, safe='')}/fetch", missing=True))
-        except OutcomeUnknown as error:
-            raise _asked_in_vain(error) from error
-        except Retryable as error:
-            error.accepted = False
-            raise
+        except RunError as error:
+            raise asked_in_vain(error) from error
         if task is None:
             raise MIDJOURNEY.unknown("The Midjourney proxy does not know the order any more.", taskId=job_id)
         if task.status in (FAILURE, CANCELLED):
@@ -110,18 +107,15 @@ class MidjourneyProxy:
         """Takes the order out of the proxy's list, where it can do that: Midjourney may draw it all the same."""
         try:
             await self._ask("POST", f"mj/task/{quote(job_id, safe='')}/cancel", missing=True)
-        except OutcomeUnknown as error:
-            raise _asked_in_vain(error) from error
+        except RunError as error:
+            raise asked_in_vain(error) from error
 
     async def _find(self, name: str) -> Task | None:
         """The newest order of that name that may lead to a picture."""
         try:
             document = await self._ask("GET", "mj/task/list")
-        except OutcomeUnknown as error:
-            raise _asked_in_vain(error) from error
-        except Retryable as error:
-            error.accepted = False
-            raise
+        except (OutcomeUnknown, Retryable) as error:
+            raise asked_in_vain(error) from error
         listed = cast("list[object]", document) if isinstance(document, list) else []
         tasks = (Task.read(entry) for entry in listed)
         found = [task for task in tasks if task is not None and name_in(task.state) == name and task.useful]
@@ -174,10 +168,3 @@ class MidjourneyProxy:
         except ValueError:
             raise MIDJOURNEY.unknown("The Midjourney proxy's answer is not JSON.") from None
         return document
-
-
-def _asked_in_vain(error: OutcomeUnknown) -> Retryable:
-    """A question that got no answer has ordered nothing: it is asked again."""
-    return Retryable(
-        error.message, code="provider_unavailable", hint="It is asked again by itself.", accepted=False, data=error.data
-    )

@@ -1,6 +1,7 @@
-"""OpenAI's Images API, and servers that speak it.
+"""OpenAI's Images API, its Responses API in the background, and servers that speak them.
 
-Only what is on offer lives here, so that menus and catalogues cost no SDK import; the work is in `openai_images.py`.
+Only what is on offer lives here, so that menus and catalogues cost no SDK import; the work is in `openai_images.py` and
+`openai_background.py`.
 """
 
 from urllib.parse import urlsplit
@@ -19,12 +20,13 @@ def create(settings: Settings) -> Provider | None:
     """The provider; None without `OPENAI_API_KEY`."""
     if settings.openai_api_key is None:
         return None
-    from daemon.providers.openai_images import OpenAIImages
+    from daemon.providers.openai_provider import OpenAI
 
-    return OpenAIImages(
+    return OpenAI(
         settings.openai_api_key,
         base_url=settings.openai_base_url,
         models=MODELS if _is_openai(settings.openai_base_url) else (),
+        webhook="openai" in settings.webhook_secrets,
         timeout=settings.run_timeout,
         max_bytes=settings.max_image_bytes,
     )

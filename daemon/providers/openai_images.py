@@ -1,7 +1,6 @@
 """The Images API by the official SDK: one call, streamed to disk, with previews where the model gives them."""
 
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,20 +9,17 @@ from typing import Any, cast
 
 import httpx2
 from openai import AsyncOpenAI, BadRequestError
-from pydantic import SecretStr
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_incrementing
 
 from daemon.errors import Refused, Retryable
 from daemon.fetch import Fetcher
-from daemon.providers import Generated, Model, Reporter, Request
+from daemon.providers import Generated, Reporter, Request
 from daemon.providers.base64_stream import Base64Stream, BrokenImage, EventStream
+from daemon.providers.openai_answer import expect_object, parse, read_document
 from daemon.providers.openai_errors import BROKEN, OPENAI, reported, translate
 from daemon.providers.openai_models import settle
 from daemon.providers.openai_request import PREVIEWS, ImagesCall, build
 
-_BASE_URL = "https://api.openai.com/v1"
-_MAX_REST = 1_000_000
-"""Bytes of an answer that are not image: usage, a revised prompt. More than this is no answer of the Images API."""
 _DOWNLOAD_TIMEOUT = timedelta(seconds=60)
 _STREAM_FIELDS = ("stream", "partial_images")
 
@@ -43,37 +39,15 @@ class OpenAIImages:
     """Makes and edits pictures with OpenAI, or with a server that speaks its Images API.
 
     Args:
-        api_key: Sent to `base_url` and nowhere else.
-        base_url: A compatible server; None for OpenAI itself.
-        models: What that server has on offer, as far as it is known.
-        timeout: Longest silence of the server.
+        client: Speaks to that server.
+        fetcher: Fetches pictures that it only points to.
         max_bytes: Largest image that is accepted.
     """
 
-    def __init__(
-        self,
-        api_key: SecretStr,
-        *,
-        base_url: str | None,
-        models: Sequence[Model],
-        timeout: timedelta,
-        max_bytes: int,
-    ) -> None:
-        self.models = models
+    def __init__(self, client: AsyncOpenAI, fetcher: Fetcher, *, max_bytes: int) -> None:
+        self._client = client
+        self._fetcher = fetcher
         self._max_bytes = max_bytes
-        base_url = base_url or _BASE_URL
-        self._client = AsyncOpenAI(
-            api_key=api_key.get_secret_value().strip(),
-            base_url=base_url,
-            max_retries=0,  # its retries send no idempotency key: one picture could be paid for three times
-            timeout=httpx2.Timeout(timeout.total_seconds(), connect=10, pool=10),
-        )
-        self._fetcher = Fetcher([base_url])
-
-    async def aclose(self) -> None:
-        """Lets go of connections."""
-        await self._client.close()
-        await self._fetcher.aclose()
 
     async def generate(self, request: Request, report: Reporter) -> Generated:
         """Makes the picture, or edits the previous one."""
@@ -111,12 +85,13 @@ class OpenAIImages:
     @asynccontextmanager
     async def _send(self, call: ImagesCall) -> AsyncGenerator[httpx2.Response, None]:
         images: Any = self._client.images.with_streaming_response  # typed overloads do not take **fields
-        if call.image is None:
+        drawing = call.drawing
+        if drawing.image is None:
             async with images.generate(**call.fields) as response:
                 yield response.http_response
             return
-        with call.image.open("rb") as file:
-            image = (f"image.{call.image_type.removeprefix('image/')}", file, call.image_type)
+        with drawing.image.open("rb") as file:
+            image = (f"image.{drawing.image_type.removeprefix('image/')}", file, drawing.image_type)
             async with images.edit(image=image, **call.fields) as response:
                 yield response.http_response
 
@@ -155,15 +130,10 @@ class OpenAIImages:
 
 
 async def _read_json(chunks: AsyncIterator[bytes], images: Base64Stream, model: str) -> _Answer:
-    rest = bytearray()
-    async for chunk in chunks:
-        rest += images.feed(chunk)
-        _bound(rest)
-    rest += images.finish()
-    document = _parse(bytes(rest))
+    document = await read_document(chunks, images)
     _raise_reported(document, model)
     items = cast("list[object]", document.get("data") or [{}])
-    return _answer(_object(items[0]), document.get("usage"), images)
+    return _answer(expect_object(items[0]), document.get("usage"), images)
 
 
 async def _read_events(chunks: AsyncIterator[bytes], images: Base64Stream, model: str, report: Reporter) -> _Answer:
@@ -173,7 +143,7 @@ async def _read_events(chunks: AsyncIterator[bytes], images: Base64Stream, model
         for text in events.feed(images.feed(chunk)):
             if text.startswith(b"[DONE]"):
                 continue
-            event = _parse(text)
+            event = parse(text)
             _raise_reported(event, model)
             answer = _answer(event, event.get("usage"), images)
             if str(event.get("type")).endswith(".completed"):
@@ -191,26 +161,8 @@ def _answer(item: Mapping[str, Any], usage: Any, images: Base64Stream) -> _Answe
         image=images.files[int(number)] if number is not None else None,
         url=url if isinstance(url, str) else None,
         revised_prompt=revised if isinstance(revised, str) else None,
-        usage=_object(usage) if usage is not None else None,
+        usage=expect_object(usage) if usage is not None else None,
     )
-
-
-def _bound(rest: bytearray) -> None:
-    if len(rest) > _MAX_REST:
-        raise OPENAI.unknown("OpenAI's answer is not one of the Images API.")
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        return _object(json.loads(text))
-    except ValueError as error:
-        raise OPENAI.unknown("OpenAI's answer cannot be read.") from error
-
-
-def _object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise OPENAI.unknown("OpenAI's answer is not one of the Images API.")
-    return cast("dict[str, Any]", value)
 
 
 def _raise_reported(document: Mapping[str, Any], model: str) -> None:

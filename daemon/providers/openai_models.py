@@ -21,18 +21,23 @@ FIXED_SIZES = ("1024x1024", "1536x1024", "1024x1536")
 """All that the first generation draws."""
 _SIZES = (*FIXED_SIZES, "1536x864", "864x1536", "1792x1024", "1024x1792", "2560x1440", "3840x2160")
 _RATIOS = ("1:1", "16:9", "9:16", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "21:9")
+_QUALITIES = ("low", "standard", "hd")
+"""`medium` and `high` are other words for `standard` and `hd`."""
+_MORE_QUALITIES = (*_QUALITIES, "xhigh", "max")
+"""From 2.5 on."""
 _DALL_E = date(2026, 5, 12)
 _GPT_IMAGE_1 = date(2026, 10, 23)
 _GPT_IMAGE_1_5 = date(2026, 12, 1)
 
 
-def _current(name: str, price: float | None) -> Model:
+def _current(name: str, price: float | None, *, qualities: tuple[str, ...] = _MORE_QUALITIES) -> Model:
     return Model(
         name,
         price=price,
         typical_seconds=20,
         sizes=_SIZES,
         ratios=_RATIOS,
+        qualities=qualities,
         previous_image=True,
         previews=True,
         source=_PRICES,
@@ -46,6 +51,7 @@ def _ending(name: str, ends: date, successor: str, *, price: float | None = None
         typical_seconds=20,
         sizes=FIXED_SIZES,
         ratios=("1:1", "3:2", "2:3"),
+        qualities=() if name.startswith("dall-e") else _QUALITIES,
         previous_image=True,
         previews=not name.startswith("dall-e"),
         retired=ends,
@@ -59,7 +65,7 @@ MODELS = (
     _current("gpt-image-2.5-sunburst", 0.0132),
     _current("gpt-image-2.6-flare", None),
     _current("gpt-image-2.6-sunburst", None),
-    _current("gpt-image-2", 0.0527),
+    _current("gpt-image-2", 0.0527, qualities=_QUALITIES),
     _ending("gpt-image-1.5", _GPT_IMAGE_1_5, "gpt-image-2.6-sunburst", price=0.034),
     _ending("chatgpt-image-latest", _GPT_IMAGE_1_5, "gpt-image-2.6-sunburst"),
     _ending("gpt-image-1-mini", _GPT_IMAGE_1_5, "gpt-image-2.6-flare", price=0.011),
@@ -87,6 +93,12 @@ _TOKENS_PER_EDGE = {
 }
 """Patches along the short edge, from which the output tokens follow; for 2.6 nobody has published them."""
 _PARTIAL_IMAGE_TOKENS = 100
+
+MAINLINE = "gpt-6-luna"
+"""Answers in background mode and has the image model draw: image models are no models of the Responses API. The cheapest
+one that has the tool (developers.openai.com/api/docs/models/gpt-6-luna)."""
+_MAINLINE_RATES = {"input": 0.10, "cached": 0.01, "written": 0.125, "output": 0.50}
+"""USD for a million tokens, by the same page."""
 
 
 def generation(model: str) -> float | None:
@@ -128,6 +140,24 @@ def settle(model: str, usage: Any) -> float | None:
     if rates is None or output <= 0:
         return None
     return round((text * rates.text_in + image * rates.image_in + output * rates.image_out) / 1e6, 8)
+
+
+def settle_mainline(model: Any, usage: Any) -> float | None:
+    """USD for what the model that words the prompt has counted: `model` and `usage` of a response. None where unknown."""
+    if not str(model).startswith(MAINLINE):
+        return None
+    try:
+        details = usage["input_tokens_details"]
+        cached, written = int(details.get("cached_tokens") or 0), int(details.get("cache_write_tokens") or 0)
+        counted = {
+            "input": int(usage["input_tokens"]) - cached - written,
+            "cached": cached,
+            "written": written,
+            "output": int(usage["output_tokens"]),
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return sum(tokens * _MAINLINE_RATES[name] for name, tokens in counted.items()) / 1e6
 
 
 def _rates(model: str) -> _Rates | None:

@@ -1,4 +1,4 @@
-"""From a prompt to the fields of the Images API. Whatever is lost on the way is a warning."""
+"""From a prompt to what OpenAI draws, and to a call of its Images API. Whatever is lost on the way is a warning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -36,20 +36,52 @@ _QUALITIES = {"standard": "medium", "hd": "high"}
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """What is to be drawn, in OpenAI's words, whichever of its APIs is asked.
+
+    Args:
+        model: The image model.
+        text: The prompt.
+        size: Width and height.
+        quality: None leaves it to the server.
+        image: The picture to edit; None to make one from nothing.
+        image_type: Its content type.
+    """
+
+    model: str
+    text: str
+    size: Size
+    quality: str | None
+    image: Path | None = None
+    image_type: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the picture is to be like, as both APIs name it."""
+        options = {"size": f"{self.size[0]}x{self.size[1]}"}
+        return options if self.quality is None else {**options, "quality": self.quality}
+
+    @property
+    def image_described(self) -> str:
+        """The picture to edit, for the audit trail: its type and size."""
+        return "" if self.image is None else f"{self.image_type}, {self.image.stat().st_size} bytes"
+
+    def estimate(self, *, previews: int = 0) -> float | None:
+        """USD; None if not known."""
+        return estimate(self.model, self.size, self.quality, previews=previews)
+
+
+@dataclass(frozen=True, slots=True)
 class ImagesCall:
     """One call of the Images API.
 
     Args:
+        drawing: What is to be drawn.
         fields: What is sent, without the image.
-        image: The picture to edit; None to make one from nothing.
-        image_type: Its content type.
-        size: Width and height that were asked for.
     """
 
+    drawing: Drawing
     fields: Mapping[str, Any]
-    image: Path | None = None
-    image_type: str = ""
-    size: Size | None = None
 
     @property
     def streams(self) -> bool:
@@ -59,8 +91,7 @@ class ImagesCall:
     @property
     def estimate(self) -> float | None:
         """USD; None if not known."""
-        previews = self.fields.get("partial_images", 0)
-        return estimate(self.fields["model"], self.size, self.fields.get("quality"), previews=previews)
+        return self.drawing.estimate(previews=self.fields.get("partial_images", 0))
 
     def without_stream(self) -> "ImagesCall":
         """The same, for servers and accounts that may not stream."""
@@ -68,38 +99,46 @@ class ImagesCall:
 
     def described(self) -> dict[str, Any]:
         """The exact request, for the audit trail; the image by its type and size."""
-        if self.image is None:
+        if self.drawing.image is None:
             return {"endpoint": "images/generations", **self.fields}
-        image = f"{self.image_type}, {self.image.stat().st_size} bytes"
-        return {"endpoint": "images/edits", **self.fields, "image": image}
+        return {"endpoint": "images/edits", **self.fields, "image": self.drawing.image_described}
 
 
 def build(request: Request, warn: Warn) -> ImagesCall:
-    """Maps a run to a call.
+    """Maps a run to a call of the Images API.
 
     OpenAI's own models (`gpt-image-…`, wherever they are served) are streamed and are never sent `response_format`,
-    which they refuse. Any other name is taken for a compatible server's: it gets `response_format=b64_json`, sizes
-    as they are, quality only if it is not the usual one, and no stream.
+    which they refuse. Any other name is taken for a compatible server's: it gets `response_format=b64_json` and no
+    stream.
 
     Raises:
         Refused: If the previous image is of a type that cannot be edited.
     """
-    prompt, number = request.prompt, generation(request.model)
-    fields: dict[str, Any] = {"model": request.model, "prompt": whole_text(prompt, warn, limit=MAX_PROMPT, fold=True)}
-    size = _size(_Asked(request.model, number, warn), prompt)
-    fields["size"] = f"{size[0]}x{size[1]}"
-    if number is None:
-        fields["response_format"] = "b64_json"
-        if prompt.quality != "standard":
-            fields["quality"] = prompt.quality
+    drawing = draw(request, warn)
+    fields: dict[str, Any] = {"model": drawing.model, "prompt": drawing.text, **drawing.options}
+    if generation(drawing.model) is None:
+        return ImagesCall(drawing, {**fields, "response_format": "b64_json"})
+    return ImagesCall(drawing, {**fields, "stream": True, "partial_images": PREVIEWS})
+
+
+def draw(request: Request, warn: Warn) -> Drawing:
+    """Maps a run to what is to be drawn. Models that are not OpenAI's own get the size as it is, and a quality only if
+    it is not the usual one.
+
+    Raises:
+        Refused: If the previous image is of a type that cannot be edited.
+    """
+    prompt, model, image = request.prompt, request.model, request.previous_image
+    number = generation(model)
+    text = whole_text(prompt, warn, limit=MAX_PROMPT, fold=True)
+    size = _size(_Asked(model, number, warn), prompt)
+    if number is not None:
+        quality = _quality(model, number, prompt.quality, warn)
     else:
-        fields["quality"] = _quality(request.model, number, prompt.quality, warn)
-        fields |= {"stream": True, "partial_images": PREVIEWS}
+        quality = None if prompt.quality == "standard" else prompt.quality
     if prompt.seed is not None:
-        warn(f"{request.model} has no seed: the picture will differ each time.", field="seed", feature="unsupported")
-    if request.previous_image is None:
-        return ImagesCall(fields, size=size)
-    return ImagesCall(fields, request.previous_image, content_type(request.previous_image), size)
+        warn(f"{model} has no seed: the picture will differ each time.", field="seed", feature="unsupported")
+    return Drawing(model, text, size, quality, image, content_type(image) if image is not None else "")
 
 
 def _quality(model: str, number: float, quality: str, warn: Warn) -> str:

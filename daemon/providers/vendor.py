@@ -224,6 +224,25 @@ class Vendor:
         )
 
 
+def asked_in_vain(error: RunError) -> RunError:
+    """What goes wrong with asking about an order: nothing was ordered by it, and the order is still there. So it is asked
+    again, also after somebody has mended the key."""
+    match error:
+        case OutcomeUnknown() | Refused(code="authentication" | "permission"):
+            return Retryable(
+                error.message,
+                code="provider_unavailable",
+                hint="It is asked again by itself.",
+                accepted=False,
+                data=error.data,
+            )
+        case Retryable():
+            error.accepted = False
+        case _:
+            pass
+    return error
+
+
 def readable(said: str, length: int = 500) -> str:
     """Somebody else's words as they may be shown: short, in one line, without what looks like base64, with a full stop."""
     words = " ".join(_ENCODED.sub("…", said).split())[:length]

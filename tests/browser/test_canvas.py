@@ -1,6 +1,8 @@
 """What somebody does at the canvas, and sees."""
 
+import json
 import re
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -9,9 +11,9 @@ import httpx
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.window import database, difference, put
-from tests.devs import running
-from tests.postgres import free_port, wait_until
+from daemon.providers import models
+from tests.browser.window import difference, put
+from tests.postgres import wait_until
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -150,42 +152,6 @@ async def test_i_cancel_what_takes_too_long(window, db):
     assert await db.fetchval("select status from runs where subject_id = $1", window.workflow) == "cancelled"
 
 
-async def test_an_edge_refines_an_image(window, db):
-    await put(db, window.workflow, "A valley", "The valley at night")
-    await window.page.reload()
-    valley, night = window.node("A valley"), window.node("The valley at night")
-    await window.drag(valley.locator(".react-flow__handle.source"), night.locator(".react-flow__handle.target"))
-    await expect(window.page.locator(".react-flow__edge")).to_have_count(1)
-
-    # The valley has no image yet: it is made first, and the other waits for it.
-    await night.get_by_role("button", name="Generate").click()
-    await expect(night.get_by_role("status")).to_have_text("Waits for its image")
-    await window.has_image(valley)
-    await window.has_image(night)
-    await window.keep_screenshot("edge")
-    used = await db.fetchval(
-        "select metadata #>> '{promptSpec,previousImage}' from runs where subject_id = $1 order by ticket desc limit 1",
-        window.workflow,
-    )
-    assert used == await db.fetchval(
-        "select node_data ->> 'imageUrl' from workflow_nodes where workflow_id = $1 and node_data #>> '{promptSpec,basePrompt}' = 'A valley'",
-        window.workflow,
-    )
-
-    await window.page.locator(".react-flow__edge").dispatch_event("click")
-    await window.page.keyboard.press("Delete")
-    await expect(window.page.locator(".react-flow__edge")).to_have_count(0)
-    await expect(window.nodes).to_have_count(2)
-
-
-async def test_an_edge_that_ends_nowhere_makes_the_node_it_leads_to(window, db):
-    await put(db, window.workflow, "A valley")
-    await window.page.reload()
-    await window.drag(window.node("A valley").locator(".react-flow__handle.source"), (1200, 300))
-    await expect(window.page.locator(".react-flow__edge")).to_have_count(1)
-    await expect(window.page.get_by_placeholder("What should change?")).to_be_focused()
-
-
 async def test_two_windows_show_the_same(url, window, open_window: Open, db):
     await put(db, window.workflow, "A bridge")
     await window.page.reload()
@@ -298,20 +264,52 @@ async def test_every_setting_of_the_model_reaches_the_run(window, db):
     await node.get_by_role("button", name="Model and settings").click()
     assert "painter · free · 2 s" in await node.get_by_label("Model", exact=True).inner_text()
     await node.get_by_label("Shape").select_option("ratio 16:9")
-    await node.get_by_label("Quality").select_option("hd")
     await node.get_by_label("Seed").fill("7")
     await node.get_by_label("Without").fill("people")
     await window.keep_screenshot("settings")
     await node.get_by_role("button", name="Generate").click()
     await window.has_image(node)
     spec = await db.fetchval("select metadata -> 'promptSpec' from runs where subject_id = $1", window.workflow)
-    assert spec == {
-        "basePrompt": "A tower",
-        "aspectRatio": "16:9",
-        "quality": "hd",
-        "seed": 7,
-        "negativePrompt": "people",
-    }
+    assert spec == {"basePrompt": "A tower", "aspectRatio": "16:9", "seed": 7, "negativePrompt": "people"}
+
+
+async def test_what_can_be_chosen_is_what_the_model_can_do(window, db):
+    """The other providers' models are published, though nobody here has a key for them."""
+    for name in ("openai", "google"):
+        offered = [{"provider": name, "model": each.name, **asdict(each)} for each in models(name)]
+        await db.execute("select private.publish_models($1, $2::text::jsonb)", name, json.dumps(offered, default=str))
+    await window.page.reload()
+    node = await window.add("A tower")
+    await node.get_by_role("button", name="Model and settings").click()
+    model, quality = node.get_by_label("Model", exact=True), node.get_by_label("Quality")
+    assert "imagen-4.0-generate-001" not in await model.inner_text()  # retired
+
+    await model.select_option("openai:gpt-image-2.5-flare")
+    await expect(quality.locator("option")).to_have_text(["Low", "Standard", "High", "Very high", "Highest"])
+    await expect(node.get_by_label("Seed")).to_have_count(0)
+    await quality.select_option("max")
+    await window.keep_screenshot("qualities")
+    await model.select_option("openai:gpt-image-2")  # has no such quality: back to the usual one
+    await expect(quality.locator("option")).to_have_text(["Low", "Standard", "High"])
+    await expect(quality).to_have_value("standard")
+
+    await quality.select_option("hd")
+    await model.select_option("google:gemini-3-pro-image")
+    await expect(quality.locator("option")).to_have_text(["Standard", "High"])
+    await expect(quality).to_have_value("hd")
+    shapes = await node.get_by_label("Shape").locator("option").all_inner_texts()
+    assert "16:9" in shapes
+    assert "2K" not in shapes
+    await model.select_option("demo:painter")
+    await expect(quality).to_have_count(0)
+    await expect(node.get_by_label("Seed")).to_be_visible()
+
+    await model.select_option("google:gemini-3-pro-image")
+    await quality.select_option("hd")
+    await node.get_by_role("button", name="Generate").click()
+    query = "select metadata #>> '{promptSpec,quality}' from runs where subject_id = $1"
+    assert await wait_until(lambda: db.fetchval(query, window.workflow)) == "hd"
+    await db.execute("delete from private.models where provider <> 'demo'")
 
 
 async def test_light_and_dark_as_the_system_has_it_until_i_choose(url, open_window: Open):
@@ -322,38 +320,3 @@ async def test_light_and_dark_as_the_system_has_it_until_i_choose(url, open_wind
     await expect(page).to_have_css("color-scheme", "light")
     await window.page.reload()
     await expect(page).to_have_css("color-scheme", "light")
-
-
-async def test_the_server_goes_away_and_comes_back_and_nothing_is_lost(directory, open_window: Open):
-    port = free_port()
-    async with running(directory, port, "--data", "gone") as dev:
-        window = await open_window(f"http://127.0.0.1:{port}/canvas#{uuid4()}")
-        async with database(directory / "gone") as db:
-            await put(db, window.workflow, "A boat on its way", submit=4)
-        await window.page.reload()
-        node = window.node("A boat on its way")
-        await node.get_by_role("button", name="Generate").click()
-        await expect(node.get_by_role("status")).to_contain_text("The painter")
-        window.outage = True
-        dev.process.kill()
-        await dev.ended()
-    await expect(window.page.locator(".connection")).to_have_text("Reconnecting")
-    prompt = node.get_by_label("Prompt")
-    await prompt.fill("A boat on its way home")
-    await prompt.blur()
-    await window.add("A thought from the time without a server")
-    await window.keep_screenshot("away")
-    async with running(directory, port, "--data", "gone"):
-        await window.connected()
-        await window.has_image(window.node("A boat on its way home"))
-        await expect(window.nodes).to_have_count(2)
-        await window.page.reload()  # what was typed in the meantime has arrived
-        await expect(window.node("A thought from the time without a server")).to_be_visible()
-        await window.has_image(window.node("A boat on its way home"))
-        async with database(directory / "gone") as db:
-            events = await db.fetch(
-                "select e.payload ->> 'event' as event from run_events e join runs r on r.id = e.run_id "
-                "where r.subject_id = $1 and e.payload ->> 'event' in ('created', 'generated')",
-                window.workflow,
-            )
-        assert sorted(each["event"] for each in events) == ["created", "generated"]

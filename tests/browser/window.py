@@ -21,6 +21,8 @@ FLAGS = (
     *("--disable-sync", "--no-first-run"),
 )
 SCREENSHOTS = ROOT / ".cache/screenshots"
+REFUSED = r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|CONNECTION_CLOSED|EMPTY_RESPONSE)"
+"""What Chromium itself logs about a server that is not there."""
 VISITOR = "00000000-0000-4000-8000-000000000002"
 
 
@@ -78,9 +80,10 @@ class Window:
         await self.page.keyboard.type(prompt)
         return self.node(prompt)
 
-    async def drag(self, what: Locator, to: Locator | tuple[float, float]) -> None:
+    async def drag(self, what: Locator, to: Locator | tuple[float, float], *, offline: bool = False) -> None:
         """Takes something by its middle, and lets go of it there."""
-        await self.connected()
+        if not offline:
+            await self.connected()
         await what.hover()
         await self.page.mouse.down()
         if isinstance(to, Locator):
@@ -106,7 +109,7 @@ class Window:
             await self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png", animations="disabled")
 
     def _listen(self, message: ConsoleMessage) -> None:
-        expected = self.outage and "ERR_" in message.text
+        expected = self.outage and re.search(REFUSED, message.text)
         if message.type in ("error", "warning") and not expected:
             self.complaints.append(message.text)
 
@@ -143,14 +146,17 @@ async def database(data: Path) -> AsyncIterator["asyncpg.Connection[asyncpg.Reco
     await connection.close()
 
 
-async def put(db: "asyncpg.Connection[asyncpg.Record]", workflow: str, *prompts: str, **demo: object) -> None:
+async def put(
+    db: "asyncpg.Connection[asyncpg.Record]", workflow: str, *prompts: str, at: int = 0, **demo: object
+) -> None:
     """Nodes of an application: a row of them, side by side, in a workflow of the visitor's.
 
     Args:
+        at: How many are there already.
         demo: How the painter behaves.
     """
     async with db.transaction():
-        for place, prompt in enumerate(prompts):
+        for place, prompt in enumerate(prompts, at):
             await db.execute(
                 "insert into public.workflow_nodes (id, workflow_id, node_type, node_data, position) "
                 "values (gen_random_uuid()::text, $1, 'image', $2, $3)",

@@ -261,6 +261,19 @@ def held(go: asyncio.Event) -> Fault:
     return fault
 
 
+def previews(count: int) -> Fault:
+    """A good stream with that many previews, however many were asked for."""
+
+    async def fault(exchange: Exchange) -> None:
+        await exchange.start(200, "text/event-stream")
+        for index in range(count):
+            await exchange.event(exchange.api.partial(exchange.call, index))
+        await exchange.event(exchange.api.completed(exchange.call, count))
+        await exchange.body(b"")
+
+    return fault
+
+
 def silent_end() -> Fault:
     """A stream that ends in good order, but without a picture."""
 
@@ -328,25 +341,23 @@ def _usage(partials: int) -> dict[str, Any]:
 
 def _refusal(call: Call) -> tuple[int, dict[str, Any]] | None:
     if call.headers.get("authorization") != f"Bearer {KEY}":
-        return 401, _error("Incorrect API key provided: sk-…key.", "invalid_api_key")
+        return 401, error("Incorrect API key provided: sk-…key.", "invalid_api_key")
     model = call.fields.get("model")
     if model not in (*LIVE, *ENDING):
         gone = " It was shut down, see the deprecations page." if model in RETIRED else ""
-        return 404, _error(f"The model '{model}' does not exist.{gone}", "model_not_found")
+        return 404, error(f"The model '{model}' does not exist.{gone}", "model_not_found")
     wrong = _wrong_field(call, str(model))
-    return (400, _error(f"Invalid value: '{wrong}'.", "invalid_value", wrong)) if wrong else None
+    return (400, error(f"Invalid value: '{wrong}'.", "invalid_value", wrong)) if wrong else None
 
 
 def _wrong_field(call: Call, model: str) -> str | None:
     fields, edit = call.fields, call.path.endswith("edits")
-    newest = model.startswith(("gpt-image-2.5", "gpt-image-2.6"))
-    qualities = {"low", "medium", "high", "auto"} | ({"xhigh", "max"} if newest else set())
     checks = {
         "path": call.path in ("/v1/images/generations", "/v1/images/edits"),
         "prompt": isinstance(fields.get("prompt"), str) and 1 <= len(fields["prompt"]) <= 32_000,
         "response_format": "response_format" not in fields,
-        "size": _has_size(model, str(fields.get("size", "auto"))),
-        "quality": fields.get("quality", "auto") in qualities,
+        "size": has_size(model, str(fields.get("size", "auto"))),
+        "quality": fields.get("quality", "auto") in qualities(model),
         "partial_images": "partial_images" not in fields
         or (fields.get("stream") is True and 0 <= int(fields["partial_images"]) <= 3),
         "image": not edit or (call.image is not None and call.image_type in IMAGE_TYPES),
@@ -355,7 +366,14 @@ def _wrong_field(call: Call, model: str) -> str | None:
     return next((name for name, good in checks.items() if not good), unknown[0] if unknown else None)
 
 
-def _has_size(model: str, size: str) -> bool:
+def qualities(model: str) -> set[str]:
+    """Those that the model knows."""
+    newest = model.startswith(("gpt-image-2.5", "gpt-image-2.6"))
+    return {"low", "medium", "high", "auto"} | ({"xhigh", "max"} if newest else set())
+
+
+def has_size(model: str, size: str) -> bool:
+    """Whether the model draws that size."""
     if size in ("auto", "1024x1024", "1536x1024", "1024x1536"):
         return True
     if model in ENDING:
@@ -368,5 +386,6 @@ def _has_size(model: str, size: str) -> bool:
     )
 
 
-def _error(message: str, code: str, param: str | None = None) -> dict[str, Any]:
+def error(message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """The error object of a request that is not good."""
     return {"message": message, "type": "invalid_request_error", "param": param, "code": code}

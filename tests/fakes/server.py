@@ -127,7 +127,7 @@ async def _send(answer: Answer, send: Send) -> None:
 async def _read(request: Request) -> Call:
     call = Call(request.method, request.url.path, dict(request.headers))
     kind = call.headers.get("content-type", "")
-    if kind.startswith("application/json"):
+    if kind.startswith("application/json") and await request.body():
         call.fields = await request.json()
     elif kind.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
         async with request.form() as form:

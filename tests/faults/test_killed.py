@@ -3,6 +3,8 @@
 import asyncio
 import signal
 
+import pytest
+
 from tests.daemons import Daemon
 from tests.fakes.openai_api import hang
 from tests.faults.world import World
@@ -62,7 +64,12 @@ async def test_with_the_session_gone_nobody_waits_for_a_long_lease(world: World)
     await world.all_ended_once()
 
 
-async def test_a_picture_that_was_stored_before_the_kill_is_adopted(world: World) -> None:
+@pytest.mark.parametrize("thumbnail", [True, False])
+async def test_a_picture_that_was_stored_before_the_kill_is_adopted_with_all_that_was_known_of_it(
+    world: World, thumbnail: bool
+) -> None:
+    world.api.compatible = world.api.answer_with_url = True
+    world.gate.closed_for = None if thumbnail else ".thumb.webp"
     world.gate.passing["GET"] = asyncio.Event()
     async with world.daemon() as one:
         await one.started()
@@ -73,10 +80,16 @@ async def test_a_picture_that_was_stored_before_the_kill_is_adopted(world: World
             await two.started()
             await world.may_judge()
             await kill(one)
+            world.gate.closed_for = None
             world.gate.passing.pop("GET").set()
             row = await world.until(run, "completed")
     assert len(world.api.requests) == 1
     assert world.gate.uploads(run) == 1
+    payload = row["payload"]
+    assert payload["originalUrl"] == f"{world.api.url}/files/picture.png"
+    assert payload["revisedPrompt"] == "As it was drawn"
+    assert len(await world.fetched(payload["imageUrl"])) == payload["bytes"]
+    assert (payload["thumbnailUrl"] is not None) == thumbnail
     assert (await event_names(world.db, run)).count("generated") == 1
     assert "adopted" in await event_names(world.db, run)
     assert await world.fetched(row["payload"]["imageUrl"])

@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.world import World
 from tests.postgres import wait_until
-from tests.runs import event_names
+from tests.runs import event_names, run_row
 
 
 @pytest.mark.parametrize("fault", ["refuses", "hangs", "breaks off"])
@@ -32,10 +32,45 @@ async def test_storage_that_fails_for_a_moment_costs_no_second_image(world: Worl
     assert len(await world.fetched(row["payload"]["imageUrl"])) == row["payload"]["bytes"]
 
 
-async def test_storage_that_is_away_for_good_fails_the_run_with_its_cost_and_a_cure_and_requeueing_helps(
+async def test_storage_that_is_away_for_longer_than_three_tries_gets_the_image_once_it_is_back(world: World) -> None:
+    world.gate.closed = True
+    async with world.daemon() as it:
+        await it.started()
+        (run,) = await world.order()
+        await wait_until(lambda: world.gate.looks > 2, timeout=30)
+        assert world.gate.uploads(run) == 3
+        row = await run_row(world.db, run)
+        assert (row["status"], row["message"]) == (
+            "running",
+            "Storage does not answer. The image is kept until it does.",
+        )
+        world.gate.closed = False
+        row = await world.until(run, "completed")
+        await world.all_ended_once()
+    assert world.gate.uploads(run) == 4
+    assert len(world.api.requests) == 1
+    assert row["payload"]["thumbnailUrl"]
+    (stored,) = await world.events(run, "stored")
+    assert stored["uploadTries"] == 4
+    assert len(await world.fetched(row["payload"]["imageUrl"])) == row["payload"]["bytes"]
+
+
+async def test_a_run_that_is_cancelled_while_storage_is_away_waits_no_longer(world: World) -> None:
+    world.gate.closed = True
+    async with world.daemon() as it:
+        await it.started()
+        (run,) = await world.order()
+        await wait_until(lambda: world.gate.looks > 1, timeout=30)
+        await world.db.execute("update runs set status = 'cancelled' where id = $1", run)
+        await world.nothing_in_flight()
+        await world.all_ended_once()
+    assert world.gate.uploads(run) == 3
+
+
+async def test_storage_that_refuses_for_good_fails_the_run_after_three_tries_with_its_cost_and_requeueing_helps(
     world: World,
 ) -> None:
-    world.gate.closed = True
+    world.gate.closed_for = ".png"
     async with world.daemon() as it:
         await it.started()
         (run,) = await world.order()
@@ -49,7 +84,7 @@ async def test_storage_that_is_away_for_good_fails_the_run_with_its_cost_and_a_c
         assert generated["cost"] > 0
         await world.all_ended_once()
 
-        world.gate.closed = False
+        world.gate.closed_for = None
         await world.db.execute("update runs set status = 'pending' where id = $1", run)
         await world.until(run, "completed")
         await world.all_ended_once()

@@ -61,6 +61,11 @@ class Gate:
         """How often a picture of the run was sent, without its thumbnail and preview."""
         return sum(method in {"POST", "PUT"} and f"/{run}.png" in path for method, path in self.requests)
 
+    @property
+    def looks(self) -> int:
+        """How often somebody looked whether Storage answers."""
+        return self.requests.count(("GET", "/storage/v1/bucket/images"))
+
 
 @dataclass
 class World:

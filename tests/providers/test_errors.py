@@ -24,6 +24,7 @@ from daemon.providers.google_request import ContentCall
 from daemon.providers.mapping import content_type
 from daemon.providers.midjourney_answer import MIDJOURNEY, Task
 from daemon.providers.openai_errors import OPENAI
+from daemon.providers.openai_response import Response
 from daemon.providers.stability_errors import STABILITY
 from daemon.providers.vendor import Vendor
 from tests.postgres import ROOT
@@ -57,6 +58,17 @@ def of_openai(said: str) -> Iterator[RunError]:
     for code in (*codes, "something new", None):
         for status in (None, 400, 404, 429, 500):
             yield openai_errors.reported({"code": code, "message": said}, "gpt-image-2", status=status)
+    for ended in (
+        {"status": "failed", "error": {"code": "server_error", "message": said}},
+        {"status": "failed"},
+        {"status": "cancelled"},
+        {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}},
+        {"status": "incomplete", "incomplete_details": {"reason": said}},
+        {"status": "completed", "output": [{"content": [{"text": said}]}]},
+    ):
+        with pytest.raises(RunError) as caught:
+            Response(ended, [], None).outcome("gpt-image-2")
+        yield caught.value
 
 
 def of_google(said: str) -> Iterator[RunError]:

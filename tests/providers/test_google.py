@@ -52,6 +52,12 @@ async def test_the_key_has_two_names(variable: str) -> None:
     await made.aclose()
 
 
+async def test_of_two_keys_the_first_counts(studio: Studio) -> None:
+    await studio.set_up(GEMINI_API_KEY="another")
+
+    await studio.make()
+
+
 def test_without_a_key_there_is_no_provider() -> None:
     assert create("google", Settings(_env_file=None, GOOGLE_API_KEY="", GEMINI_API_KEY="")) is None
 

@@ -22,6 +22,7 @@ from tests.fakes.openai_api import (
     error_event,
     hang,
     moderation,
+    previews,
     silent_end,
     status,
 )
@@ -121,6 +122,15 @@ async def test_a_prompt_becomes_a_picture_on_disk_with_two_previews_and_its_cost
     ]
 
 
+async def test_fewer_previews_than_were_asked_for_are_no_trouble(studio: Studio) -> None:
+    studio.api.next(previews(1))
+
+    made = await studio.make()
+
+    assert size_of(made.path.read_bytes()) == (1024, 1024)
+    assert len(studio.recorder.previews) == 1
+
+
 async def test_the_exact_request_is_reported_without_secrets_and_with_an_estimate(studio: Studio) -> None:
     await studio.make()
 
@@ -164,6 +174,13 @@ async def test_a_previous_image_of_another_type_is_refused_before_anything_is_se
         (FLARE, {"aspectRatio": "16:9"}, "1536x864", set()),
         (FLARE, {"aspectRatio": "9:16"}, "864x1536", set()),
         (FLARE, {"aspectRatio": "21:9"}, "1568x672", set()),
+        (FLARE, {"aspectRatio": "1:1"}, "1024x1024", set()),
+        (FLARE, {"aspectRatio": "3:2"}, "1536x1024", set()),
+        (FLARE, {"aspectRatio": "2:3"}, "1024x1536", set()),
+        (FLARE, {"aspectRatio": "4:3"}, "1152x864", set()),
+        (FLARE, {"aspectRatio": "3:4"}, "864x1152", set()),
+        (FLARE, {"aspectRatio": "5:4"}, "1120x896", set()),
+        (FLARE, {"aspectRatio": "4:5"}, "896x1120", set()),
         (FLARE, {"aspectRatio": "2:1"}, "1456x720", set()),
         (FLARE, {"aspectRatio": "8:1"}, "1776x592", {"aspectRatio"}),
         (FLARE, {"size": "1024x1024", "aspectRatio": "16:9"}, "1024x1024", {"aspectRatio"}),

@@ -9,7 +9,7 @@ import { ImageNode, ImageNodes, useImageNodes } from "./ImageNode";
 import type { ImageFlowNode, Surroundings } from "./ImageNode";
 import { Lightbox } from "./Lightbox";
 import { Toasts, useToasts } from "./Toasts";
-import { isUnfinished, useWorkflow } from "./useWorkflow";
+import { isUnfinished, isWaiting, useWorkflow } from "./useWorkflow";
 import type { Choices, Position, WorkflowNode } from "./useWorkflow";
 
 const NODE_TYPES = { image: ImageNode };
@@ -162,7 +162,7 @@ function useEdges(rows: readonly WorkflowNode[]): [Edge[], (changes: EdgeChange[
       const { source } = row.node_data;
       if (!source || !ids.has(source)) return [];
       const id = `${source} ${row.id}`;
-      return [{ id, source, target: row.id, animated: isUnfinished(row), selected: selected.has(id) }];
+      return [{ id, source, target: row.id, animated: isUnfinished(row) || isWaiting(row), selected: selected.has(id) }];
     });
   }, [rows, selected]);
   const onChange = useCallback((changes: EdgeChange[]) => setSelected(before => {
@@ -177,7 +177,7 @@ function useEdges(rows: readonly WorkflowNode[]): [Edge[], (changes: EdgeChange[
 }
 
 function ready(row: WorkflowNode): boolean {
-  return Boolean(row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model) && !isUnfinished(row);
+  return Boolean(row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model) && !isUnfinished(row) && !isWaiting(row);
 }
 
 /** Whether `from` is reached from `to` by going back along edges, or is it: an image cannot refine itself. */

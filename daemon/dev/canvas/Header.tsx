@@ -1,13 +1,13 @@
 /** What there is, how it stands, whether we hear of changes, and what can be done with all of it at once. */
 import { useEffect, useState } from "react";
 import { Icon } from "./ImageNode";
-import { isUnfinished } from "./useWorkflow";
+import { isUnfinished, isWaiting } from "./useWorkflow";
 import type { Actions, Snapshot, WorkflowNode } from "./useWorkflow";
 
 const CONNECTIONS = {
   connecting: ["Connecting", "Waiting for the first answer."],
   live: ["Live", "Changes appear here as they happen."],
-  away: ["Reconnecting", "The server cannot be heard. Everything missed is fetched once it is back."],
+  away: ["Offline", "The server cannot be heard. What was missed is fetched, and what was changed is sent, once it is back."],
   denied: ["No access", "You are not a member of this workflow. Of a new one, whoever adds the first node becomes a member."],
 } as const;
 
@@ -18,13 +18,14 @@ interface Props extends Snapshot {
   onGenerate: (rows: readonly WorkflowNode[]) => void;
 }
 
-export function Header({ nodes, connection, selected, actions, onAdd, onGenerate }: Props) {
+export function Header({ nodes, connection, unsent, selected, actions, onAdd, onGenerate }: Props) {
   const count = (status: string) => nodes.filter(row => row.node_data.status === status).length;
-  const making = nodes.filter(isUnfinished);
+  const making = nodes.filter(row => isUnfinished(row) || isWaiting(row));
   const chosen = (selected.length > 1 ? selected : nodes).filter(row =>
-    row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model && !isUnfinished(row)
+    row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model && !isUnfinished(row) && !isWaiting(row)
     && (selected.length > 1 || row.node_data.status !== "completed"));
   const [label, explanation] = CONNECTIONS[connection];
+  const kept = connection === "away" && unsent > 0 ? ` · ${unsent} ${unsent === 1 ? "change" : "changes"} kept, sent once it is back` : "";
   return (
     <header className="header">
       <span className="brand">
@@ -35,10 +36,10 @@ export function Header({ nodes, connection, selected, actions, onAdd, onGenerate
         </svg>
         Image Jobs
       </span>
-      <span className="connection" data-state={connection} title={explanation} role="status"><i />{label}</span>
+      <span className="connection" data-state={connection} title={explanation} role="status"><i />{label}{kept}</span>
       <ul className="counts" aria-label="Nodes by state">
         <Count tone="run" number={count("running")} of="in the making" />
-        <Count tone="wait" number={count("pending")} of="in line" />
+        <Count tone="wait" number={count("pending") + nodes.filter(isWaiting).length} of="in line" />
         <Count tone="done" number={count("completed")} of="ready" always />
         <Count tone="bad" number={count("error")} of="failed" />
       </ul>

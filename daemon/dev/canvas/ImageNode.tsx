@@ -8,11 +8,11 @@ import { createContext, memo, useCallback, useContext, useEffect, useId, useRef,
 import type { CSSProperties, KeyboardEvent, ReactNode } from "react";
 import { Handle, Position, applyNodeChanges } from "@xyflow/react";
 import type { Node, NodeChange, NodeProps } from "@xyflow/react";
-import type { Actions, Change, ImageModel, PromptSpec, Snapshot, WorkflowNode } from "./useWorkflow";
-import { isUnfinished } from "./useWorkflow";
+import type { Actions, Change, ImageModel, PromptSpec, Quality, Snapshot, WorkflowNode } from "./useWorkflow";
+import { isUnfinished, isWaiting } from "./useWorkflow";
 import "./ImageNode.css";
 
-export type ImageFlowNode = Node<{ row: WorkflowNode; waiting: boolean }, "image">;
+export type ImageFlowNode = Node<{ row: WorkflowNode }, "image">;
 
 export interface Surroundings {
   actions: Actions;
@@ -28,12 +28,12 @@ export const ImageNodes = Around.Provider;
  * React Flow's nodes for the rows of a workflow. A row that has not changed keeps its node as it is, with what React Flow
  * knows of it (selected, measured); a node that somebody drags stays in their hand, and its position is written at the end.
  */
-export function useImageNodes({ nodes: rows, waiting, actions }: Pick<Snapshot, "nodes" | "waiting"> & { actions: Actions }) {
+export function useImageNodes({ nodes: rows, actions }: Pick<Snapshot, "nodes"> & { actions: Actions }) {
   const [nodes, setNodes] = useState<ImageFlowNode[]>([]);
-  const [followed, setFollowed] = useState<readonly unknown[]>([]);
-  if (followed[0] !== rows || followed[1] !== waiting) { // while rendering: an effect would come a frame later
-    setFollowed([rows, waiting]);
-    setNodes(follow(nodes, rows, waiting));
+  const [followed, setFollowed] = useState<readonly WorkflowNode[]>();
+  if (followed !== rows) { // while rendering: an effect would come a frame later
+    setFollowed(rows);
+    setNodes(follow(nodes, rows));
   }
   const onNodesChange = useCallback((changes: NodeChange<ImageFlowNode>[]) => {
     setNodes(now => applyNodeChanges(changes.filter(change => change.type !== "remove"), now)); // rows decide what there is
@@ -44,23 +44,23 @@ export function useImageNodes({ nodes: rows, waiting, actions }: Pick<Snapshot, 
   return { nodes, setNodes, onNodesChange, onNodeDragStop };
 }
 
-function follow(before: ImageFlowNode[], rows: readonly WorkflowNode[], waiting: ReadonlySet<string>): ImageFlowNode[] {
+function follow(before: ImageFlowNode[], rows: readonly WorkflowNode[]): ImageFlowNode[] {
   const known = new Map(before.map(node => [node.id, node]));
   return rows.map((row, index) => {
     const node = known.get(row.id);
-    const waits = waiting.has(row.id);
-    if (node && node.data.row === row && node.data.waiting === waits) return node;
+    if (node?.data.row === row) return node;
     const place = row.position ?? { x: (index % 5) * 340, y: Math.floor(index / 5) * 440 };
-    return { ...node, id: row.id, type: "image", position: node?.dragging ? node.position : place, data: { row, waiting: waits } };
+    return { ...node, id: row.id, type: "image", position: node?.dragging ? node.position : place, data: { row } };
   });
 }
 
 export const ImageNode = memo(function ImageNode({ id, data, selected }: NodeProps<ImageFlowNode>) {
   const around = useContext(Around);
   if (!around) throw new Error("ImageNodes is missing around ReactFlow.");
-  const { row, waiting } = data;
+  const { row } = data;
   const { status, imageUrl, thumbnailUrl, previewUrl, progress, promptSpec, source } = row.node_data;
   const [settings, setSettings] = useState(false);
+  const waiting = isWaiting(row);
   const busy = isUnfinished(row) || waiting;
   const picture = (status === "running" && previewUrl) || thumbnailUrl || imageUrl;
   const model = around.models.find(each => each.model === row.node_data.model && each.provider === row.node_data.provider);
@@ -102,7 +102,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
         )}
       </div>
       <Note row={row} />
-      <Prompt id={id} spec={promptSpec} actions={around.actions} refines={Boolean(source)} />
+      <Prompt id={id} stored={promptSpec?.basePrompt ?? ""} actions={around.actions} refines={Boolean(source)} />
       <footer className="image-node-foot">
         <button
           className="image-node-model nodrag" aria-expanded={settings} onClick={() => setSettings(!settings)}
@@ -112,7 +112,10 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
           <small>{model && [price(model), seconds(model)].filter(Boolean).join(" · ")}</small>
           <Icon name="chevron" />
         </button>
-        <Action row={row} waiting={waiting} actions={around.actions} />
+        <Action
+          id={id} busy={busy} failed={status === "error"} made={imageUrl !== undefined} actions={around.actions}
+          ready={Boolean(promptSpec?.basePrompt.trim() && row.node_data.model)}
+        />
       </footer>
       {settings && <Settings row={row} model={model} around={around} />}
     </article>
@@ -120,25 +123,26 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
 });
 
 /** What to do next: one button, two where a failure may be tried again as it was or as it is written now. */
-function Action({ row, waiting, actions }: { row: WorkflowNode; waiting: boolean; actions: Actions }) {
-  const { status, imageUrl, promptSpec, model } = row.node_data;
+const Action = memo(function Action({ id, busy, failed, made, ready, actions }: {
+  id: string; busy: boolean; failed: boolean; made: boolean; ready: boolean; actions: Actions;
+}) {
   const generate = (label: string, look: string) => (
     <Do
-      label={label} look={look} run={() => actions.generate(row.id)} disabled={!promptSpec?.basePrompt.trim() || !model}
+      label={label} look={look} run={() => actions.generate(id)} disabled={!ready}
       {...(look === "icon" && { icon: "again" as const })}
     />
   );
-  if (isUnfinished(row) || waiting) return <Do label="Cancel" look="quiet" run={() => actions.cancel(row.id)} />;
-  if (status === "error") {
+  if (busy) return <Do label="Cancel" look="quiet" run={() => actions.cancel(id)} />;
+  if (failed) {
     return (
       <>
         {generate("Generate anew, as it is written now", "icon")}
-        <Do label="Retry" look="strong" run={() => actions.retry(row.id)} />
+        <Do label="Retry" look="strong" run={() => actions.retry(id)} />
       </>
     );
   }
-  return imageUrl ? generate("Regenerate", "quiet") : generate("Generate", "strong");
-}
+  return made ? generate("Regenerate", "quiet") : generate("Generate", "strong");
+});
 
 function Do({ label, look, run, disabled, icon }: {
   label: string; look: string; run: () => Promise<void>; disabled?: boolean; icon?: "again";
@@ -159,7 +163,7 @@ function Do({ label, look, run, disabled, icon }: {
 }
 
 /** The image; while the next one loads, the last one stays, and the new one fades in over it. */
-function Picture({ url, forming }: { url: string | undefined; forming: boolean }) {
+const Picture = memo(function Picture({ url, forming }: { url: string | undefined; forming: boolean }) {
   const [below, setBelow] = useState<string>();
   const [loaded, setLoaded] = useState<string>();
   useEffect(() => {
@@ -175,7 +179,7 @@ function Picture({ url, forming }: { url: string | undefined; forming: boolean }
       data-forming={forming} data-loaded={each === below || each === loaded} onLoad={() => setLoaded(each)}
     />
   ));
-}
+});
 
 function Blank({ busy }: { busy: boolean }) {
   return <div className="image-node-blank" data-busy={busy}>{!busy && <Icon name="picture" />}</div>;
@@ -225,10 +229,9 @@ function Countdown({ sentence, since }: { sentence: string; since: string | unde
   return sentence.replace(/in \d+ s\.?$/, left > 0 ? `in ${left} s.` : "now.");
 }
 
-function Prompt({ id, spec, actions, refines }: {
-  id: string; spec: PromptSpec | undefined; actions: Actions; refines: boolean;
+const Prompt = memo(function Prompt({ id, stored, actions, refines }: {
+  id: string; stored: string; actions: Actions; refines: boolean;
 }) {
-  const stored = spec?.basePrompt ?? "";
   const [text, setText] = useState(stored);
   const field = useRef<HTMLTextAreaElement>(null);
   // What another window writes appears here, but never under the hands of who is writing.
@@ -251,12 +254,13 @@ function Prompt({ id, spec, actions, refines }: {
       }}
     />
   );
-}
+});
 
 function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel | undefined; around: Surroundings }) {
   const spec: PromptSpec = row.node_data.promptSpec ?? { basePrompt: "" };
   const edit = (change: Change) => around.actions.edit(row.id, change);
   const ask = (promptSpec: NonNullable<Change["promptSpec"]>) => edit({ promptSpec });
+  const sizes = model?.sizes.filter(each => /^\d+x\d+$/.test(each)) ?? []; // "2K" is a size of Google's, and a quality here
   const shape = spec.aspectRatio ? `ratio ${spec.aspectRatio}` : `size ${spec.size ?? "1024x1024"}`;
   return (
     <div className="image-node-settings nodrag nowheel">
@@ -266,7 +270,9 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
             id={name} value={`${row.node_data.provider}:${row.node_data.model}`}
             onChange={event => {
               const [provider = "", ...rest] = event.target.value.split(":");
-              edit({ provider, model: rest.join(":") });
+              const next = around.models.find(each => each.provider === provider && each.model === rest.join(":"));
+              const keeps = spec.quality && next?.qualities.includes(spec.quality);
+              edit({ provider, model: rest.join(":"), ...(!keeps && { promptSpec: { quality: undefined } }) });
             }}
           >
             {!model && <option value={`${row.node_data.provider}:${row.node_data.model}`}>{row.node_data.model ?? "Choose one"}</option>}
@@ -291,7 +297,7 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
               ask(kind === "ratio" ? { aspectRatio: value, size: undefined } : { size: value, aspectRatio: undefined });
             }}
           >
-            {!(model?.sizes.includes(shape.slice(5)) || model?.ratios.includes(shape.slice(6))) && (
+            {!(sizes.includes(shape.slice(5)) || model?.ratios.includes(shape.slice(6))) && (
               <option value={shape}>{shape.split(" ")[1]?.replace("x", " × ")}</option>
             )}
             {model && model.ratios.length > 0 && (
@@ -299,22 +305,23 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
                 {model.ratios.map(each => <option key={each} value={`ratio ${each}`}>{each}</option>)}
               </optgroup>
             )}
-            {model && model.sizes.length > 0 && (
+            {sizes.length > 0 && (
               <optgroup label="Pixels">
-                {model.sizes.map(each => <option key={each} value={`size ${each}`}>{each.replace("x", " × ")}</option>)}
+                {sizes.map(each => <option key={each} value={`size ${each}`}>{each.replace("x", " × ")}</option>)}
               </optgroup>
             )}
           </select>
         )}
       </Field>
-      <Field label="Quality">
-        {name => (
-          <select id={name} value={spec.quality ?? "standard"} onChange={event => ask({ quality: event.target.value })}>
-            <option value="standard">Standard</option>
-            <option value="hd">High</option>
-          </select>
-        )}
-      </Field>
+      {model && model.qualities.length > 0 && (
+        <Field label="Quality">
+          {name => (
+            <select id={name} value={spec.quality ?? "standard"} onChange={event => ask({ quality: event.target.value })}>
+              {model.qualities.map(each => <option key={each} value={each}>{QUALITIES[each]}</option>)}
+            </select>
+          )}
+        </Field>
+      )}
       {model?.seed && (
         <Field label="Seed">
           {name => (
@@ -341,6 +348,8 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
     </div>
   );
 }
+
+const QUALITIES: Record<Quality, string> = { low: "Low", standard: "Standard", hd: "High", xhigh: "Very high", max: "Highest" };
 
 function Field({ label, wide, children }: { label: string; wide?: boolean; children: (id: string) => ReactNode }) {
   const id = useId();

@@ -16,12 +16,14 @@ import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
 
 export type Status = "pending" | "running" | "completed" | "error" | "cancelled";
 
+export type Quality = "low" | "standard" | "hd" | "xhigh" | "max";
+
 export interface PromptSpec {
   basePrompt: string;
   styleModifiers?: string[];
   size?: string;
   aspectRatio?: string;
-  quality?: "standard" | "hd";
+  quality?: Quality;
   seed?: number;
   negativePrompt?: string;
   previousImage?: string;
@@ -52,6 +54,8 @@ export interface Choices {
   promptSpec?: PromptSpec;
   /** The node whose image this one refines. */
   source?: string | null;
+  /** Generate was asked for before that image was there: what the run is called that begins once it is. */
+  wish?: string | null;
   /** Goes into the run's metadata. */
   metadata?: Record<string, unknown>;
 }
@@ -76,6 +80,8 @@ export interface ImageModel {
   model: string;
   sizes: string[];
   ratios: string[];
+  /** Those that make a difference; empty where there is one. */
+  qualities: Quality[];
   seed: boolean;
   negative_prompt: boolean;
   previous_image: boolean;
@@ -102,8 +108,8 @@ export interface Snapshot {
   connection: Connection;
   /** False until the nodes have come for the first time. */
   loaded: boolean;
-  /** Nodes that are generated as soon as the image they refine is there. */
-  waiting: ReadonlySet<string>;
+  /** How many nodes have changes that the server has not got yet. They are sent once it answers again. */
+  unsent: number;
 }
 
 export interface Actions {
@@ -146,6 +152,11 @@ export function isUnfinished(node: WorkflowNode): boolean {
   return node.node_data.status === "pending" || node.node_data.status === "running";
 }
 
+/** Whether it is generated as soon as the image that it refines is there. */
+export function isWaiting(node: WorkflowNode): boolean {
+  return Boolean(node.node_data.wish) && !isUnfinished(node);
+}
+
 export function useWorkflow(
   supabase: SupabaseClient,
   workflowId: string,
@@ -173,7 +184,7 @@ interface Made {
 }
 
 class Workflow implements Actions {
-  snapshot: Snapshot = { nodes: [], models: [], connection: "connecting", loaded: false, waiting: new Set() };
+  snapshot: Snapshot = { nodes: [], models: [], connection: "connecting", loaded: false, unsent: 0 };
   /** As the database has them. */
   #rows = new Map<string, WorkflowNode>();
   /** Deleted nodes, each with the version from which it is gone. */
@@ -186,8 +197,10 @@ class Workflow implements Actions {
   #typing = new Map<string, ReturnType<typeof setTimeout>>();
   /** What `snapshot.nodes` was made of: a node that has not changed stays the same object, and is not rendered again. */
   #made = new Map<string, Made>();
-  /** Node → the node whose image it waits for. */
-  #chained = new Map<string, string>();
+  /** Nodes whose run is being asked for. */
+  #beginning = new Map<string, Promise<boolean>>();
+  /** Wishes that this window is granting. */
+  #granting = new Set<string>();
   #models: readonly ImageModel[] = [];
   #connection: Connection = "connecting";
   #loaded = false;
@@ -215,7 +228,7 @@ class Workflow implements Actions {
     window.addEventListener("pagehide", this.#flush);
     const watch = setInterval(() => {
       const quiet = Date.now() - this.#heard > QUIET;
-      if (quiet && [...this.#rows.values()].some(isUnfinished)) void this.#load();
+      if (quiet && [...this.#rows.values()].some(row => isUnfinished(row) || isWaiting(row))) void this.#load();
     }, QUIET / 2);
     return () => {
       this.#closed = true;
@@ -276,6 +289,7 @@ class Workflow implements Actions {
       else if (this.#takeOurs(message)) unknown.push(message.id);
     }
     this.#publish();
+    this.#grantWishes();
     if (unknown.length > 0) void this.#fetch(unknown);
   }
 
@@ -302,13 +316,12 @@ class Workflow implements Actions {
   }
 
   #put(row: WorkflowNode, known: WorkflowNode | undefined): void {
-    this.#rows.set(row.id, row);
+    this.#rows.set(row.id, known ? { ...row, node_data: alike(row.node_data, known.node_data) } : row);
     const { status, error, message, runId } = row.node_data;
     const news = known !== undefined && (known.node_data.status !== status || known.node_data.runId !== runId);
     if (news && status === "error") {
       this.tell({ nodeId: row.id, message: error ?? "It failed.", ...(message && { hint: message }) });
     }
-    if (news) this.#goOn(row);
   }
 
   #bury(id: string, version: number): void {
@@ -316,17 +329,47 @@ class Workflow implements Actions {
     if (known && known.version > version) return;
     this.#rows.delete(id);
     this.#edits.delete(id);
-    this.#chained.delete(id);
     this.#gone.set(id, Math.max(version, this.#gone.get(id) ?? 0));
   }
 
-  /** Generates what has waited for this node's image. */
-  #goOn(source: WorkflowNode): void {
-    for (const [id, wanted] of this.#chained) {
-      if (wanted !== source.id || isUnfinished(source)) continue;
-      this.#chained.delete(id);
-      if (source.node_data.status === "completed") void this.generate(id);
+  /**
+   * Begins what has waited for an image that is there by now, and forgets what waits in vain. A wish is in the row, so it
+   * outlives the window that it was made in; and it is the id of the run to be, so of all windows that grant it one can.
+   *
+   * Unless `all` has just been fetched, what seems to stand still may be under way, and we have not heard of it.
+   */
+  #grantWishes(all = false): void {
+    for (const { id, version, node_data: { wish, source } } of [...this.#rows.values()]) {
+      if (!wish || this.#granting.has(wish) || this.#node(id)?.node_data.wish !== wish) continue;
+      const origin = source ? this.#rows.get(source) : undefined;
+      const known = all || !source || this.#gone.has(source) || (origin && origin.version > version);
+      if (origin?.node_data.imageUrl && !isUnfinished(origin)) void this.#grant(id, wish, origin.node_data.imageUrl);
+      else if (known && !(origin && (isUnfinished(origin) || origin.node_data.wish))) this.#forget(id);
     }
+  }
+
+  async #grant(id: string, wish: string, previousImage: string): Promise<void> {
+    this.#granting.add(wish);
+    await this.#write(id);
+    const node = this.#node(id);
+    if (node?.node_data.wish !== wish) return;
+    const { provider, model, promptSpec, metadata } = node.node_data;
+    const { error } = await this.supabase.from("runs").insert({
+      id: wish, kind: "image_gen", subject_id: this.id, status: "pending", processor: `${provider}:${model}`,
+      metadata: { ...metadata, nodeId: id, promptSpec: { ...promptSpec, previousImage } },
+    });
+    if (error && !error.code) {
+      this.#granting.delete(wish); // nobody answered: once more with the next load
+      return;
+    }
+    if (error && error.code !== DUPLICATE) this.tell(problem(error, id));
+    this.#forget(id);
+    if (this.#connection !== "live") void this.#load();
+  }
+
+  #forget(id: string): void {
+    this.#change(id, { choices: { wish: null } });
+    void this.#write(id);
   }
 
   #refetch = (): void => {
@@ -369,7 +412,7 @@ class Workflow implements Actions {
       if (!found.has(id) && version > 0 && this.#rows.get(id)?.version === version) this.#bury(id, version);
     }
     if (this.#models.length === 0) {
-      const { data } = await this.supabase.from("image_models").select().order("provider").order("model")
+      const { data } = await this.supabase.from("image_models").select("*,qualities").order("provider").order("model")
         .returns<ImageModel[]>();
       const today = new Date().toISOString();
       this.#models = (data ?? []).filter(model => model.retired === null || model.retired > today);
@@ -378,6 +421,7 @@ class Workflow implements Actions {
     this.#loaded = true;
     this.#publish();
     this.#flush(); // what could not be sent while nobody answered
+    this.#grantWishes(true);
     return true;
   }
 
@@ -385,6 +429,7 @@ class Workflow implements Actions {
     const { data } = await this.supabase.from("workflow_nodes").select(COLUMNS).in("id", ids).returns<WorkflowNode[]>();
     data?.forEach(row => this.#take(row));
     this.#publish();
+    this.#grantWishes();
   }
 
   /** One render for all that comes within a frame. A window that nobody sees has no frames. */
@@ -412,7 +457,7 @@ class Workflow implements Actions {
       models: this.#models,
       connection: this.#connection,
       loaded: this.#loaded,
-      waiting: new Set(this.#chained.keys()),
+      unsent: this.#edits.size,
     };
     this.#listeners.forEach(listener => listener());
   }
@@ -420,17 +465,24 @@ class Workflow implements Actions {
   // -- what goes to the database --
 
   async generate(id: string): Promise<void> {
+    await this.#generate(id);
+  }
+
+  /** Answers whether it is under way. What is beginning already, as the source of another node, does not begin twice. */
+  #generate(id: string): Promise<boolean> {
+    const beginning = this.#beginning.get(id) ?? this.#begin(id).finally(() => this.#beginning.delete(id));
+    this.#beginning.set(id, beginning);
+    return beginning;
+  }
+
+  async #begin(id: string): Promise<boolean> {
     const node = this.#node(id);
-    if (!node) return;
+    if (!node) return false;
     const { provider, model, promptSpec, source, metadata } = node.node_data;
     const origin = source ? this.#node(source) : undefined;
-    if (origin && !origin.node_data.imageUrl) {
-      this.#chained.set(id, origin.id);
-      this.#publish();
-      return isUnfinished(origin) ? undefined : this.generate(origin.id);
-    }
     const previousImage = origin?.node_data.imageUrl;
-    await this.#call(id, "start_image_job", {
+    if (origin && !previousImage) return this.#wish(id, origin);
+    return this.#call(id, "start_image_job", {
       request: {
         nodeId: id,
         workflowId: this.id,
@@ -443,9 +495,19 @@ class Workflow implements Actions {
     });
   }
 
+  /** Shown at once, and written when what it waits for is under way: nobody shall find a wish without hope. */
+  async #wish(id: string, origin: WorkflowNode): Promise<boolean> {
+    this.#change(id, { choices: { wish: `job_${Date.now()}_${crypto.randomUUID()}` } });
+    const hope = isUnfinished(origin) || isWaiting(origin) || (await this.#generate(origin.id));
+    if (hope) await this.#fetch([origin.id]);
+    else this.#change(id, { choices: { wish: null } });
+    await this.#write(id);
+    return hope;
+  }
+
   async cancel(id: string): Promise<void> {
-    if (this.#chained.delete(id)) this.#publish();
     const node = this.#node(id);
+    if (node?.node_data.wish) this.#forget(id);
     if (node && isUnfinished(node)) await this.#call(id, "cancel_run", { run_id: node.node_data.runId });
   }
 
@@ -461,7 +523,8 @@ class Workflow implements Actions {
 
   restore(node: WorkflowNode): void {
     this.#gone.delete(node.id);
-    this.#rows.set(node.id, { ...node, version: 0 });
+    const { wish: _, ...data } = node.node_data;
+    this.#rows.set(node.id, { ...node, node_data: data, version: 0 });
     this.#change(node.id, { insert: true });
     void this.#write(node.id);
   }
@@ -543,21 +606,29 @@ class Workflow implements Actions {
     }
     data?.forEach(row => this.#take(row));
     this.#publish();
+    this.#grantWishes();
     if (edit.insert && !error && ["connecting", "denied"].includes(this.#connection)) await this.#listenAnew();
   }
 
-  /** Calls a function of the database, after the node it is about has been written. */
-  async #call(id: string, name: string, parameters: Record<string, unknown>): Promise<void> {
+  /** Calls a function of the database, after the node it is about has been written. Answers whether it went well. */
+  async #call(id: string, name: string, parameters: Record<string, unknown>): Promise<boolean> {
     await this.#write(id);
     const { error } = await this.supabase.rpc(name, parameters);
     if (error) this.tell(problem(error, id));
     else if (this.#connection !== "live") await this.#load();
+    return !error;
   }
 }
 
 function edited(row: WorkflowNode, edit: Edit | undefined): WorkflowNode {
   if (!edit?.position && !edit?.choices) return row;
   return { ...row, position: edit.position ?? row.position, node_data: { ...row.node_data, ...edit.choices } };
+}
+
+/** The same, with the objects of before where they say the same: what is drawn from them need not be drawn again. */
+function alike(now: Shown & Choices, before: Shown & Choices): Shown & Choices {
+  const same = (["promptSpec", "metadata"] as const).filter(key => JSON.stringify(now[key]) === JSON.stringify(before[key]));
+  return { ...now, ...Object.fromEntries(same.filter(key => key in before).map(key => [key, before[key]])) };
 }
 
 function problem(error: { code: string; message: string; hint: string | null }, nodeId: string): Problem {

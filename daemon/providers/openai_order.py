@@ -1,0 +1,95 @@
+"""An order of one picture, as the Responses API takes it. An image that goes with it is encoded while it is sent."""
+
+import json
+from base64 import b64encode
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from daemon.providers.openai_models import MAINLINE
+from daemon.providers.openai_request import Drawing
+
+INSTRUCTIONS = "Draw one picture of what the user describes. Give the user's words to the image tool as they are."
+"""For the model in between: it words the prompt anew otherwise, and still may."""
+_CHUNK = 3 * 16_384
+"""Bytes of the image that are encoded at once: divisible by three, so that the pieces join without padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is ordered, and by whom.
+
+    Args:
+        drawing: What is to be drawn.
+        run_id, ticket: Come back with the response: by them an order that was not written down is found again.
+    """
+
+    drawing: Drawing
+    run_id: str
+    ticket: int
+
+    def described(self) -> dict[str, Any]:
+        """The exact request, for the audit trail; the image by its type and size."""
+        return {"endpoint": "responses", **self._fields(self.drawing.image_described)}
+
+    def body(self) -> "Body":
+        """The request as it is sent."""
+        place = uuid4().hex
+        fields = json.dumps(self._fields(f"data:{self.drawing.image_type};base64,{place}")).encode()
+        head, _, tail = fields.partition(place.encode())
+        return Body(head, self.drawing.image, tail)
+
+    def _fields(self, image_url: str) -> dict[str, Any]:
+        drawing = self.drawing
+        content: list[dict[str, Any]] = [{"type": "input_text", "text": drawing.text}]
+        if drawing.image is not None:
+            content.append({"type": "input_image", "image_url": image_url, "detail": "auto"})
+        tool = {
+            "type": "image_generation",
+            "model": drawing.model,
+            "action": "generate" if drawing.image is None else "edit",
+            **drawing.options,
+        }
+        return {
+            "model": MAINLINE,
+            "instructions": INSTRUCTIONS,
+            "input": [{"role": "user", "content": content}],
+            "tools": [tool],
+            "tool_choice": {"type": "image_generation"},
+            "max_tool_calls": 1,  # each picture is paid for
+            "background": True,
+            "store": True,  # else it is gone after ten minutes
+            "metadata": {"run_id": self.run_id, "ticket": str(self.ticket)},
+        }
+
+
+class Body(AsyncIterable[bytes]):
+    """A text with a file in it, in base64."""
+
+    def __init__(self, head: bytes, file: Path | None, tail: bytes) -> None:
+        self._head = head
+        self._file = file
+        self._tail = tail
+
+    def __len__(self) -> int:
+        size = 0 if self._file is None else self._file.stat().st_size
+        return len(self._head) + (size + 2) // 3 * 4 + len(self._tail)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._head
+        if self._file is not None:
+            with self._file.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield b64encode(chunk)
+        yield self._tail
+
+
+def read_owner(metadata: object) -> tuple[str, int] | None:
+    """Run id and ticket out of the metadata of a response; None if it is no order of ours."""
+    match metadata:
+        case {"run_id": str(run_id), "ticket": str(ticket)} if run_id and ticket.isascii() and ticket.isdigit():
+            return run_id, int(ticket)
+        case _:
+            return None

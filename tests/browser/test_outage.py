@@ -1,0 +1,116 @@
+"""The server is gone, and comes back: by itself the canvas is as if nothing had been."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.window import Window, database, put
+from tests.devs import running
+from tests.postgres import free_port, wait_until
+
+Open = Any
+
+OUTAGE = 60.0
+"""Seconds."""
+
+BOAT, PLAIN, MILL = "A boat on its way", "A wide plain", "A mill by the water"
+MILL_LATER = "A mill by the water, in the evening"
+THOUGHT = "A thought from the time without a server"
+
+# What comes by the API, and not by a trigger, from now on.
+COUNT_WRITES = """
+create table private.client_writes (node_id text, operation text);
+create function private.note_client_write() returns trigger language plpgsql security definer as $$
+begin
+  if session_user = 'authenticator' and pg_trigger_depth() = 1 then
+    insert into private.client_writes values (new.id, lower(tg_op));
+  end if;
+  return null;
+end $$;
+create trigger note_client_write after insert or update on workflow_nodes
+  for each row execute function private.note_client_write();
+"""
+WRITES = """
+select n.node_data #>> '{promptSpec,basePrompt}' as prompt, w.operation as what, count(*)
+from private.client_writes w join workflow_nodes n on n.id = w.node_id group by 1, 2
+"""
+EVENTS = """
+select r.metadata #>> '{promptSpec,basePrompt}' as prompt, e.payload ->> 'event' as what, count(*)
+from run_events e join runs r on r.id = e.run_id where r.subject_id = $1 group by 1, 2
+"""
+
+
+@pytest.mark.timeout(300)  # one minute of it is the outage
+async def test_the_server_is_gone_for_a_minute_and_nothing_is_lost_or_doubled(directory: Path, open_window: Open):
+    data, port = directory / "minute", free_port()
+    async with running(directory, port, "--data", data.name) as dev:
+        window: Window = await open_window(f"http://127.0.0.1:{port}/canvas#{uuid4()}")
+        async with database(data) as db:
+            await db.execute(COUNT_WRITES)
+            await put(db, window.workflow, BOAT, submit=8)
+            await put(db, window.workflow, PLAIN, slow=8, at=1)
+            await put(db, window.workflow, MILL, at=2)
+        await window.page.reload()
+        await window.connected()
+        for prompt in (BOAT, PLAIN):
+            await window.node(prompt).get_by_role("button", name="Generate").click()
+        await expect(window.node(BOAT).get_by_role("status")).to_contain_text("The painter")  # it took the order
+        await expect(window.node(PLAIN)).to_have_attribute("data-status", "running")
+        window.outage = True
+        dev.process.kill()
+        await dev.ended()
+    back_at = asyncio.get_running_loop().time() + OUTAGE
+    await change_this_and_that(window)
+    # The minute itself is what is tested: it is longer than all that might give up.
+    await asyncio.sleep(back_at - asyncio.get_running_loop().time())
+
+    async with running(directory, port, "--data", data.name):
+        await expect(window.page.locator(".connection")).to_have_text("Live", timeout=30_000)
+        await window.has_image(window.node(BOAT))
+        await window.has_image(window.node(PLAIN))
+        await expect(window.nodes).to_have_count(4)
+        async with database(data) as db:
+            await wait_until(lambda: all_has_arrived(db))
+            assert await counted(db, WRITES) == {(MILL_LATER, "update"): 1, (THOUGHT, "insert"): 1, (BOAT, "update"): 1}
+            events = await counted(db, EVENTS, window.workflow)
+            runs = await db.fetchval("select array_agg(status) from runs where subject_id = $1", window.workflow)
+            place = await db.fetchval("select position from workflow_nodes where node_data::text like $1", f"%{BOAT}%")
+        assert runs == ["completed", "completed"]
+        for what in ("created", "generated", "completed"):
+            assert (events[BOAT, what], events[PLAIN, what]) == (1, 1)
+        assert events[BOAT, "submitted"] == 1
+        assert place["y"] > 100
+        await window.keep_screenshot("back")
+        await window.page.reload()
+        await expect(window.nodes).to_have_count(4)
+        await expect(window.node(MILL_LATER)).to_be_visible()
+        await window.has_image(window.node(BOAT))
+
+
+async def change_this_and_that(window: Window) -> None:
+    """While nobody answers: types, adds and drags; the header says what becomes of it."""
+    connection = window.page.locator(".connection")
+    await expect(connection).to_have_text("Offline")
+    prompt = window.node(MILL).get_by_label("Prompt")
+    await prompt.fill(MILL_LATER)
+    await window.page.keyboard.press("Escape")
+    await expect(connection).to_have_text("Offline · 1 change kept, sent once it is back")
+    await window.add(THOUGHT)
+    await window.page.keyboard.press("Escape")
+    await window.drag(window.node(BOAT).locator(".image-node-frame"), (420, 760), offline=True)
+    await expect(connection).to_have_text("Offline · 3 changes kept, sent once it is back")
+    await window.node(MILL_LATER).get_by_role("button", name="Generate").click()
+    await expect(window.toast).to_contain_text("The server cannot be reached.")
+    await window.keep_screenshot("away")
+
+
+async def counted(db: Any, query: str, *arguments: object) -> dict[tuple[str, str], int]:
+    return {(row["prompt"], row["what"]): row["count"] for row in await db.fetch(query, *arguments)}
+
+
+async def all_has_arrived(db: Any) -> bool:
+    return bool(await db.fetchval("select count(distinct node_id) = 3 from private.client_writes"))
