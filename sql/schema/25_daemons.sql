@@ -45,6 +45,8 @@ create table private.models (
   successor text,
   as_of date,
   source text,
+  qualities text[] not null default '{}',
   primary key (provider, model)
 );
 comment on table private.models is 'What image_models shows.';
+comment on column private.models.qualities is 'What promptSpec.quality may be and make a difference; empty: there is one quality.';

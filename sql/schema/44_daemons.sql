@@ -41,8 +41,7 @@ end
 $$;
 
 -- Takes the runs of one daemon away from it. What was parked is checked on; a call that was in flight has an unknown
--- outcome, and is made again only as the run's next attempt, after a pause (what killed one daemon may kill the next); after
--- a minute if it was an order, and word of it may come.
+-- outcome, and is made again only as the run's next attempt, after a pause (what killed one daemon may kill the next).
 -- Runs that somebody has locked are left for the next look of take_over.
 create or replace function private.abandon_runs(p_daemon uuid)
 returns integer language plpgsql volatile set search_path = ''
@@ -59,8 +58,7 @@ begin
   update public.runs r
   set claim = nextval('private.claims'), claimed_by = null, rank = null, progress = case when r.provider_job_id is null then 0 else r.progress end,
     status = fate.status,
-    due_at = case fate.status when 'running' then v_now when 'pending' then v_now + greatest(
-      make_interval(secs => 2 ^ least(r.attempt, 8)), case when private.expects_word(r) then interval '1 min' end) end,
+    due_at = case fate.status when 'running' then v_now when 'pending' then v_now + make_interval(secs => 2 ^ least(r.attempt, 8)) end,
     finished_at = case when fate.status = 'failed' then v_now end,
     message = case when fate.status = 'pending' then 'The daemon that was making this image went silent; another tries again.' end,
     payload = case when fate.status = 'failed' then jsonb_build_object(
@@ -154,7 +152,8 @@ as $$
   set blocked_until = greatest(l.blocked_until, excluded.blocked_until), blocked_reason = excluded.blocked_reason
 $$;
 
--- Publishes what a provider has on offer: the rows of image_models are replaced by these.
+-- Publishes what a provider has on offer: the rows of image_models are replaced by these. A daemon from before there were
+-- qualities does not name any.
 create or replace function private.publish_models(p_provider text, p_models jsonb)
 returns void language plpgsql volatile set search_path = ''
 as $$
@@ -163,12 +162,13 @@ begin
   where m.provider = p_provider and not exists (
     select from jsonb_to_recordset(p_models) as n (model text) where n.model = m.model);
   insert into private.models
-  select n.* from jsonb_populate_recordset(null::private.models, p_models) n
+  select n.* from jsonb_populate_recordset(
+    jsonb_populate_record(null::private.models, '{"qualities": []}'), p_models) n
   order by n.provider, n.model
   on conflict (provider, model) do update set
     sizes = excluded.sizes, ratios = excluded.ratios, seed = excluded.seed, negative_prompt = excluded.negative_prompt,
     previous_image = excluded.previous_image, previews = excluded.previews, price = excluded.price,
     typical_seconds = excluded.typical_seconds, retired = excluded.retired, successor = excluded.successor,
-    as_of = excluded.as_of, source = excluded.source;
+    as_of = excluded.as_of, source = excluded.source, qualities = excluded.qualities;
 end
 $$;

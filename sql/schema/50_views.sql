@@ -23,6 +23,15 @@ select m.provider, m.model, m.sizes, m.ratios, m.seed, m.negative_prompt, m.prev
 from private.models m;
 comment on view public.image_models is 'The models on offer, for menus. Prices in USD for one image of default size.';
 
+-- A computed column of image_models, `select=*,qualities`: with one more column of its own the view could not be replaced by
+-- the migration that made it, and migrations may run twice.
+create or replace function public.qualities(model public.image_models)
+returns text[] language sql stable set search_path = ''
+as $$
+  select m.qualities from private.models m where (m.provider, m.model) = (model.provider, model.model)
+$$;
+comment on function public.qualities(public.image_models) is 'What promptSpec.quality may be and make a difference.';
+
 create or replace view public.queue_stats with (security_invoker = on) as
 select
   p.provider,

@@ -34,6 +34,8 @@ grant select, insert, update, delete on public.workflow_nodes to authenticated;
 grant select on public.workflow_members to authenticated;
 grant select on public.image_jobs to authenticated;
 grant select on private.models, public.image_models to anon, authenticated, service_role;
+revoke all on function public.qualities(public.image_models) from public, anon, authenticated, service_role;
+grant execute on function public.qualities(public.image_models) to anon, authenticated, service_role;
 grant execute on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar)
   to authenticated, service_role;
 

@@ -7,7 +7,7 @@ revoke all on function private.hmac_sha256(bytea, bytea), private.webhook_key(te
   private.verified_delivery(text, jsonb, text, jsonb), private.match_deliveries(text),
   private.note_delivery(varchar, text, text, text), private.hear_deliveries(),
   private.count_webhook(text, integer, integer, integer), private.receive_webhook(text, jsonb, text),
-  private.sweep_webhooks(), public.webhook_openai(json), public.webhook_midjourney(json), public.webhook_hmac(json),
+  private.sweep_webhooks(), private.forget_delivery(text, text), public.webhook_openai(json), public.webhook_midjourney(json), public.webhook_hmac(json),
   public.receive_webhook(text, jsonb, text) from public, anon, authenticated, service_role;
 
 grant execute on function private.receive_webhook(text, jsonb, text) to anon, service_role;

@@ -1,0 +1,118 @@
+"""A body is what was signed, so it reaches the verifier, and the inbox, byte for byte."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openai import OpenAI
+from standardwebhooks import Webhook
+
+from tests.postgres import Cluster
+from tests.sql.protocol import Db
+from tests.webhooks import SECRET, Post, by_http, by_sql, gateway, hex_hmac, signed
+
+BODIES = [
+    ' {"data" :\t{"id":"order-1"} }  ',
+    '{\r\n"data": {"id": "order-1"}\r\n}\r\n',
+    '\n\n{"b":1.0,"a":2,"a":3,"a":{"a":4,"a":5}}',
+    '{"n":123456789012345678901234567890,"e":2e+05,"E":-0.0E-0,"f":1.000000000000000000000000000000000001}',
+    '{"n":' + "9" * 900 + "}",
+    '{"text":"\\u00e9 \\ud83e\\udd8a \\/ \\u0000 \\b\\f\\n\\r\\t\\"\\\\","raw":"é 🦊 \x7f \u2028"}',
+    '{"":null,"null":"","[]":[],"\\u0000":{}}',
+]
+
+TOO_MUCH_FOR_JSONB = ['{"n":1e999999}', '{"text":"\\ud800"}', '{"n":' + "[" * 3000 + "]" * 3000 + "}"]
+
+
+@pytest.fixture
+async def secrets(db: Db) -> None:
+    await db.execute(
+        "select private.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [SECRET], "midjourney": [SECRET]}
+    )
+
+
+@pytest.fixture(params=["sql", "http"])
+async def post(request: pytest.FixtureRequest, postgres: Cluster, database: str, db: Db) -> AsyncIterator[Post]:
+    """As PostgREST calls the function, and through a gateway."""
+    if request.param == "sql":
+        yield by_sql(db)
+    else:
+        async with gateway(postgres, database) as url, httpx.AsyncClient(timeout=20) as http:
+            yield by_http(http, url)
+
+
+async def inbox(db: Db) -> list[str | None]:
+    return [row["body"] for row in await db.fetch("select body from private.webhook_deliveries")]
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("body", BODIES)
+async def test_the_package_the_openai_sdk_and_the_database_agree_about_a_body(db: Db, post: Post, body: str) -> None:
+    headers = signed(body)
+    Webhook(SECRET).verify(body, headers)
+    OpenAI(api_key="none").webhooks.verify_signature(body, headers, secret=SECRET)
+    assert await post("openai", body, headers) == (200, {"received": True, "duplicate": False})
+    assert await inbox(db) == [body]
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("body", BODIES)
+async def test_the_hex_scheme_signs_the_same_bytes(db: Db, post: Post, body: str) -> None:
+    assert (await post("hmac", body, {"webhook-signature": hex_hmac(body)}))[0] == 200
+    assert await inbox(db) == [body]
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_what_midjourney_signs_may_stand_anywhere_in_odd_bytes(db: Db, post: Post) -> None:
+    state = f"run_1.{hex_hmac('run_1')}"
+    body = f'{{"n":1.0,\r\n "state" : "{state}" ,"prompt":"\\u00e9 é"}}\n'
+    assert (await post("midjourney", body, {}))[0] == 200
+    assert await inbox(db) == [body]
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("body", TOO_MUCH_FOR_JSONB)
+async def test_a_signed_body_that_jsonb_cannot_hold_is_received_all_the_same(db: Db, body: str) -> None:
+    assert (await by_sql(db)("openai", body, signed(body)))[0] == 200
+    assert await inbox(db) == [body]
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_a_mebibyte_is_received_and_a_byte_more_is_not(db: Db, post: Post) -> None:
+    full = json.dumps({"text": ("word " * 209_715)[: 1_048_576 - len('{"text": ""}')]})
+    assert len(full) == 1_048_576
+    assert (await post("openai", full, signed(full)))[0] == 200
+    assert await inbox(db) == [full]
+    status, said = await post("openai", full + " ", signed(full + " ", message="msg_2"))
+    assert (status, said["code"]) == (413, "PT413")
+    assert await inbox(db) == [full]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.usefixtures("secrets")
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    value=st.dictionaries(st.text(max_size=10), values, max_size=5),
+    as_ascii=st.booleans(),
+    indent=st.sampled_from([None, 1, "\t"]),
+    between=st.text(" \t\r\n", max_size=3),
+)
+async def test_any_body_in_any_writing_keeps_its_bytes(
+    db: Db, value: dict[str, Any], as_ascii: bool, indent: int | str | None, between: str
+) -> None:
+    body = json.dumps(value, ensure_ascii=as_ascii, indent=indent, separators=(between + ",", ":" + between)) + between
+    headers = signed(body)
+    OpenAI(api_key="none").webhooks.verify_signature(body, headers, secret=SECRET)
+    await db.execute("delete from private.webhook_deliveries")
+    assert (await by_sql(db)("openai", body, headers))[0] == 200
+    assert await inbox(db) == [body]
