@@ -35,7 +35,7 @@ class Listener:
         daemon: Answers the daemon's present id, which the lock is about.
         wake: Called on every "look again".
         connected: Called after each (re)connect, as anything may have been missed.
-        drop: Called with the claims that this daemon no longer holds.
+        drop: Called with the claims that this daemon no longer holds; with none if only orders are to be cancelled.
         ping: How often to make sure that the connection is alive.
         patience: How long to wait for an answer.
     """

@@ -74,24 +74,30 @@ def came_late(cost: float | None) -> Body:
     return {"outcome": "released", "if_lost": event("late", message, cost=cost)}
 
 
-def parked(order: Submitted, *, due: timedelta) -> Body:
-    """Writes the order's id down before anything else is done with it: from then on any daemon can ask."""
+def parked(order: Submitted, ticket: int, *, due: timedelta) -> Body:
+    """Writes the order's id down before anything else is done with it: from then on any daemon can ask.
+
+    By the ticket it finds its run, or is cancelled, if the claim is gone.
+    """
     late = "The provider took the order after the run had been taken away."
     return {
         "outcome": "parked",
         "provider_job_id": order.job_id,
         "due_in": due.total_seconds(),
+        "webhook": order.webhook,
+        "ticket": ticket,
         "message": order.message or AT_WORK,
         "if_lost": event("late", late, providerJobId=order.job_id),
     }
 
 
-def still_waiting(job_id: str | None, waiting: Waiting, *, due: timedelta) -> Body:
-    """Asked, and not ready yet."""
+def still_waiting(job_id: str | None, waiting: Waiting, *, due: timedelta, word: bool) -> Body:
+    """Asked, and not ready yet. `word`: the provider will say when it is."""
     return {
         "outcome": "parked",
         "provider_job_id": job_id,
         "due_in": due.total_seconds(),
+        "webhook": word,
         "message": waiting.message or AT_WORK,
         "progress": None if waiting.progress is None else min(int(waiting.progress), 99),
     }

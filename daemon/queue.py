@@ -41,6 +41,9 @@ DEEPEST = 64
 BEAT_TIMEOUT = 5.0
 """Seconds for a sign of life: what takes longer is worth less than the next try."""
 
+Word = Literal["awaited", "came"]
+"""Of an order: a webhook is awaited until its next check, or it came and made the check due."""
+
 Result = Literal["settled", "already", "lost", "busy", "recorded"]
 
 
@@ -58,6 +61,7 @@ class Claimed:
     attempt: int
     max_attempts: int
     provider_job_id: str | None
+    webhook: Word | None
     submitted_ago: timedelta | None
     waited: timedelta
 
@@ -76,9 +80,25 @@ class Claimed:
             attempt=run["attempt"],
             max_attempts=run["max_attempts"],
             provider_job_id=run["provider_job_id"],
+            webhook=run["webhook"],
             submitted_ago=None if submitted is None else timedelta(seconds=submitted),
             waited=timedelta(seconds=run["waited"]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order at a provider, by the id that the provider gave it, and whose it is where that is known."""
+
+    provider: str
+    job_id: str
+    run_id: str | None
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Reads what the functions about orders write."""
+        order = json.loads(text)
+        return cls(order["provider"], order["provider_job_id"], order.get("run_id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +226,44 @@ class Queue:
         """`private.publish_models`: what `image_models` shows of a provider."""
         async with self._connected() as connection:
             await connection.execute("select private.publish_models($1, $2)", provider, json.dumps(models, default=str))
+
+    async def set_webhook_secrets(self, secrets: Mapping[str, Sequence[str]]) -> None:
+        """`private.set_webhook_secrets`: what verifies the webhooks of the providers that are named."""
+        async with self._connected() as connection:
+            await connection.execute("select private.set_webhook_secrets($1)", json.dumps(secrets))
+
+    async def sweep_webhooks(self) -> None:
+        """`private.sweep_webhooks`: deliveries that crossed with their runs are given to them."""
+        async with self._connected() as connection:
+            await connection.execute("select private.sweep_webhooks()")
+
+    async def unmatched_deliveries(self, providers: Sequence[str], limit: int) -> list[Order]:
+        """`private.unmatched_deliveries`: orders of which word came and that no run has, leased for a minute."""
+        async with self._connected() as connection:
+            rows = await connection.fetch("select private.unmatched_deliveries($1, $2)", list(providers), limit)
+        return [Order.read(row[0]) for row in rows]
+
+    async def attach_order(self, order: Order, run_id: str | None, ticket: int | None) -> str:
+        """`private.attach_order`: the order was made for that run, or for none; answers what became of it."""
+        async with self._connected() as connection:
+            result: str = await connection.fetchval(
+                "select private.attach_order($1, $2, $3, $4)", order.provider, order.job_id, run_id, ticket
+            )
+        return result
+
+    async def take_cancellations(self, providers: Sequence[str], limit: int) -> list[Order]:
+        """`private.take_cancellations`: orders that are to be cancelled, leased for a minute."""
+        async with self._connected() as connection:
+            rows = await connection.fetch("select private.take_cancellations($1, $2)", list(providers), limit)
+        return [Order.read(row[0]) for row in rows]
+
+    async def finish_cancellation(self, order: Order, reason: str | None, *, final: bool) -> None:
+        """`private.finish_cancellation`: it is cancelled, or not for that reason; `final` if it need not be tried again."""
+        reason = None if reason is None else str(_clean(reason, self._mask))
+        async with self._connected() as connection:
+            await connection.execute(
+                "select private.finish_cancellation($1, $2, $3, $4)", order.provider, order.job_id, reason, final
+            )
 
     async def wake_all(self) -> None:
         """`private.wake_all`: look again, everybody."""

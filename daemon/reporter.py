@@ -29,6 +29,9 @@ def event(name: str, message: str, *, kind: str = "log", **data: Any) -> dict[st
 class RunReporter:
     """The `Reporter` of one run. Providers call it from the event loop; nothing here waits.
 
+    `traceable`: if nothing more is heard of an order, a webhook will tell that it was taken. So it is not made again
+    before that had time to come, by this daemon or by one that takes over (see `private.expects_word`).
+
     Args:
         turns: Where progress goes.
         run: The run.
@@ -47,6 +50,8 @@ class RunReporter:
         self._estimate: float | None = None
         self._closed = False
         self.sent = False
+        self.ordered = False
+        self.traceable = False
         self.accounted = False
 
     @property
@@ -54,14 +59,16 @@ class RunReporter:
         """What the call that was sent may cost, in USD; None where unknown."""
         return self._estimate
 
-    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None) -> None:
+    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, order: bool = False) -> None:
         """The request is about to go out: from here on it may be paid for."""
         self.sent = True
+        self.ordered = order
+        self.traceable &= order
         self._estimate = estimate
-        self._turns.record(
-            self._run,
-            events=[event("submitted", "The request goes to the provider.", request=dict(request), estimate=estimate)],
-        )
+        data: dict[str, Any] = {"request": dict(request), "estimate": estimate}
+        if self.traceable:
+            data["traceable"] = True
+        self._turns.record(self._run, events=[event("submitted", "The request goes to the provider.", **data)])
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """Keeps the highest value, and writes it now or when the second is over."""
@@ -83,6 +90,10 @@ class RunReporter:
         if field is not None:
             data["field"] = field
         self._turns.record(self._run, events=[event("warning", message, **data)])
+
+    def incident(self, message: str, **data: Any) -> None:
+        """An event for the operator: something that should work does not."""
+        self._turns.record(self._run, events=[event("incident", message, kind="error", **data)])
 
     async def generated(self, made: Generated) -> bool:
         """Writes down that the image came and what it cost; answers whether the run is still ours.

@@ -10,23 +10,27 @@ from dataclasses import asdict
 from importlib.metadata import version
 from uuid import UUID, uuid4
 
+import asyncpg
 import structlog
 from pydantic import SecretStr
 
 from daemon import migrate
+from daemon.cancellations import Cancellations
 from daemon.errors import ImageJobsError
 from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
+from daemon.inbox import Inbox
 from daemon.listener import Listener
 from daemon.log import masker, secrets_of
 from daemon.metrics import Metrics
+from daemon.policy import Policy
 from daemon.providers import PROVIDERS, Provider, create
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
 from daemon.settings import Settings
 from daemon.storage import Storage
 from daemon.turns import Turns
-from daemon.worker import Policy, Worker
+from daemon.worker import Worker
 
 log = structlog.stdlib.get_logger()
 
@@ -110,6 +114,15 @@ class Service:
 
         def drop(claims: set[int]) -> None:
             worker.drop(claims)
+            cancellations.look()
+
+        def connected() -> None:
+            turns.look_closely()
+            inbox.look()
+            cancellations.look()
+
+        inbox = Inbox(queue, providers)
+        cancellations = Cancellations(queue, providers)
 
         turns = Turns(
             queue,
@@ -123,7 +136,7 @@ class Service:
             dsn,
             daemon=lambda: self._id,
             wake=turns.wake,
-            connected=turns.look_closely,
+            connected=connected,
             drop=drop,
         )
         heartbeat = Heartbeat(
@@ -152,6 +165,8 @@ class Service:
                 run_timeout=settings.run_timeout,
                 poll_interval=settings.poll_interval,
                 poll_timeout=settings.poll_timeout,
+                webhook_wait=settings.webhook_wait,
+                webhooks=frozenset(settings.webhook_secrets),
                 strict_models=settings.strict_models,
                 max_image_bytes=settings.max_image_bytes,
             ),
@@ -163,6 +178,8 @@ class Service:
                 infra.create_task(listener.run(), name="listener"),
                 infra.create_task(heartbeat.run(), name="heartbeat"),
                 infra.create_task(turns.run(), name="turns"),
+                infra.create_task(inbox.run(), name="inbox"),
+                infra.create_task(cancellations.run(), name="cancellations"),
             ]
             log.info("daemon.started", daemon=str(self._id), slots=settings.concurrency, providers=sorted(providers))
             await self._draining.wait()
@@ -197,9 +214,26 @@ class Service:
                 f"The database lacks the migration{'s' * (len(missing) > 1)} {', '.join(missing)}.",
                 "Run image-jobs migrate.",
             )
+        await self._hand_over_secrets(queue)
         await self._join(queue, providers)
         for name, provider in providers.items():
             await queue.publish(name, [_published(name, model) for model in map(asdict, provider.models)])
+
+    async def _hand_over_secrets(self, queue: Queue) -> None:
+        """Puts what verifies webhooks where only the verifier can read it."""
+        secrets = {
+            name: [secret.get_secret_value() for secret in several]
+            for name, several in self._settings.webhook_secrets.items()
+        }
+        if not secrets:
+            return
+        try:
+            await queue.set_webhook_secrets(secrets)
+        except asyncpg.InvalidParameterValueError as error:
+            raise ImageJobsError(
+                f"A WEBHOOK_SECRET cannot be used: {error.args[0]}",
+                "Set WEBHOOK_SECRET_OPENAI to the whsec_… that OpenAI showed, whole; all others to any text of 16 bytes and more.",
+            ) from error
 
     async def _join(self, queue: Queue, providers: Mapping[str, Provider]) -> None:
         await queue.register(

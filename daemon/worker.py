@@ -9,7 +9,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from typing import Any
 import structlog
 
 from daemon import disk, outcomes
+from daemon.calls import answered
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
 from daemon.inputs import Inputs
 from daemon.metrics import Metrics
+from daemon.policy import Policy
 from daemon.prompt import PromptSpec
-from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Waiting, setting
+from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Traceable, Waiting, setting
 from daemon.providers.catalogue import Resolved, resolve
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
@@ -42,15 +44,8 @@ MOST_WARNINGS = 10
 """Of one kind: a prompt may have as many unknown fields as fit into a row."""
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How long things may take. See the settings of the same names."""
-
-    run_timeout: timedelta
-    poll_interval: timedelta
-    poll_timeout: timedelta
-    strict_models: bool
-    max_image_bytes: int
+class _NoAnswer(Waiting):
+    """The question about an order came to nothing, which says nothing about the order."""
 
 
 class Worker:
@@ -172,7 +167,10 @@ class Worker:
             return outcomes.crashed(reporter)
 
     async def _failed(self, run: Claimed, error: RunError, reporter: RunReporter) -> dict[str, Any]:
-        body = outcomes.failed(error, reporter, back_off=self._back_off(run))
+        wait = self._back_off(run)
+        if isinstance(error, OutcomeUnknown) and reporter.traceable:
+            wait = max(wait, self._policy.patience.total_seconds())
+        body = outcomes.failed(error, reporter, back_off=wait)
         if isinstance(error, Retryable):
             await self._block(run, error, body["due_in"])
         return body
@@ -188,12 +186,13 @@ class Worker:
         if (over := self._polled_out(run, run.provider_job_id)) is not None:
             return await self._failed(run, over, reporter)
         waiting = Waiting(message=reason.message)
-        return outcomes.still_waiting(run.provider_job_id, waiting, due=self._policy.poll_interval)
+        return outcomes.still_waiting(run.provider_job_id, waiting, due=self._policy.poll_interval, word=False)
 
     async def _attempt(self, run: Claimed, reporter: RunReporter, workdir: Path) -> dict[str, Any]:
         model, provider = self._choose(run)
         if model.warning:
             reporter.warning(model.warning, field="model", requested=model.requested, effective=model.model)
+        reporter.traceable = model.provider in self._policy.webhooks and isinstance(provider, Traceable)
         prompt = PromptSpec.parse(run.metadata)
         for field in prompt.unknown[:MOST_WARNINGS]:
             reporter.warning(f"promptSpec.{field[:100]} is unknown and was ignored.", field=field[:100])
@@ -218,11 +217,12 @@ class Worker:
                 self._storing.add(run.claim)
                 return await self._publisher.publish(run, model, made, workdir, generate_ms=generate_ms)
             case Submitted():
-                due = min(made.check_in or self._policy.poll_interval, self._policy.poll_timeout)
-                return outcomes.parked(made, due=due)
+                return outcomes.parked(made, run.ticket, due=self._policy.first_check(made))
             case Waiting():
                 await reporter.shown()
-                return outcomes.still_waiting(run.provider_job_id, made, due=self._policy.poll_interval)
+                word = run.webhook == "came" and not isinstance(made, _NoAnswer)
+                due = self._policy.next_check(run, word=word)
+                return outcomes.still_waiting(run.provider_job_id, made, due=due, word=word)
 
     def _choose(self, run: Claimed) -> tuple[Resolved, Provider]:
         provider = self._providers.get(run.processor.partition(":")[0])
@@ -242,8 +242,11 @@ class Worker:
     async def _generate(self, provider: Provider, request: Request, reporter: RunReporter) -> Generated | Submitted:
         await self._heartbeat.wait_fresh()
         try:
-            async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
-                made = await provider.generate(request, reporter)
+            made = await answered(
+                provider.generate(request, reporter),
+                timeout=self._policy.run_timeout,
+                ordered=lambda: reporter.ordered,
+            )
         except TimeoutError:
             seconds = round(self._policy.run_timeout.total_seconds())
             message = f"The provider did not answer within {seconds} s."
@@ -266,15 +269,18 @@ class Worker:
                 hint="Requeue the run to make the image anew.",
             )
         await self._heartbeat.wait_fresh()
+        if run.webhook == "awaited":
+            seconds = round(self._policy.patience.total_seconds())
+            reporter.incident(f"No webhook came within {seconds} s; it is polled from now on.", providerJobId=job_id)
         try:
             async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
                 made = await provider.check(job_id, request, reporter)
         except TimeoutError:
-            made = Waiting(message="The provider takes its time to answer.")
+            made = _NoAnswer(message="The provider takes its time to answer.")
         except Retryable as error:
             if error.accepted:
                 raise
-            made = Waiting(message=error.message)
+            made = _NoAnswer(message=error.message)
         if isinstance(made, Waiting) and (over := self._polled_out(run, job_id)) is not None:
             raise over
         return made

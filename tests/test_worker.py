@@ -9,11 +9,12 @@ import pytest
 from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
 from daemon.metrics import Metrics
+from daemon.policy import Policy
 from daemon.publisher import Publisher
 from daemon.queue import Claimed, Queue
 from daemon.storage import Storage
 from daemon.turns import Turns
-from daemon.worker import Policy, Worker
+from daemon.worker import Worker
 from tests.postgres import wait_until
 from tests.runs import insert_run, register, run_row
 
@@ -23,6 +24,8 @@ POLICY = Policy(
     run_timeout=timedelta(minutes=1),
     poll_interval=timedelta(seconds=1),
     poll_timeout=timedelta(minutes=1),
+    webhook_wait=timedelta(minutes=1),
+    webhooks=frozenset(),
     strict_models=False,
     max_image_bytes=1_000_000,
 )

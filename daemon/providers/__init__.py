@@ -110,8 +110,12 @@ class Waiting:
 class Reporter(Protocol):
     """What a provider says while it works. Calls return at once; writing is the daemon's business."""
 
-    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None) -> None:
-        """The exact request, without secrets and image bytes, just before it is sent. `estimate` in USD."""
+    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, order: bool = False) -> None:
+        """The exact request, without secrets and image bytes, just before it is sent. `estimate` in USD.
+
+        `order`: the answer will be an id and no picture. It is waited for even if the run is taken away meanwhile,
+        since only by its id an order can be cancelled.
+        """
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """How far it is, 0-100."""

@@ -80,7 +80,7 @@ class MidjourneyProxy:
             return Submitted(found.id, "An earlier attempt had ordered it; that order is used.", webhook=heard)
         if hook is not None and not hook.ours:
             await self._outside.check(hook.url, timeout=_LOOK_UP_TIMEOUT, what="metadata.webhookUrl")
-        report.submitted(call.described())
+        report.submitted(call.described(), order=True)
         body = await asyncio.to_thread(call.body)
         order = order_id(await self._ask("POST", IMAGINE, body))
         return Submitted(order, "Midjourney is drawing", webhook=hook is not None and hook.ours)

@@ -52,7 +52,7 @@ class OpenAIBackground:
             feature="rewritten",
         )
         order = Order(drawing, request.run_id, request.ticket)
-        report.submitted(order.described(), estimate=drawing.estimate())
+        report.submitted(order.described(), estimate=drawing.estimate(), order=True)
         with self._images(request) as images:
             try:
                 response = await self._send(order, images)

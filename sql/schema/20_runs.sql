@@ -30,7 +30,8 @@ create table public.runs (
   lane text,
   rank bigint,
   submitted_at timestamptz,
-  refused_since timestamptz
+  refused_since timestamptz,
+  webhook text
 );
 
 alter table public.runs
@@ -52,6 +53,8 @@ alter table public.runs
       or payload ->> 'error' is not null) not valid,
   add constraint runs_progress_is_a_percentage
     check (kind is distinct from 'image_gen' or progress between 0 and 100) not valid,
+  add constraint runs_webhook_is_awaited_or_came
+    check (kind is distinct from 'image_gen' or webhook in ('awaited', 'came')) not valid,
   add constraint runs_payload_holds_no_base64
     check (kind is distinct from 'image_gen' or not private.has_base64(payload)) not valid,
   add constraint runs_metadata_holds_no_base64
@@ -72,6 +75,8 @@ comment on column public.runs.lane is 'The line it stands in: a provider, or pro
 comment on column public.runs.rank is 'Its place in the line, interleaving workflows. Null while it is not due.';
 comment on column public.runs.submitted_at is 'When the provider took the order that provider_job_id names.';
 comment on column public.runs.refused_since is 'Since when the provider has not even accepted it; its attempts come back for an hour.';
+comment on column public.runs.webhook is
+  'Of a parked run: awaited until its next check, or it came and made the check due. Null: it is polled.';
 
 create index if not exists idx_runs_subject on public.runs (subject_id, kind);
 -- The claim walks this one and nothing else.

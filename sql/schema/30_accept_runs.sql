@@ -97,7 +97,7 @@ begin
     if new.payload is not null or new.progress is not null or new.attempt is not null or new.max_attempts is not null
       or new.claim is not null or new.ticket is not null or new.claimed_by is not null or new.provider_job_id is not null
       or new.finished_at is not null or new.message is not null or new.preview_url is not null or new.lane is not null
-      or new.rank is not null or new.submitted_at is not null or new.refused_since is not null
+      or new.rank is not null or new.submitted_at is not null or new.refused_since is not null or new.webhook is not null
       or coalesce(new.priority, 0) <> 0 or coalesce(new.created_by, v_user) is distinct from v_user then
       perform private.refuse(
         'This insert sets a column that belongs to the orchestrator.',
@@ -126,6 +126,7 @@ begin
   new.provider_job_id := null;
   new.submitted_at := null;
   new.refused_since := null;
+  new.webhook := null;
   new.lane := private.lane_of(new.processor);
   new.rank := private.place_in_line(new.subject_id, new.lane, new.priority);
   if new.due_at > v_now then

@@ -27,6 +27,8 @@ begin
   new.created_by := old.created_by;
   new.submitted_at := old.submitted_at;
   new.refused_since := old.refused_since;
+  -- Nobody waits for word once somebody else says when to look, or that it is over.
+  new.webhook := case when (new.status, new.due_at) is not distinct from (old.status, old.due_at) then old.webhook end;
   new.lane := old.lane;
   new.rank := old.rank;
   new.priority := coalesce(new.priority, old.priority, 0);

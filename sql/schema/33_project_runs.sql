@@ -157,12 +157,12 @@ begin
     union all
     select 4, 'log', 'claimed', format('Attempt %s of %s.', c.attempt, c.max_attempts),
       jsonb_build_object('daemon', c.holder, 'attempt', c.attempt)
-    where c.old_status = 'pending' and c.status = 'running'
+    where c.old_status = 'pending' and c.status = 'running' and c.holder is not null
     union all
     select 5, 'log', 'parked', coalesce(c.message, 'The provider took the order.'),
       jsonb_build_object('providerJobId', c.provider_job_id, 'checkAt', c.due_at)
     where c.status = 'running' and c.provider_job_id is distinct from c.old_provider_job_id and c.provider_job_id is not null
-      and c.old_status = 'running'
+      and c.old_status in ('pending', 'running')
     union all
     select 6, case when c.payload ? 'code' then 'error' else 'log' end, 'retry', coalesce(c.payload ->> 'error', c.message, 'In line again.'),
       jsonb_strip_nulls(jsonb_build_object('code', c.payload ->> 'code', 'hint', c.payload ->> 'hint',

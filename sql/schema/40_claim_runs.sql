@@ -71,7 +71,7 @@ as $$
     'id', r.id, 'claim', r.claim, 'ticket', r.ticket, 'subject_id', r.subject_id, 'processor', r.processor,
     'metadata', case when jsonb_path_exists(r.metadata, '$.**{65}') then '{}' else coalesce(r.metadata, '{}') end,
     'attempt', r.attempt, 'max_attempts', r.max_attempts,
-    'provider_job_id', r.provider_job_id,
+    'provider_job_id', r.provider_job_id, 'webhook', r.webhook,
     'submitted_ago', extract(epoch from private.now() - r.submitted_at),
     'waited', case when isfinite(p_due_at) then extract(epoch from private.now() - p_due_at) else 0 end)
 $$;

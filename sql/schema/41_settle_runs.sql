@@ -22,6 +22,9 @@ $$;
 --   refund            true: the provider never accepted the request; the attempt comes back, for at most an hour (retry)
 --   provider_job_id   of the order the provider has taken (parked)
 --   progress          0-100 (parked)
+--   webhook           true: the provider will send word of the order; due_in is how long that is waited for (parked)
+--   ticket            of the run that the order was made for: if the claim is gone, the order finds its run by it, or is
+--                     cancelled (parked)
 --   events            [{id, kind, payload}], written before the outcome's own event
 --   if_lost           {kind, payload}: the event to write instead, if the claim is gone
 -- Answers {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
@@ -101,6 +104,7 @@ begin
     due_at = case
       when s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts then null
       when s.outcome in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
+    webhook = case s.outcome when 'parked' then case when s.webhook then 'awaited' end when 'released' then r.webhook end,
     rank = null,
     finished_at = case
       when s.outcome in ('completed', 'failed') or (s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts)
@@ -108,7 +112,7 @@ begin
   from public.runs o
   join jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, payload jsonb, message text, due_in double precision, refund boolean,
-    provider_job_id text, progress integer
+    provider_job_id text, progress integer, webhook boolean
   ) on s.id = o.id and s.claim = o.claim
   cross join lateral (
     select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded,
@@ -124,6 +128,13 @@ begin
   join public.runs r on r.id = s.id and r.claim <> s.claim
   where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and r.id = any (v_seen)
   on conflict (id) do nothing;
+  if cardinality(v_held) < cardinality(v_seen) then
+    perform private.attach_order(split_part(r.processor, ':', 1), s.provider_job_id, s.id, s.ticket)
+    from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, outcome text, provider_job_id text, ticket bigint)
+    join public.runs r on r.id = s.id and r.claim <> s.claim
+    where s.outcome = 'parked' and s.provider_job_id is not null and s.ticket is not null
+      and s.id = any (v_seen) and r.id = any (v_seen);
+  end if;
 
   perform set_config('image_jobs.hand', v_hand, true);
 

@@ -21,6 +21,8 @@ create table if not exists private.webhook_deliveries (
   body text,
   received_at timestamptz not null,
   closed_at timestamptz,
+  ticket bigint,
+  ask_at timestamptz,
   primary key (provider, delivery_id)
 );
 comment on table private.webhook_deliveries is 'The inbox: verified deliveries, each once. Kept for a week.';
@@ -28,6 +30,9 @@ comment on column private.webhook_deliveries.provider_job_id is 'The order it sp
 comment on column private.webhook_deliveries.run_id is 'The run it names, or whose order it speaks of, once known.';
 comment on column private.webhook_deliveries.body is 'As it came, byte for byte; null if it has base64 in it.';
 comment on column private.webhook_deliveries.closed_at is 'When it was of use, or of none. Open ones wait an hour for their run.';
+comment on column private.webhook_deliveries.ticket is 'Of the run that the order was made for, where the provider had to be asked.';
+comment on column private.webhook_deliveries.ask_at is
+  'Not before then is the provider asked whose order it is, or the run looked at again. Null: not asked yet.';
 create index if not exists webhook_deliveries_open on private.webhook_deliveries (provider_job_id) where closed_at is null;
 create index if not exists webhook_deliveries_received on private.webhook_deliveries (received_at);
 
@@ -170,12 +175,14 @@ returns integer language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := private.now();
+  v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
   v_matched integer := 0;
   v_delivery record;
 begin
+  perform set_config('image_jobs.hand', 'daemon', true);
   for v_delivery in
     select d.provider, d.delivery_id, d.type, d.run_id as known, d.provider_job_id,
-      r.id as run_id, r.status, r.claimed_by
+      r.id as run_id, r.status, r.claimed_by, r.ticket, r.payload ->> 'code' as code
     from private.webhook_deliveries d
     join public.runs r on r.kind = 'image_gen' and r.ticket is not null and r.provider_job_id = d.provider_job_id
     where d.closed_at is null and d.received_at > v_now - interval '1 hour'
@@ -192,10 +199,21 @@ begin
       closed_at = case when v_delivery.status <> 'running' or v_delivery.claimed_by is null then v_now end
     where d.provider = v_delivery.provider and d.delivery_id = v_delivery.delivery_id;
     if v_delivery.status = 'running' and v_delivery.claimed_by is null then
-      update public.runs r set due_at = v_now where r.id = v_delivery.run_id and r.due_at > v_now;
+      update public.runs r set due_at = least(r.due_at, v_now), webhook = 'came'
+      where r.id = v_delivery.run_id and (r.due_at > v_now or r.webhook = 'awaited');
+    elsif v_delivery.status = 'failed' and v_delivery.code = 'polling_timeout' then
+      -- Once, however often it is said.
+      insert into public.run_events (id, run_id, kind, payload)
+      select md5('late word ' || v_delivery.run_id || ' ' || v_delivery.ticket)::uuid, v_delivery.run_id, 'log',
+        jsonb_build_object('event', 'late',
+          'message', 'Word of the order came after it had been given up: its image may be there now.',
+          'data', jsonb_build_object('providerJobId', v_delivery.provider_job_id,
+            'hint', 'Requeue the run: it asks for the same order, and nothing is ordered anew.'))
+      on conflict (id) do nothing;
     end if;
     v_matched := v_matched + 1;
   end loop;
+  perform set_config('image_jobs.hand', v_hand, true);
   return v_matched;
 end
 $$;
@@ -231,6 +249,7 @@ begin
     update private.webhook_deliveries d set run_id = new.id, closed_at = private.now()
     where d.provider = v_delivery.provider and d.delivery_id = v_delivery.delivery_id;
     new.due_at := private.now();
+    new.webhook := 'came';
   end loop;
   return new;
 end
@@ -306,12 +325,20 @@ $$;
 create or replace function private.sweep_webhooks()
 returns integer language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_order record;
 begin
   update private.webhook_deliveries d set closed_at = private.now()
   where d.closed_at is null and d.received_at <= private.now() - interval '1 hour';
   -- A provider tries for up to three days; what it sends again must still be known.
   delete from private.webhook_deliveries d where d.received_at < private.now() - interval '7 days';
   delete from private.webhook_counters c where c.minute < private.now() - interval '30 days';
+  for v_order in
+    select distinct d.provider, d.provider_job_id, d.run_id, d.ticket from private.webhook_deliveries d
+    where d.closed_at is null and d.ticket is not null and d.ask_at <= private.now()
+  loop
+    perform private.attach_order(v_order.provider, v_order.provider_job_id, v_order.run_id, v_order.ticket);
+  end loop;
   return private.match_deliveries(null);
 end
 $$;

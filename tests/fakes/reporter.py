@@ -13,13 +13,15 @@ class Recorder:
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     estimates: list[float | None] = field(default_factory=list)
+    orders: list[bool] = field(default_factory=list)
     percents: list[float] = field(default_factory=list)
     messages: list[str | None] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
     warnings: list[tuple[str | None, str]] = field(default_factory=list)
     _heard: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None) -> None:
+    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, order: bool = False) -> None:
+        self.orders.append(order)
         self.requests.append(dict(request))
         self.estimates.append(estimate)
         self._heard.set()

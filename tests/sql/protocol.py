@@ -75,9 +75,11 @@ class Daemon:
             claimed, "failed", payload={"error": error, "code": code, "hint": "Ask again.", **payload}
         )
 
-    async def park(self, claimed: dict[str, Any], provider_job_id: str = "order-1", due_in: float = 5) -> str:
+    async def park(
+        self, claimed: dict[str, Any], provider_job_id: str = "order-1", due_in: float = 5, **more: Any
+    ) -> str:
         """Parks one run at the provider."""
-        return await self.settle(claimed, "parked", provider_job_id=provider_job_id, due_in=due_in)
+        return await self.settle(claimed, "parked", provider_job_id=provider_job_id, due_in=due_in, **more)
 
     async def record(self, claimed: dict[str, Any], **progress: Any) -> str:
         """Records progress of one run; answers the result."""

@@ -123,6 +123,7 @@ async def test_what_a_run_is_never_changes(db: Db, daemon: Daemon, state: str, c
         "submitted_at = 'epoch'",
         "rank = 5",
         "lane = 'elsewhere'",
+        "webhook = 'came'",
         "updated_at = 'epoch'",
     ],
 )

@@ -225,6 +225,7 @@ OWN_COLUMNS = {
     "rank": "-1",
     "submitted_at": "2020-01-01",
     "refused_since": "2020-01-01",
+    "webhook": "came",
 }
 
 

@@ -370,7 +370,7 @@ class Queue(RuleBasedStateMachine):
                 "due_at = '-infinity'",
                 "due_at = private.now() + interval '500 s'",
                 "claim = 1, ticket = 1, attempt = 99, claimed_by = gen_random_uuid()",
-                "lane = 'nowhere', rank = -5, created_at = null, refused_since = null",
+                "lane = 'nowhere', rank = -5, created_at = null, refused_since = null, webhook = 'came'",
                 "metadata = metadata || '{\"note\": 1}'",
             )
         ),

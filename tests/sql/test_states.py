@@ -114,6 +114,7 @@ async def test_a_claim_says_what_the_daemon_needs(db: Db, daemon: Daemon) -> Non
         "attempt": 1,
         "max_attempts": 3,
         "provider_job_id": None,
+        "webhook": None,
         "submitted_ago": None,
     }
 

@@ -1,0 +1,89 @@
+"""Orders that nobody waits for any more, cancelled at their providers.
+
+The database knows which: a run was cancelled, or requeued, while an order was out. Any daemon that serves the provider
+does it, and the trail of the run says what came of it. What a killed daemon had taken is taken again.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+
+from daemon.errors import Refused, RunError
+from daemon.providers import Deferred, Provider
+from daemon.queue import UNAVAILABLE, Order, Queue
+
+log = structlog.stdlib.get_logger()
+
+INTERVAL = 5.0
+"""Seconds between two looks of a daemon that is told of nothing."""
+PATIENCE = 30.0
+"""Seconds for a provider to answer; the lease on a cancellation is twice as long."""
+AT_ONCE = 8
+"""Cancellations under way at the same time."""
+
+
+class Cancellations:
+    """Tells providers to stop.
+
+    Args:
+        queue: The database.
+        providers: Those of this daemon, by name.
+    """
+
+    def __init__(self, queue: Queue, providers: Mapping[str, Provider]) -> None:
+        self._queue = queue
+        self._providers = {name: each for name, each in providers.items() if isinstance(each, Deferred)}
+        self._something = asyncio.Event()
+        self._busy: set[asyncio.Task[None]] = set()
+
+    def look(self) -> None:
+        """There may be something to cancel."""
+        self._something.set()
+
+    async def run(self) -> None:
+        """Cancels orders until cancelled itself."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._something.clear()
+                try:
+                    await self._take(group)
+                except UNAVAILABLE as error:
+                    log.warning("cancellations.not_taken", error=type(error).__name__)
+                try:
+                    await asyncio.wait_for(self._something.wait(), INTERVAL)
+                except TimeoutError:
+                    continue
+
+    async def _take(self, group: asyncio.TaskGroup) -> None:
+        free = AT_ONCE - len(self._busy)
+        if free <= 0:
+            return
+        for order in await self._queue.take_cancellations(sorted(self._providers), free):
+            task = group.create_task(self._cancel(order), name=f"cancellation of {order.job_id}")
+            self._busy.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._busy.discard(task)
+        self.look()
+
+    async def _cancel(self, order: Order) -> None:
+        """Tells one provider, and writes down what came of it."""
+        reason, final = None, False
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._providers[order.provider].cancel(order.job_id)
+        except TimeoutError:
+            reason = "The provider did not answer in time."
+        except RunError as error:
+            reason, final = error.message, isinstance(error, Refused)
+        except Exception:  # a bug in one provider must not end the daemon
+            log.exception("order.not_cancelled", provider=order.provider, order=order.job_id)
+            reason = "Something went wrong inside the daemon."
+        try:
+            await self._queue.finish_cancellation(order, reason, final=final)
+        except UNAVAILABLE as error:
+            log.warning("cancellation.not_written", order=order.job_id, error=type(error).__name__)
+            return
+        log.info("order.cancelled", provider=order.provider, order=order.job_id, run_id=order.run_id, reason=reason)

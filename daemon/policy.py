@@ -1,0 +1,38 @@
+"""How long things may take: with a provider, between two checks of an order, until a webhook is missed."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from daemon.providers import Submitted
+from daemon.queue import Claimed
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """See the settings of the same names. `webhooks` are the providers whose webhooks are verified."""
+
+    run_timeout: timedelta
+    poll_interval: timedelta
+    poll_timeout: timedelta
+    webhook_wait: timedelta
+    webhooks: frozenset[str]
+    strict_models: bool
+    max_image_bytes: int
+
+    def first_check(self, order: Submitted) -> timedelta:
+        """From the order to the first question about it, if no word comes before."""
+        if order.webhook:
+            return self.patience
+        return min(order.check_in or self.poll_interval, self.poll_timeout)
+
+    def next_check(self, run: Claimed, *, word: bool) -> timedelta:
+        """From one question to the next. With `word` the provider sends word of what happens: it is not asked before."""
+        if not word:
+            return self.poll_interval
+        left = self.poll_timeout - (run.submitted_ago or timedelta(0))
+        return max(min(self.webhook_wait, left), timedelta(0))
+
+    @property
+    def patience(self) -> timedelta:
+        """How long a webhook is waited for: at most until a run is given up."""
+        return min(self.webhook_wait, self.poll_timeout)

@@ -1,0 +1,267 @@
+-- Orders that nobody waits for, and orders that nobody wrote down.
+--
+-- An order whose run was cancelled, or requeued such that it was dropped, is cancelled at its provider: a row here stays
+-- until a daemon has done that. An order that was taken, and whose id was never written down, tells by its first webhook
+-- that it exists: the daemons ask the provider whose it is, and its run goes on with it instead of ordering again.
+
+create table if not exists private.cancellations (
+  provider text not null,
+  provider_job_id text not null,
+  run_id varchar not null,
+  requested_at timestamptz not null,
+  due_at timestamptz not null,
+  tries integer not null default 0,
+  primary key (provider, provider_job_id)
+);
+comment on table private.cancellations is 'Orders that are to be cancelled at their providers. A row goes when that is done, or given up.';
+comment on column private.cancellations.due_at is 'Not before then; while a daemon is at it, the end of its lease.';
+create index if not exists cancellations_due on private.cancellations (due_at);
+
+-- Has an order cancelled at its provider, by any daemon that serves it. They look at once: an empty list of dropped claims.
+create or replace function private.cancel_order(p_provider text, p_provider_job_id text, p_run_id varchar)
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  insert into private.cancellations (provider, provider_job_id, run_id, requested_at, due_at)
+  values (p_provider, p_provider_job_id, p_run_id, private.now(), private.now())
+  on conflict do nothing;
+  perform pg_notify('image_jobs_drop', '');
+end
+$$;
+
+-- An outside hand took the run away from its order. Taking over from a silent daemon keeps the order, and so does a
+-- requeue after polling_timeout; a daemon that orders anew has heard from the provider that the first order failed.
+create or replace function private.drop_order()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  perform private.cancel_order(split_part(old.processor, ':', 1), old.provider_job_id, old.id);
+  return null;
+end
+$$;
+
+create or replace trigger drop_order after update on public.runs
+  for each row when (
+    old.kind = 'image_gen' and old.provider_job_id is not null and old.status in ('pending', 'running')
+    and new.claim is distinct from old.claim
+    and (new.status = 'cancelled' or new.provider_job_id is distinct from old.provider_job_id))
+  execute function private.drop_order();
+
+-- What became of an order, on its run's trail; once, and not at all if the run was deleted.
+create or replace function private.note_order(
+  p_run_id varchar, p_kind text, p_event text, p_message text, p_provider_job_id text, p_data jsonb)
+returns void language sql volatile set search_path = ''
+as $$
+  insert into public.run_events (id, run_id, kind, payload)
+  select md5(p_event || ' order ' || p_run_id || ' ' || p_provider_job_id)::uuid, r.id, p_kind, jsonb_build_object(
+    'event', p_event, 'message', p_message,
+    'data', jsonb_strip_nulls(jsonb_build_object('providerJobId', p_provider_job_id) || p_data))
+  from public.runs r where r.id = p_run_id
+  on conflict (id) do nothing
+$$;
+
+-- Leases up to p_limit cancellations at these providers to the caller, for a minute. Answers {provider, provider_job_id,
+-- run_id}. What nobody could do for a day (no daemon serves the provider any more) is given up.
+create or replace function private.take_cancellations(p_providers text[], p_limit integer)
+returns setof jsonb language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := private.now();
+  v_old record;
+begin
+  for v_old in
+    select c.provider, c.provider_job_id from private.cancellations c
+    where c.requested_at < v_now - interval '1 day' and c.due_at <= v_now
+    order by c.due_at for update skip locked
+  loop
+    perform private.finish_cancellation(v_old.provider, v_old.provider_job_id, 'No daemon serves this provider.', true);
+  end loop;
+  return query
+  with due as materialized (
+    select c.provider, c.provider_job_id from private.cancellations c
+    where c.provider = any (p_providers) and c.due_at <= v_now
+    order by c.due_at limit p_limit
+    for update skip locked
+  )
+  update private.cancellations c set tries = c.tries + 1, due_at = v_now + interval '1 min'
+  from due where c.provider = due.provider and c.provider_job_id = due.provider_job_id
+  returning jsonb_build_object('provider', c.provider, 'provider_job_id', c.provider_job_id, 'run_id', c.run_id);
+end
+$$;
+
+-- What came of a cancellation: done (p_reason null), or why not. It is tried five times, with exponential back-off, unless
+-- the provider's answer is final. Does nothing if somebody else was faster.
+create or replace function private.finish_cancellation(
+  p_provider text, p_provider_job_id text, p_reason text, p_final boolean)
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_order record;
+begin
+  select c.* into v_order from private.cancellations c
+  where c.provider = p_provider and c.provider_job_id = p_provider_job_id for update;
+  if not found then
+    return;
+  end if;
+  if p_reason is not null and not p_final and v_order.tries < 5 then
+    update private.cancellations c set due_at = private.now() + make_interval(secs => 5 * 2 ^ c.tries)
+    where c.provider = p_provider and c.provider_job_id = p_provider_job_id;
+    return;
+  end if;
+  delete from private.cancellations c where c.provider = p_provider and c.provider_job_id = p_provider_job_id;
+  if p_reason is null then
+    perform private.note_order(v_order.run_id, 'log', 'order_cancelled', 'The order was cancelled at the provider.',
+      p_provider_job_id, jsonb_build_object('hint', 'What was made of it by then may be charged.'));
+  else
+    perform private.note_order(v_order.run_id, 'error', 'warning',
+      'The order could not be cancelled at the provider; it may still be charged.',
+      p_provider_job_id, jsonb_build_object('tries', v_order.tries,
+        'reason', case when not private.has_base64(to_jsonb(p_reason)) then left(p_reason, 500) end));
+  end if;
+end
+$$;
+
+-- Deliveries whose order no run has, a few seconds after they came (before that, its id may be on its way here): up to
+-- p_limit orders of these providers, leased to the caller for a minute, which asks whose they are and calls attach_order.
+create or replace function private.unmatched_deliveries(p_providers text[], p_limit integer)
+returns setof jsonb language sql volatile set search_path = ''
+as $$
+  with open as materialized (
+    select d.provider, d.delivery_id from private.webhook_deliveries d
+    where d.closed_at is null and d.run_id is null and d.provider = any (p_providers) and d.provider_job_id is not null
+      and d.received_at between private.now() - interval '1 hour' and private.now() - interval '3 s'
+      and coalesce(d.ask_at, '-infinity') <= private.now()
+      and not exists (select from public.runs r where r.kind = 'image_gen' and r.provider_job_id = d.provider_job_id)
+    order by d.received_at limit p_limit
+    for update skip locked
+  ), leased as (
+    update private.webhook_deliveries d set ask_at = private.now() + interval '1 min'
+    from open where d.provider = open.provider and d.delivery_id = open.delivery_id
+    returning d.provider, d.provider_job_id
+  )
+  select distinct jsonb_build_object('provider', l.provider, 'provider_job_id', l.provider_job_id) from leased l
+$$;
+
+-- Gives an order that nobody wrote down to the run that it was made for (p_run_id null: it is none of ours). Answers:
+--   attached   the run waited for its next attempt; now it is parked with this order, and asked about at once
+--   known      it has this order
+--   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended
+--   noted      the run has failed; an event says that there is an order
+--   cancelled  the run has no use for it: cancelled, requeued, completed, or ordered again; it is cancelled at the provider
+--   unknown    there is no such run
+create or replace function private.attach_order(p_provider text, p_provider_job_id text, p_run_id varchar, p_ticket bigint)
+returns text language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := private.now();
+  v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_run record;
+  v_delivery record;
+  v_result text;
+begin
+  select r.* into v_run from public.runs r
+  where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and split_part(r.processor, ':', 1) = p_provider
+  for update skip locked;
+  -- Somebody has it locked. An event would wait for that: its run must be there.
+  if not found and exists (
+    select from public.runs r
+    where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and split_part(r.processor, ':', 1) = p_provider)
+  then
+    return 'held';
+  end if;
+  v_result := case
+    when v_run.id is null then 'unknown'
+    when v_run.provider_job_id = p_provider_job_id then 'known'
+    when v_run.ticket <> p_ticket or v_run.status in ('cancelled', 'completed') or v_run.provider_job_id is not null
+      then 'cancelled'
+    when v_run.status = 'failed' then 'noted'
+    when v_run.status = 'pending' then 'attached'
+    else 'held' end;
+
+  case v_result
+    when 'attached' then
+      perform set_config('image_jobs.hand', 'daemon', true);
+      update public.runs r
+      set status = 'running', claim = nextval('private.claims'), provider_job_id = p_provider_job_id, submitted_at = v_now,
+        due_at = v_now, rank = null, attempt = greatest(r.attempt, 1), refused_since = null, payload = null,
+        webhook = case when exists (
+          select from private.webhook_deliveries d
+          where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id) then 'came' end,
+        message = 'An earlier attempt had ordered it; that order is used.'
+      where r.id = p_run_id;
+      perform set_config('image_jobs.hand', v_hand, true);
+    when 'cancelled' then
+      perform private.cancel_order(p_provider, p_provider_job_id, p_run_id);
+    when 'noted' then
+      perform private.note_order(p_run_id, 'log', 'late',
+        'The provider has an order of this run whose id was never written down; it may be charged.', p_provider_job_id, '{}');
+    else
+  end case;
+
+  for v_delivery in
+    select d.delivery_id, d.type, d.run_id from private.webhook_deliveries d
+    where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id
+    for update
+  loop
+    if v_delivery.run_id is null and v_result <> 'unknown' then
+      perform private.note_delivery(p_run_id, p_provider, v_delivery.delivery_id, v_delivery.type);
+    end if;
+    update private.webhook_deliveries d
+    set run_id = case when v_result <> 'unknown' then p_run_id end,
+      ticket = case when v_result <> 'unknown' then p_ticket end,
+      closed_at = case when v_result in ('attached', 'cancelled', 'noted') then v_now end,
+      ask_at = case v_result when 'unknown' then 'infinity' else v_now + interval '1 min' end
+    where d.provider = p_provider and d.delivery_id = v_delivery.delivery_id;
+  end loop;
+  if v_result = 'known' then
+    perform private.match_deliveries(p_provider_job_id);
+  end if;
+  return v_result;
+end
+$$;
+
+-- Whether an attempt that ended without a word was an order of which a webhook may still tell: the daemon that made it
+-- said so. Without secrets, no webhook is believed.
+create or replace function private.expects_word(r public.runs)
+returns boolean language sql stable set search_path = ''
+as $$
+  select r.provider_job_id is null
+    and exists (select from private.webhook_secrets w where w.provider = split_part(r.processor, ':', 1))
+    and coalesce((
+      select e.payload -> 'data' -> 'traceable' = 'true' from public.run_events e
+      where e.run_id = r.id and e.payload ->> 'event' in ('claimed', 'submitted')
+      order by e.seq desc limit 1), false)
+$$;
+
+-- An attempt ends without knowing what came of it, and word of its order is here already: the run goes on with that order.
+create or replace function private.find_order()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_order text;
+begin
+  select d.provider_job_id into v_order from private.webhook_deliveries d
+  where d.closed_at is null and d.run_id = new.id and d.ticket = new.ticket
+    and d.received_at > private.now() - interval '1 hour'
+  order by d.received_at limit 1;
+  if found then
+    new.status := 'running';
+    new.provider_job_id := v_order;
+    new.submitted_at := private.now();
+    new.due_at := private.now();
+    new.webhook := 'came';
+    new.finished_at := null;
+    new.payload := null;
+    new.message := 'An earlier attempt had ordered it; that order is used.';
+    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_order;
+  end if;
+  return new;
+end
+$$;
+
+create or replace trigger find_order before update on public.runs
+  for each row when (
+    old.kind = 'image_gen' and old.claimed_by is not null and old.ticket = new.ticket
+    and new.claimed_by is null and new.provider_job_id is null
+    and (new.status = 'pending' or (new.status = 'failed' and new.payload ->> 'code' = 'outcome_unknown')))
+  execute function private.find_order();
