@@ -76,7 +76,7 @@ async def pending(dsn: str) -> list[str]:
 
 
 async def migrate(dsn: str, *, bucket: str = DEFAULT_BUCKET) -> list[str]:
-    """Runs what is pending, each file in a transaction of its own, and makes the bucket.
+    """Runs what is pending, each file in a transaction of its own, and makes the buckets that are missing.
 
     Two at once do no harm: one waits for the other, then finds it done.
 
@@ -91,8 +91,7 @@ async def migrate(dsn: str, *, bucket: str = DEFAULT_BUCKET) -> list[str]:
             async with connection.transaction():
                 await connection.execute(HISTORY)
         done = [str(migration) for migration in missing if await _run(connection, migration)]
-        if bucket != DEFAULT_BUCKET:
-            await connection.execute("select private.make_bucket($1)", bucket)
+        await connection.execute("select private.make_bucket($1)", bucket)
     return done
 
 

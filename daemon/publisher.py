@@ -24,7 +24,7 @@ from daemon.providers.catalogue import Resolved
 from daemon.queue import Claimed
 from daemon.reporter import event
 from daemon.storage import ClaimGone, Storage, StoredObject
-from daemon.storage_keys import extra_key, object_key, preview_key, thumbnail_key
+from daemon.storage_keys import context_key, extra_key, object_key, preview_key, thumbnail_key
 from daemon.turns import Turns
 
 log = structlog.stdlib.get_logger()
@@ -32,12 +32,19 @@ log = structlog.stdlib.get_logger()
 PATIENCE = timedelta(minutes=1)
 """How long a picture is kept while storage is away: to make it again would cost more. Then it is tried once more."""
 
+_WITHOUT = {
+    "thumbnailUrl": "The image has no thumbnail",
+    "context": "What the model had said of the image is not kept",
+}
+"""What belongs to a picture, and the warning where it could not be stored."""
+
 
 class Publisher:
     """Stores pictures of runs.
 
     Args:
         storage: Supabase Storage.
+        contexts: Another bucket of it, which is not public, for what providers want to hear again.
         turns: Asked right before each upload whether the claim still holds.
         heartbeat: No upload begins without a fresh lease.
         max_bytes, max_pixels: Larger pictures are refused.
@@ -47,6 +54,7 @@ class Publisher:
     def __init__(
         self,
         storage: Storage,
+        contexts: Storage,
         turns: Turns,
         heartbeat: Heartbeat,
         *,
@@ -55,6 +63,7 @@ class Publisher:
         patience: timedelta = PATIENCE,
     ) -> None:
         self._storage = storage
+        self._contexts = contexts
         self._turns = turns
         self._heartbeat = heartbeat
         self._max_bytes = max_bytes
@@ -76,7 +85,7 @@ class Publisher:
             key = object_key(run.workflow_id, run.id, info.extension)
             # Before the picture itself: where that lies, an adoption finds them, too.
             extra, missing = await self._upload_extra(run, made)
-            tries, small = await self._upload_both(run, key, made, workdir, info, extra=extra)
+            tries, beside = await self._upload_all(run, key, made, workdir, info, extra=extra)
         except ClaimGone:
             return {"outcome": "released", "events": [], "if_lost": unused}
         except (RunError, OSError) as reason:
@@ -89,8 +98,9 @@ class Publisher:
                 "if_lost": unused,
             }
         events = [event("stored", "The image is in storage.", uploadTries=tries, bytes=info.bytes)]
-        if small is not None:
-            events.append(event("warning", f"The image has no thumbnail: {small.message}", field="thumbnailUrl"))
+        events += [
+            event("warning", f"{_WITHOUT[field]}: {error.message}", field=field) for field, error in beside.items()
+        ]
         events += [
             event("warning", f"A further picture is missing: {error.message}", field="images") for error in missing
         ]
@@ -98,7 +108,7 @@ class Publisher:
         store_ms = round(1000 * (time.monotonic() - started))
         payload = {
             "imageUrl": url,
-            "thumbnailUrl": await self._thumbnail_url(run, info.sha256) if small is None else None,
+            "thumbnailUrl": (None if "thumbnailUrl" in beside else await self._thumbnail_url(run, info.sha256)),
             "originalUrl": kept.without_query(made.original_url),
             "revisedPrompt": made.revised_prompt,
             "width": info.width,
@@ -185,7 +195,14 @@ class Publisher:
         return {"images": urls} if urls else {}
 
     async def _upload(
-        self, run: Claimed, key: str, file: Path, *, content_type: str, metadata: Mapping[str, str] | None = None
+        self,
+        run: Claimed,
+        key: str,
+        file: Path,
+        *,
+        content_type: str,
+        metadata: Mapping[str, str] | None = None,
+        into: Storage | None = None,
     ) -> int:
         """Uploads a file that was paid for; answers how often that was tried.
 
@@ -197,11 +214,12 @@ class Publisher:
             await self._heartbeat.wait_fresh()
             return await self._turns.confirm(run)
 
+        storage = into or self._storage
         tried = 0
         until: float | None = None
         while True:
             try:
-                return tried + await self._storage.upload(
+                return tried + await storage.upload(
                     key, file, content_type=content_type, metadata=metadata, may_write=ours
                 )
             except RunError as error:
@@ -211,7 +229,7 @@ class Publisher:
                     raise
                 self._turns.record(run, message="Storage does not answer. The image is kept until it does.")
                 until = time.monotonic() + self._patience
-                if not await self._storage.returns(until):
+                if not await storage.returns(until):
                     raise
 
     async def _upload_extra(self, run: Claimed, made: Generated) -> tuple[list[str], list[RunError]]:
@@ -236,7 +254,7 @@ class Publisher:
                     raise result
         return keys, missing
 
-    async def _upload_both(
+    async def _upload_all(
         self,
         run: Claimed,
         key: str,
@@ -245,9 +263,9 @@ class Publisher:
         info: ImageInfo,
         *,
         extra: Sequence[str],
-    ) -> tuple[int, RunError | None]:
-        """Uploads picture and thumbnail side by side; answers the tries that the picture took, and what kept the
-        thumbnail away: a picture that is stored is not thrown away for want of one."""
+    ) -> tuple[int, dict[str, RunError]]:
+        """Uploads the picture and what belongs to it side by side; answers the tries that the picture took, and by its
+        name what kept anything else away: a picture that is stored is not thrown away for want of that."""
 
         async def thumbnail() -> None:
             small = workdir / "thumbnail.webp"
@@ -257,16 +275,24 @@ class Publisher:
                 run, thumbnail_key(run.workflow_id, run.id), small, content_type="image/webp", metadata=of
             )
 
+        async def context() -> None:
+            if made.context is not None:
+                where = context_key(run.workflow_id, run.id)
+                await self._upload(run, where, made.context, content_type="application/json", into=self._contexts)
+
         metadata = kept.words(run, made, info, extra)
-        main, small = await asyncio.gather(
+        main, *others = await asyncio.gather(
             self._upload(run, key, made.path, content_type=info.content_type, metadata=metadata),
             thumbnail(),
+            context(),
             return_exceptions=True,
         )
         if isinstance(main, BaseException):
             raise main
-        if isinstance(small, (RunError, OSError)):
-            return main, not_stored(small)
-        if small is not None:
-            raise small
-        return main, None
+        beside: dict[str, RunError] = {}
+        for field, error in zip(_WITHOUT, others, strict=True):
+            if isinstance(error, (RunError, OSError)):
+                beside[field] = not_stored(error)
+            elif error is not None:
+                raise error
+        return main, beside

@@ -79,13 +79,16 @@ class Service:
                 providers = await self._providers(stack)
                 queue = await stack.enter_async_context(Queue(dsn, mask=masker(secrets_of(settings))))
                 await self._begin(dsn, queue, providers)
-                storage = await stack.enter_async_context(
-                    Storage(settings.supabase_url or "", _secret(settings.service_role_key), bucket=settings.bucket)
-                )
+                storage, contexts = [
+                    await stack.enter_async_context(
+                        Storage(settings.supabase_url or "", _secret(settings.service_role_key), bucket=bucket)
+                    )
+                    for bucket in (settings.bucket, settings.context_bucket)
+                ]
                 # Strangers name what it fetches, so no configured address is open to it; our own storage is asked as such.
                 fetcher = await stack.enter_async_context(Fetcher([]))
                 async with asyncio.TaskGroup() as runs:
-                    await self._live(dsn, queue, storage, fetcher, providers=providers, runs=runs)
+                    await self._live(dsn, queue, storage, contexts, fetcher, providers=providers, runs=runs)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
@@ -95,6 +98,7 @@ class Service:
         dsn: str,
         queue: Queue,
         storage: Storage,
+        contexts: Storage,
         fetcher: Fetcher,
         *,
         providers: Mapping[str, Provider],
@@ -152,9 +156,11 @@ class Service:
             turns=turns,
             heartbeat=heartbeat,
             storage=storage,
+            contexts=contexts,
             fetcher=fetcher,
             publisher=Publisher(
                 storage,
+                contexts,
                 turns,
                 heartbeat,
                 max_bytes=settings.max_image_bytes,

@@ -121,7 +121,9 @@ class Settings(BaseSettings):
         alias="IMAGE_JOBS_STRICT_MODELS",
         description="fail runs of retired models instead of using the successor",
     )
-    bucket: str = Field("images", alias="IMAGE_JOBS_BUCKET", description="the Storage bucket")
+    bucket: str = Field(
+        "images", alias="IMAGE_JOBS_BUCKET", description="the Storage bucket; beside it, `…-context` is private"
+    )
     max_image_bytes: int = Field(
         50_000_000, alias="IMAGE_JOBS_MAX_IMAGE_BYTES", ge=1, description="larger images are refused"
     )
@@ -138,6 +140,11 @@ class Settings(BaseSettings):
         None, alias="IMAGE_JOBS_METRICS_PORT", description="serve Prometheus metrics there (extra `metrics`)"
     )
     tmp_dir: Directory = Field(None, alias="IMAGE_JOBS_TMP_DIR", description="where images lie until they are stored")
+
+    @property
+    def context_bucket(self) -> str:
+        """What providers said beside the images lies here; `private.make_bucket` names it like this."""
+        return f"{self.bucket}-context"
 
     @property
     def webhook_secrets(self) -> Mapping[str, tuple[SecretStr, ...]]:

@@ -280,6 +280,13 @@ class Storage:
                 "Make it public: in the dashboard under Storage, or by SQL in storage.buckets.",
             )
 
+    async def visibility(self) -> bool | None:
+        """For `doctor`: whether the bucket is public; None if it is not there, or nobody says so."""
+        try:
+            return (await self._storage.get_bucket(self._bucket)).public
+        except (StorageApiError, httpx.HTTPError):
+            return None
+
     @property
     def _storage(self) -> AsyncStorageClient:
         if self._client is None:

@@ -54,7 +54,7 @@ class Worker:
     Args:
         group: Owns the runs' tasks.
         queue, turns, heartbeat: The database, the conversation with it, and the lease.
-        storage, fetcher: Where input images come from.
+        storage, contexts, fetcher: Where input images come from, and what was said beside them.
         publisher: Stores pictures.
         providers: Those that have a key here, by name.
         policy, metrics: How long things may take, and who counts them.
@@ -69,6 +69,7 @@ class Worker:
         turns: Turns,
         heartbeat: Heartbeat,
         storage: Storage,
+        contexts: Storage,
         fetcher: Fetcher,
         publisher: Publisher,
         providers: Mapping[str, Provider],
@@ -80,7 +81,7 @@ class Worker:
         self._queue = queue
         self._turns = turns
         self._heartbeat = heartbeat
-        self._inputs = Inputs(storage, fetcher, publisher, max_bytes=policy.max_image_bytes)
+        self._inputs = Inputs(storage, contexts, fetcher, publisher, max_bytes=policy.max_image_bytes)
         self._publisher = publisher
         self._providers = providers
         self._policy = policy
@@ -207,7 +208,9 @@ class Worker:
             if run.attempt > 1 and (adopted := await self._publisher.adopt(run, model)) is not None:
                 return adopted
             previous = await self._inputs.previous_image(prompt, workdir)
-            made = await self._generate(provider, replace(request, previous_image=previous), reporter)
+            context = await self._inputs.previous_context(run, prompt, provider, workdir, reporter)
+            request = replace(request, previous_image=previous, previous_context=context)
+            made = await self._generate(provider, request, reporter)
         match made:
             case Generated():
                 reporter.close()

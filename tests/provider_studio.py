@@ -50,14 +50,18 @@ class ProviderStudio(Generic[API]):
         await self.provider.aclose()
         self.provider = self._create(url or self.api.url, **settings)
 
-    async def make(self, model: str | None = None, *, previous: bytes | None = None, **spec: Any) -> Generated:
-        """Draws; whatever is named belongs to the promptSpec."""
+    async def make(
+        self, model: str | None = None, *, previous: bytes | None = None, context: Path | None = None, **spec: Any
+    ) -> Generated:
+        """Draws; whatever else is named belongs to the promptSpec."""
         image = None
         if previous is not None:
             image = self.folder / "previous"
             image.write_bytes(previous)
         prompt = PromptSpec.parse({"promptSpec": {"basePrompt": "a red fox", **spec}})
-        request = Request("run_1", model or self.model, prompt, self.folder, previous_image=image)
+        request = Request(
+            "run_1", model or self.model, prompt, self.folder, previous_image=image, previous_context=context
+        )
         made = await self.provider.generate(request, self.recorder)
         assert isinstance(made, Generated)
         return made

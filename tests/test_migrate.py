@@ -99,7 +99,8 @@ async def test_a_file_that_fails_leaves_nothing_of_itself_and_all_before_it(supa
 
 async def test_it_does_not_queue_behind_a_long_transaction_for_ever(supabase, project, tmp_path, monkeypatch):
     (tmp_path / "migrations").mkdir()
-    (tmp_path / "migrations/0001_change.sql").write_text("alter table public.busy add b int;")
+    buckets = "create schema private; create function private.make_bucket(text) returns void return null;"
+    (tmp_path / "migrations/0001_change.sql").write_text(f"alter table public.busy add b int; {buckets}")
     monkeypatch.setattr(migrate, "sql_directory", lambda: tmp_path)
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "50ms")
     await project.execute("create table public.busy (a int)")

@@ -29,10 +29,13 @@ POLICY = Policy(
     run_timeout=timedelta(minutes=1),
     poll_interval=timedelta(seconds=1),
     poll_timeout=timedelta(minutes=1),
+    webhook_wait=timedelta(minutes=1),
+    webhooks=frozenset(),
     strict_models=False,
     max_image_bytes=1_000_000,
 )
 PATIENCE = timedelta(seconds=0.2)
+QUICK = timedelta(milliseconds=1)
 
 
 async def red_fox(request: Request, _: Reporter) -> Generated:
@@ -49,9 +52,12 @@ class Painter:
     draw: Draw = red_fox
     calls: int = 0
     models: tuple[Model, ...] = ()
+    largest_context: int = 1000
+    heard: bytes | None = None
 
     async def generate(self, request: Request, report: Reporter) -> Generated:
         self.calls += 1
+        self.heard = None if request.previous_context is None else request.previous_context.read_bytes()
         report.submitted({}, estimate=0.05)
         return await self.draw(request, report)
 
@@ -91,9 +97,8 @@ async def shop(database: str, db: Db) -> AsyncIterator[Shop]:
     async with (
         supabase(database, shop.gate.before) as project,
         Queue(database) as queue,
-        Storage(
-            project.url, project.keys.service_role_key, bucket="images", first_wait=timedelta(milliseconds=1)
-        ) as storage,
+        Storage(project.url, project.keys.service_role_key, bucket="images", first_wait=QUICK) as storage,
+        Storage(project.url, project.keys.service_role_key, bucket="images-context", first_wait=QUICK) as contexts,
         asyncio.TaskGroup() as group,
     ):
         daemon = await register(queue)
@@ -118,9 +123,10 @@ async def shop(database: str, db: Db) -> AsyncIterator[Shop]:
             turns=turns,
             heartbeat=heartbeat,
             storage=storage,
+            contexts=contexts,
             fetcher=Fetcher([]),
             publisher=Publisher(
-                storage, turns, heartbeat, max_bytes=1_000_000, max_pixels=1_000_000, patience=PATIENCE
+                storage, contexts, turns, heartbeat, max_bytes=1_000_000, max_pixels=1_000_000, patience=PATIENCE
             ),
             providers={"demo": shop.painter},
             policy=POLICY,
@@ -262,3 +268,44 @@ async def test_a_long_revised_prompt_goes_along_with_the_picture(shop: Shop) -> 
         "select user_metadata -> 'revisedPrompt' from storage.objects where name like $1", f"%/{run}.png"
     )
     assert kept == said.replace("\x00", "")[:100_000]
+
+
+async def with_words(request: Request, report: Reporter) -> Generated:
+    """Draws, and has something to say of it."""
+    made = await red_fox(request, report)
+    words = request.workdir / "words.json"
+    words.write_text('{"said": "a fox"}')
+    return Generated(made.path, 0.05, context=words)
+
+
+async def test_what_a_provider_said_of_a_picture_it_hears_again(shop: Shop) -> None:
+    shop.painter.draw = with_words
+    first = await shop.ended(await insert_run(shop.db))
+    again = await insert_run(shop.db, prompt={"previousImage": first["payload"]["imageUrl"]})
+    assert (await shop.ended(again))["status"] == "completed"
+    assert shop.painter.heard == b'{"said": "a fox"}'
+
+
+@pytest.mark.parametrize("why", ["it is away", "there is too much"])
+async def test_words_that_cannot_be_had_are_left_out_with_a_warning(shop: Shop, why: str) -> None:
+    shop.painter.draw = with_words
+    first = await shop.ended(await insert_run(shop.db))
+    if why == "it is away":
+        shop.gate.closed_for = "/images-context/"
+    else:
+        shop.painter.largest_context = 3
+    shop.painter.draw = red_fox
+    again = await insert_run(shop.db, prompt={"previousImage": first["payload"]["imageUrl"]})
+    assert (await shop.ended(again))["status"] == "completed"
+    assert shop.painter.heard is None
+    (warning,) = await shop.events(again, "warning")
+    assert warning["data"]["field"] == "previousImage"
+
+
+async def test_words_that_storage_does_not_take_are_left_out_with_a_warning(shop: Shop) -> None:
+    shop.painter.draw = with_words
+    shop.gate.closed_for = "/images-context/"
+    run = await insert_run(shop.db)
+    assert (await shop.ended(run))["status"] == "completed"
+    (warning,) = await shop.events(run, "warning")
+    assert warning["data"]["field"] == "context"

@@ -15,7 +15,7 @@ from daemon.dev.keys import Keys, make_keys
 from daemon.dev.storage import storage_app
 from daemon.errors import ImageJobsError, Refused, Retryable, RunError
 from daemon.storage import ClaimGone, Storage
-from daemon.storage_keys import extra_key, object_key, preview_key, thumbnail_key
+from daemon.storage_keys import context_of, extra_key, object_key, preview_key, thumbnail_key
 from tests.servers import scripted, served
 
 QUICK = {"timeout": timedelta(seconds=0.3), "first_wait": timedelta(milliseconds=1)}
@@ -327,6 +327,42 @@ async def test_our_own_urls_are_known(path: str, key: str | None) -> None:
 async def test_the_doctor_finds_nothing_wrong(storage: Storage) -> None:
     await storage.check()
     assert await storage.find("doctor/probe.png") is None
+
+
+async def test_the_second_bucket_takes_no_images_and_shows_nothing_to_anybody(
+    url: str, keys: Keys, image: Path, tmp_path: Path
+) -> None:
+    said = a_file(tmp_path / "said.json", b'{"model": "a"}')
+    async with Storage(url, keys.service_role_key, bucket="images-context") as contexts:
+        assert await contexts.visibility() is False
+        await contexts.upload("w/1.json", said, content_type="application/json")
+        await contexts.download("w/1.json", tmp_path / "back", max_bytes=100)
+        assert not await contexts.is_public(await contexts.public_url("w/1.json", "0" * 8))
+        assert (await refusal_of(contexts, image)).code == "storage_type_refused"
+    assert bytes_of(tmp_path / "back") == b'{"model": "a"}'
+    async with Storage(url, keys.anon_key, bucket="images-context") as anybody:
+        with pytest.raises(Refused):
+            await anybody.download("w/1.json", tmp_path / "theirs", max_bytes=100)
+        with pytest.raises(Refused):
+            await anybody.upload("w/1.json", said, content_type="application/json")
+
+
+@pytest.mark.parametrize(
+    ("image", "context"),
+    [
+        ("w/job_1.png", "w/job_1.json"),
+        ("other/job_1.png", None),
+        ("w/job_1.thumb.webp", None),
+        ("w/job_1.2.png", None),
+        ("w/job_1", None),
+        ("w/../w/job_1.png", None),
+        ("job_1.png", None),
+        ("/w/job_1.png", None),
+        ("w/x/job_1.png", None),
+    ],
+)
+def test_only_an_image_of_the_same_workflow_has_a_context(image: str, context: str | None) -> None:
+    assert context_of(image, "w") == context
 
 
 @pytest.mark.parametrize("bucket", ["images", "pictures"])

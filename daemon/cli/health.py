@@ -165,12 +165,21 @@ async def _storage(settings: Settings) -> Finding:
         )
     from daemon.storage import Storage
 
+    url, second = settings.supabase_url, settings.context_bucket
     try:
-        async with Storage(settings.supabase_url, key.get_secret_value(), bucket=settings.bucket) as storage:
+        async with Storage(url, key.get_secret_value(), bucket=settings.bucket) as storage:
             await storage.check()
+        async with Storage(url, key.get_secret_value(), bucket=second) as contexts:
+            public = await contexts.visibility()
     except ImageJobsError as error:
         return _problem("storage", error)
-    return Finding("storage", "ok", f"Bucket {settings.bucket} at {settings.supabase_url}.")
+    if public is None:
+        missing = f"The bucket {second} is missing: images are refined without what the model had said of them."
+        return Finding("storage", "info", missing, "Run image-jobs migrate.")
+    if public:
+        cure = "Make it private: in the dashboard under Storage, or by SQL in storage.buckets."
+        return Finding("storage", "info", f"The bucket {second} is public, and need not be.", cure)
+    return Finding("storage", "ok", f"Buckets {settings.bucket} and {second} at {url}.")
 
 
 async def _keys(settings: Settings, served: list[str]) -> Finding:

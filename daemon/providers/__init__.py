@@ -59,7 +59,8 @@ class Request:
 
     `model` is the effective one (a retired name has been replaced). `workdir` is a directory of this attempt's own,
     removed afterwards. `previous_image` is a file in it, fetched and checked already; it goes with the order, so `check`
-    does not get it again. `metadata` is the caller's. `ticket` is drawn when the run is inserted and at each requeue: it
+    does not get it again. `previous_context` is what a `Recalling` provider had given along with it, where that is known
+    and was of the same workflow. `metadata` is the caller's. `ticket` is drawn when the run is inserted and at each requeue: it
     tells an order from one that was made before the requeue.
     """
 
@@ -71,6 +72,7 @@ class Request:
     previous_image: Path | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     ticket: int = 0
+    previous_context: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class Generated:
     """More for the audit trail: usage, request id."""
     extra: tuple[Path, ...] = ()
     """Further pictures that came with it, in order."""
+    context: Path | None = None
+    """A JSON file of a `Recalling` provider's, to be kept beside the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,17 @@ class Provider(Protocol):
 
     async def aclose(self) -> None:
         """Lets go of connections."""
+        ...
+
+
+@runtime_checkable
+class Recalling(Provider, Protocol):
+    """A provider that refines a picture better when it hears again what it had said of it. That may look like base64, or
+    be of no concern to anybody: it lies in a bucket of its own, which is not public."""
+
+    @property
+    def largest_context(self) -> int:
+        """Bytes; a larger one is of no use to it."""
         ...
 
 

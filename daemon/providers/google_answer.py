@@ -40,7 +40,7 @@ def read(response: GenerateContentResponse, files: Sequence[Path], call: Content
     facts = {name: value for name, value in facts.items() if value is not None}
     cost = settle(call.model, usage)
     candidate = response.candidates[0] if response.candidates else None
-    parts = (candidate.content.parts if candidate and candidate.content else None) or []
+    parts = _parts(candidate)
     pictures = [files[number] for part in parts if (number := _number(part)) is not None]
     if pictures and pictures[-1].stat().st_size:
         price = estimate(call.model, call.size) if cost is None else cost
@@ -56,6 +56,15 @@ def read(response: GenerateContentResponse, files: Sequence[Path], call: Content
             cost=cost,
         )
     raise _without_picture(candidate, parts, facts, cost)
+
+
+def spoken(response: GenerateContentResponse) -> list[Part]:
+    """What the model answered, without its thoughts."""
+    return [part for part in _parts(response.candidates[0] if response.candidates else None) if not part.thought]
+
+
+def _parts(candidate: Candidate | None) -> Sequence[Part]:
+    return (candidate.content.parts if candidate and candidate.content else None) or []
 
 
 def _number(part: Part) -> int | None:

@@ -6,16 +6,20 @@ gets to see it; what it reads has only their numbers.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
 from google import genai
 from google.genai.errors import APIError
 from google.genai.types import (
+    Blob,
     Content,
     GenerateContentConfig,
     GenerateContentResponse,
@@ -25,12 +29,14 @@ from google.genai.types import (
 )
 from pydantic import SecretStr
 
+from daemon.errors import Refused
 from daemon.providers import Generated, Reporter, Request
 from daemon.providers.base64_stream import Base64Stream, BrokenImage
-from daemon.providers.google_answer import read
+from daemon.providers.google_answer import read, spoken
 from daemon.providers.google_errors import GOOGLE, translate
 from daemon.providers.google_models import MODELS
 from daemon.providers.google_request import ContentCall, build
+from daemon.providers.google_turn import LARGEST_FILE, TooLargeError, Turn, keep, recall
 from daemon.providers.vendor import BROKEN
 
 _BASE_URL = "https://generativelanguage.googleapis.com/"
@@ -58,6 +64,7 @@ class GoogleImages:
     """
 
     models = MODELS
+    largest_context = LARGEST_FILE
 
     def __init__(self, api_key: SecretStr, *, base_url: str | None, timeout: timedelta, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -96,27 +103,77 @@ class GoogleImages:
         if call.image_bytes > _LARGEST_INPUT:
             raise GOOGLE.too_large({"bytes": call.image_bytes})
         with Base64Stream(request.workdir, max_bytes=self._max_bytes, key="data") as images:
-            async with self._room(call):
-                contents = await asyncio.to_thread(_contents, call)
-                report.submitted(call.described(), estimate=call.estimate)
-                report.progress(5, "Google is drawing")
-                response = await self._ask(call, contents, images)
-            return read(response, images.files, call)
+            response = await self._converse(call, request.previous_context, images, report)
+            made = read(response, images.files, call)
+        context = await self._kept(response, made.path, call, request.workdir / "turn.json", report)
+        return replace(made, context=context)
+
+    async def _converse(
+        self, call: ContentCall, context: Path | None, images: Base64Stream, report: Reporter
+    ) -> GenerateContentResponse:
+        """Asks, with the turn before where it is known. A turn that Google does not take is left out: it has refused the
+        whole request then, and nothing was made or paid."""
+        async with self._room(call.image_bytes + _size(context)):
+            before = await self._recalled(call, context, report)
+            if before is not None:
+                try:
+                    return await self._submit(call, before, images, report)
+                except Refused as error:
+                    if "signature" not in error.message.lower():
+                        raise
+                    report.warning(f"It is refined without the turn before: {error.message}", field="previousImage")
+            return await self._submit(call, None, images, report)
+
+    async def _recalled(self, call: ContentCall, context: Path | None, report: Reporter) -> Turn | None:
+        if context is None or call.image is None:
+            return None
+        before = await asyncio.to_thread(recall, context, model=call.model, picture=call.image)
+        if before is not None and call.image_bytes + before.bytes > _LARGEST_INPUT:
+            what = "with its signatures, the request would be too large."
+            report.warning(f"It is refined without the turn before: {what}", field="previousImage")
+            return None
+        return before
+
+    async def _submit(
+        self, call: ContentCall, before: Turn | None, images: Base64Stream, report: Reporter
+    ) -> GenerateContentResponse:
+        contents = await asyncio.to_thread(_contents, call, before)
+        report.submitted(call.described(before), estimate=call.estimate)
+        report.progress(5, "Google is drawing")
+        return await self._ask(call, contents, images)
+
+    async def _kept(
+        self, response: GenerateContentResponse, picture: Path, call: ContentCall, to: Path, report: Reporter
+    ) -> Path | None:
+        """Writes this turn down for the next one. The picture is paid for, so nothing depends on it."""
+        turn = partial(keep, spoken(response), model=call.model, asked=call.text, picture=picture, to=to)
+        try:
+            return await asyncio.to_thread(turn)
+        except TooLargeError:
+            reason = "its signatures are too large."
+        except OSError as error:
+            reason = f"{error.strerror}."
+        report.warning(f"What the model had said of the image is not kept: {reason}", field="context")
+        return None
 
     @asynccontextmanager
-    async def _room(self, call: ContentCall) -> AsyncGenerator[None]:
-        if call.image_bytes <= _LARGE_INPUT:
+    async def _room(self, size: int) -> AsyncGenerator[None]:
+        if size <= _LARGE_INPUT:
             yield
             return
         async with self._large_inputs:
             yield
 
-    async def _ask(self, call: ContentCall, contents: Content, images: Base64Stream) -> GenerateContentResponse:
+    async def _ask(
+        self, call: ContentCall, contents: Sequence[Content], images: Base64Stream
+    ) -> GenerateContentResponse:
         config = GenerateContentConfig.model_validate(call.config())
         config.automatic_continuation = False  # it would send, and pay for, more requests than we know of
         token = _images.set(images)
         try:
-            return await self._client.aio.models.generate_content(model=call.model, contents=contents, config=config)
+            return await self._client.aio.models.generate_content(
+                model=call.model, contents=list(contents), config=config
+            )
         except APIError as error:
             raise translate(error, call.model) from error
         except BROKEN as error:
@@ -129,11 +186,26 @@ class GoogleImages:
             _images.reset(token)
 
 
-def _contents(call: ContentCall) -> Content:
-    parts = [Part(text=call.text)]
-    if call.image is not None:
-        parts.append(Part.from_bytes(data=call.image.read_bytes(), mime_type=call.image_type))
-    return Content(parts=parts, role="user")
+def _size(file: Path | None) -> int:
+    return 0 if file is None else file.stat().st_size
+
+
+def _contents(call: ContentCall, before: Turn | None) -> list[Content]:
+    image = Blob(data=call.image.read_bytes(), mime_type=call.image_type) if call.image is not None else None
+    asked = [Part(text=call.text)]
+    if before is None:
+        return [Content(parts=asked if image is None else [*asked, Part(inline_data=image)], role="user")]
+    answered = [
+        Part(text=said.text, thought_signature=said.signature)
+        if said.text is not None
+        else Part(inline_data=image, thought_signature=said.signature)
+        for said in before.answered
+    ]
+    return [
+        Content(parts=[Part(text=before.asked)], role="user"),
+        Content(parts=answered, role="model"),
+        Content(parts=asked, role="user"),
+    ]
 
 
 async def _connect_soon(request: httpx2.Request) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 from daemon.prompt import MAX_PROMPT, PromptSpec
 from daemon.providers import Request
 from daemon.providers.google_models import estimate, offered
+from daemon.providers.google_turn import Said, Turn
 from daemon.providers.mapping import Warn, content_type, fitting_seed, nearest_ratio, whole_text
+from daemon.providers.vendor import readable
 
 USUAL_SIZE = "1K"
 _EDGES = {"1K": 1024, "2K": 2048, "4K": 4096}
@@ -55,13 +57,23 @@ class ContentCall:
         config: dict[str, Any] = {"responseModalities": ["IMAGE"], "imageConfig": image}
         return config if self.seed is None else {**config, "seed": self.seed}
 
-    def described(self) -> dict[str, Any]:
-        """The exact request, for the audit trail; the image by its type and size."""
+    def described(self, before: Turn | None = None) -> dict[str, Any]:
+        """The exact request, for the audit trail; the image by its type and size, signatures by theirs."""
+        image = {"inlineData": f"{self.image_type}, {self.image_bytes} bytes"}
+        contents: list[dict[str, Any]] = []
         parts: list[dict[str, Any]] = [{"text": self.text}]
-        if self.image is not None:
-            parts.append({"inlineData": f"{self.image_type}, {self.image_bytes} bytes"})
-        contents = [{"parts": parts, "role": "user"}]
+        if before is not None:
+            answered = [_described(said, image) for said in before.answered]
+            contents += [{"parts": [{"text": before.asked}], "role": "user"}, {"parts": answered, "role": "model"}]
+        elif self.image is not None:
+            parts.append(image)
+        contents.append({"parts": parts, "role": "user"})
         return {"model": self.model, "contents": contents, "generationConfig": self.config()}
+
+
+def _described(said: Said, image: dict[str, Any]) -> dict[str, Any]:
+    part = image if said.text is None else {"text": readable(said.text)}
+    return part if said.signature is None else {**part, "thoughtSignature": f"{len(said.signature)} bytes"}
 
 
 def build(request: Request, warn: Warn) -> ContentCall:

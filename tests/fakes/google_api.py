@@ -1,7 +1,8 @@
 """Google's Gemini API on loopback, as far as `generateContent` with image models: the recorded shapes.
 
 It refuses what the real one refuses: unknown fields, ratios and sizes that a model does not have, seeds beyond 32 bits,
-pictures of the wrong type, models that are gone, a wrong key.
+pictures of the wrong type, models that are gone, a wrong key, and a model's turn with another signature than it had given
+with that picture.
 """
 
 import base64
@@ -16,7 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from tests.fakes.server import Answer, Call, FakeAPI, picture
 
 KEY = "AIza-key-of-the-tests"
-SIGNATURE = base64.b64encode(b"what the model thought" * 100).decode()
+THOUGHT = b"what the model thought\xfb\xff" * 100
+SIGNATURE = base64.b64encode(THOUGHT).decode()
 RATIOS = {"1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"}
 MORE_RATIOS = {*RATIOS, "1:4", "4:1", "1:8", "8:1"}
 LIVE = {
@@ -33,12 +35,22 @@ _TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 
 
 class GoogleAPI(FakeAPI):
-    """The server. Without `usage` it counts nothing; `drawn` is the picture it gives instead of one of its own."""
+    """The server. Without `usage` it counts nothing; `drawn` is the picture it gives instead of one of its own; `thought`
+    is what it signs each with, None for no signature; `says` comes before the picture."""
 
     def reset(self) -> None:
         super().reset()
         self.usage = True
         self.drawn: bytes | None = None
+        self.thought: bytes | None = THOUGHT
+        self.says: str | None = None
+        self.forgetful = False
+        """Knows none of its signatures any more."""
+        self._signed: set[tuple[str, bytes, bytes | None]] = set()
+
+    def turns(self) -> list[str]:
+        """Whose turns were in the last request."""
+        return [content["role"] for content in self.requests[-1].fields["contents"]]
 
     def refusal(self, call: Call) -> Answer | None:
         if call.headers.get("x-goog-api-key") != KEY:
@@ -50,15 +62,31 @@ class GoogleAPI(FakeAPI):
             return Answer(404, b"<html>Not Found</html>", {"content-type": "text/html"})
         if path[1] not in LIVE:
             return error(404, "NOT_FOUND", f"models/{path[1]} is not found for API version v1, or is not supported.")
-        wrong = _wrong(call.fields, *LIVE[path[1]])
+        wrong = _wrong(call.fields, *LIVE[path[1]]) or self._misremembered(path[1], call.fields["contents"])
         return error(400, "INVALID_ARGUMENT", wrong) if wrong else None
+
+    def _misremembered(self, model: str, contents: list[dict[str, Any]]) -> str | None:
+        """What is wrong with the turns."""
+        if [content["role"] for content in contents] not in (["user"], ["user", "model", "user"]):
+            return "Please ensure that multiturn requests alternate between user and model."
+        for part in contents[1]["parts"] if len(contents) > 1 else ():
+            if (data := part.get("inlineData")) is None:
+                continue
+            image, signature = decoded(data["data"]), part.get("thoughtSignature")
+            if self.forgetful or (model, image, decoded(signature) if signature else None) not in self._signed:
+                return "Thought signature is not valid."
+        return None
 
     def answer(self, call: Call) -> Answer:
         image = self.drawn if self.drawn is not None else picture(_pixels(call.fields["generationConfig"]))
+        model = call.path.rpartition("/")[2].partition(":")[0]
+        self._signed.add((model, image, self.thought))
+        signed = {} if self.thought is None else {"thoughtSignature": encoded(self.thought)}
         return answered(
             {"text": "Let me see.", "thought": True},
             {"inlineData": {"mimeType": "image/png", "data": encoded(picture())}, "thought": True},
-            {"inlineData": {"mimeType": "image/png", "data": encoded(image)}, "thoughtSignature": SIGNATURE},
+            *([{"text": self.says}] if self.says is not None else []),
+            {"inlineData": {"mimeType": "image/png", "data": encoded(image)}, **signed},
             usage=TOKENS if self.usage else None,
         )
 
@@ -116,6 +144,11 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def decoded(text: str) -> bytes:
+    """Bytes as the SDK writes them, or as the API does."""
+    return base64.urlsafe_b64decode(text.replace("+", "-").replace("/", "_"))
+
+
 def _wrong(fields: dict[str, Any], ratios: set[str], sizes: set[str]) -> str | None:
     config = fields.get("generationConfig", {})
     image = config.get("imageConfig", {})
@@ -142,7 +175,7 @@ def _wrong(fields: dict[str, Any], ratios: set[str], sizes: set[str]) -> str | N
 
 
 def _wrong_part(part: dict[str, Any]) -> str | None:
-    if unknown := sorted(set(part) - {"text", "inlineData"}):
+    if unknown := sorted(set(part) - {"text", "inlineData", "thoughtSignature"}):
         return f'Invalid JSON payload received. Unknown name "{unknown[0]}": Cannot find field.'
     if "inlineData" not in part:
         return None
@@ -150,7 +183,7 @@ def _wrong_part(part: dict[str, Any]) -> str | None:
     if kind not in _TYPES:
         return f"Unsupported MIME type: {kind}"
     try:
-        with Image.open(BytesIO(base64.urlsafe_b64decode(part["inlineData"]["data"]))) as image:
+        with Image.open(BytesIO(decoded(part["inlineData"]["data"]))) as image:
             return None if image.format == _TYPES[kind] else "Unable to process input image."
     except (binascii.Error, UnidentifiedImageError):
         return "Unable to process input image."
