@@ -92,6 +92,19 @@ async def test_an_order_at_a_new_provider_outlives_a_daemon_and_becomes_an_image
     assert float(price) == 0.01
 
 
+async def test_an_order_at_a_new_provider_is_cancelled_with_its_run(house: House) -> None:
+    async with house.daemon() as it:
+        await it.started()
+        run = await house.order()
+        await house.smoking(run)
+        row = await run_row(house.db, run)
+        assert (house.folder / row["provider_job_id"]).exists()
+        await house.db.execute("update runs set status = 'cancelled' where id = $1", run)
+        await wait_until(lambda: not (house.folder / row["provider_job_id"]).exists(), timeout=20)
+
+    assert (await run_row(house.db, run))["status"] == "cancelled"
+
+
 async def test_a_model_that_a_new_provider_does_not_name_is_asked_for_with_a_warning(house: House) -> None:
     (house.folder / "trimmed").touch()
     async with house.daemon() as it:
