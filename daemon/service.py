@@ -178,6 +178,7 @@ class Service:
             ),
             metrics=self._metrics,
             tmp_dir=settings.tmp_dir,
+            app_url=settings.app_url,
         )
         async with asyncio.TaskGroup() as infra:
             tasks = [

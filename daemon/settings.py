@@ -60,7 +60,11 @@ class Settings(BaseSettings):
     anon_key: Secret = Field(
         None, alias="SUPABASE_ANON_KEY", description="anon or publishable key: what a frontend uses"
     )
-    app_url: Text = Field(None, alias="APP_URL", description="the frontend's address, linked from notices")
+    app_url: Text = Field(
+        None,
+        alias="APP_URL",
+        description="the frontend's address; what is logged of a failed run links to its workflow, `APP_URL#<id>`",
+    )
 
     openai_api_key: Secret = Field(None, alias="OPENAI_API_KEY", description="turns `openai:…` on")
     openai_base_url: Text = Field(None, alias="OPENAI_BASE_URL", description="an OpenAI-compatible server instead")

@@ -59,6 +59,7 @@ class Worker:
         providers: Those that have a key here, by name.
         policy, metrics: How long things may take, and who counts them.
         tmp_dir: Where pictures lie until they are stored.
+        app_url: The frontend's address, for whoever reads of a run that failed; None for none.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Worker:
         policy: Policy,
         metrics: Metrics,
         tmp_dir: Path | None,
+        app_url: str | None = None,
     ) -> None:
         self._group = group
         self._queue = queue
@@ -87,6 +89,7 @@ class Worker:
         self._policy = policy
         self._metrics = metrics
         self._tmp_dir = tmp_dir
+        self._app_url = app_url
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._dropped: set[int] = set()
         self._storing: set[int] = set()
@@ -127,6 +130,7 @@ class Worker:
         if body["outcome"] != "retry":
             self._refusals.pop(run.id, None)
         payload: dict[str, Any] = body.get("payload") or {}
+        link = {"link": f"{self._app_url}#{run.workflow_id}"} if self._app_url and body["outcome"] == "failed" else {}
         self._metrics.finished(run, body["outcome"], time.monotonic() - started)
         log.info(
             "run.finished",
@@ -134,6 +138,7 @@ class Worker:
             result=result,
             code=payload.get("code"),
             seconds=round(time.monotonic() - started, 3),
+            **link,
         )
 
     def _ended(self, run: Claimed) -> None:

@@ -203,12 +203,14 @@ async def test_a_run_that_is_requeued_while_it_is_worked_on_ends_once(project: S
 
 
 async def test_a_run_of_a_provider_without_a_key_fails_and_says_which_key(project: Supabase, db: Db) -> None:
-    async with daemon(project) as it:
+    async with daemon(project, APP_URL="https://app.example.com/canvas") as it:
         await it.started()
         run = await insert_run(db, processor="openai:gpt-image-2")
         row = await until(db, run, "failed")
         assert row["payload"]["error"] == "No daemon here can use openai: OPENAI_API_KEY is not set."
         assert row["payload"]["code"] == "no_key"
+        await wait_until(lambda: it.logged("run.finished"))
+        assert it.logged("run.finished")[0]["link"] == f"https://app.example.com/canvas#{row['subject_id']}"
         nobody = await insert_run(db, processor="nobody:nothing")
         assert (await until(db, nobody, "failed"))["payload"]["code"] == "unknown_provider"
 

@@ -168,6 +168,7 @@ class Stack:
                     **os.environ,
                     **environment,
                     "IMAGE_JOBS_DEMO": "1",
+                    "APP_URL": f"{self._url}/canvas",
                     "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")])),
                 },
                 stdin=asyncio.subprocess.DEVNULL,
