@@ -1,7 +1,7 @@
 """A database, a Storage that can fail, a provider that counts, and as many daemons as a test likes to break."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +30,8 @@ class Gate:
         """Answers 503 to everything."""
         self.closed_for: str | None = None
         """Answers 503 to what has this in its path."""
+        self.lets: Callable[[str, str], bool] = lambda method, path: True
+        """Answers 503 where this says no to a method and a path."""
         self.cuts = 0
         """How many uploads still break off in the middle."""
         self.passing: dict[str, asyncio.Event] = {}
@@ -44,7 +46,8 @@ class Gate:
             self.requests.append((method, path))
             if event := self.passing.get(method):
                 await event.wait()
-            if self.closed or (self.closed_for is not None and self.closed_for in path):
+            shut = self.closed or (self.closed_for is not None and self.closed_for in path)
+            if shut or not self.lets(method, path):
                 await PlainTextResponse("upstream is away", 503)(scope, receive, send)
             elif self.cuts and method in {"POST", "PUT"}:
                 self.cuts -= 1
