@@ -124,10 +124,15 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, address: str, **options: Any) -> AsyncIterator[Window]:
-    """A window of its own, like somebody else's browser."""
+async def opened(browser: Browser, address: str, *, script: str = "", **options: Any) -> AsyncIterator[Window]:
+    """A window of its own, like somebody else's browser.
+
+    Args:
+        script: Runs in each page before all others.
+    """
     context = await browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
     try:
+        await context.add_init_script(script)
         window = Window(await context.new_page())
         await window.page.goto(address)
         await expect(window.page.locator(".header")).to_be_visible()

@@ -1,6 +1,6 @@
 /** The canvas: the workflow's nodes in React Flow, its edges ("use this image"), and what the keyboard does. */
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
-import { Background, BackgroundVariant, MiniMap, ReactFlow, ReactFlowProvider, useReactFlow } from "@xyflow/react";
+import { Background, BackgroundVariant, MiniMap, ReactFlow, ReactFlowProvider, useReactFlow, useStore } from "@xyflow/react";
 import type { Connection, Edge, EdgeChange, FinalConnectionState } from "@xyflow/react";
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { FirstNode } from "./FirstNode";
@@ -17,6 +17,10 @@ const WIDTH = 292, HEIGHT = 400, GAP = 48;
 /** With more nodes than that under way, nothing is animated: without a graphics card every frame would be late. */
 const LIVELY = 10;
 const LOOK = { padding: 0.16, maxZoom: 1 };
+/** Below that zoom nobody can read. */
+const FAR = 0.36;
+/** Pixels: a phone. */
+const NARROW = 760;
 
 interface Props {
   supabase: SupabaseClient;
@@ -36,6 +40,7 @@ function Flow({ supabase, workflowId }: Props) {
   const { nodes, setNodes, onNodesChange, onNodeDragStop } = useImageNodes(workflow);
   const [opened, setOpened] = useState<string | null>(null);
   const flow = useReactFlow<ImageFlowNode>();
+  const far = useStore(state => state.transform[2] < FAR);
   const pane = useRef<HTMLDivElement>(null);
 
   const [edges, onEdgesChange] = useEdges(rows);
@@ -54,7 +59,10 @@ function Flow({ supabase, workflowId }: Props) {
   }, [setNodes]);
 
   const add = useCallback((more: Choices = {}, at?: Position) => {
-    const id = actions.add({ promptSpec: { basePrompt: "" }, ...choices(), ...more }, at ?? freePlace(flow, pane.current, rows));
+    const place = at ?? freePlace(flow, pane.current, rows);
+    const id = actions.add({ promptSpec: { basePrompt: "" }, ...choices(), ...more }, place);
+    // Whoever writes has to see it.
+    if (flow.getZoom() < FAR) void flow.setCenter(place.x + WIDTH / 2, place.y + HEIGHT / 2, { zoom: 1 });
     focusPrompt(id);
     return id;
   }, [actions, choices, flow, rows, focusPrompt]);
@@ -63,6 +71,15 @@ function Flow({ supabase, workflowId }: Props) {
     void flow.fitView({ nodes: [{ id }], ...LOOK, duration: 320 });
     setNodes(now => now.map(node => ({ ...node, selected: node.id === id })));
   }, [flow, setNodes]);
+
+  const { loaded } = workflow;
+  const first = rows.reduce<WorkflowNode | undefined>((least, row) => (before(row, least) ? row : least), undefined)?.id;
+  const shown = useRef(false);
+  useEffect(() => {
+    if (shown.current || !loaded || innerWidth >= NARROW) return;
+    shown.current = true; // there is room for one node that can be read, so it is the first
+    if (first) void flow.fitView({ nodes: [{ id: first }], ...LOOK });
+  }, [loaded, first, flow]);
 
   const remove = useCallback((removed: WorkflowNode[]) => {
     if (removed.length === 0) return;
@@ -93,14 +110,15 @@ function Flow({ supabase, workflowId }: Props) {
       if (event.key === "n" && !event.ctrlKey && !event.metaKey && !event.altKey) {
         event.preventDefault();
         add();
-      } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !target.closest(".image-node")) {
+        event.stopPropagation(); // React Flow would take the node out of the selection
         nodes.filter(node => node.selected && ready(node.data.row)).forEach(node => void actions.generate(node.id));
       } else if (event.key === "Escape") {
         setNodes(now => now.map(node => (node.selected ? { ...node, selected: false } : node)));
       }
     };
-    window.addEventListener("keydown", onKey);
-    return () => window.removeEventListener("keydown", onKey);
+    window.addEventListener("keydown", onKey, true);
+    return () => window.removeEventListener("keydown", onKey, true);
   }, [opened, add, nodes, setNodes, actions]);
 
   return (
@@ -109,12 +127,12 @@ function Flow({ supabase, workflowId }: Props) {
         {...workflow} selected={nodes.filter(node => node.selected).map(node => node.data.row)}
         onAdd={() => add()} onGenerate={some => some.forEach(row => void actions.generate(row.id))}
       />
-      <main className="pane" ref={pane} data-calm={rows.filter(isUnfinished).length > LIVELY}>
+      <main className="pane" ref={pane} data-calm={rows.filter(isUnfinished).length > LIVELY} data-far={far}>
         <ReactFlow
           nodes={nodes} edges={edges} nodeTypes={NODE_TYPES} onNodesChange={onNodesChange}
           onEdgesChange={onEdgesChange} onConnect={onConnect} onConnectEnd={onConnectEnd}
           isValidConnection={isValid}
-          onNodeDragStop={onNodeDragStop}
+          onNodeDragStop={onNodeDragStop} onNodeDoubleClick={(_, node) => far && show(node.id)}
           onNodesDelete={gone => remove(gone.map(node => node.data.row))}
           onEdgesDelete={gone => gone.forEach(edge => {
             if (rows.some(row => row.id === edge.target)) actions.edit(edge.target, { source: null });
@@ -124,7 +142,7 @@ function Flow({ supabase, workflowId }: Props) {
           defaultViewport={{ x: 0, y: 0, zoom: 1 }}
         >
           <Background variant={BackgroundVariant.Dots} gap={22} size={1.4} color="var(--dots)" />
-          {rows.length > 8 && (
+          {rows.length > 8 && !far && (
             <MiniMap<ImageFlowNode> pannable zoomable nodeColor={tone} nodeBorderRadius={40} aria-label="Overview" />
           )}
         </ReactFlow>
@@ -174,6 +192,12 @@ function useEdges(rows: readonly WorkflowNode[]): [Edge[], (changes: EdgeChange[
     return after;
   }), []);
   return [edges, onChange];
+}
+
+/** Whether it comes first where one reads line by line. */
+function before(row: WorkflowNode, other: WorkflowNode | undefined): boolean {
+  const [one, two] = [row.position ?? { x: 0, y: 0 }, other?.position ?? { x: 0, y: 0 }];
+  return !other || one.y < two.y || (one.y === two.y && one.x < two.x);
 }
 
 function ready(row: WorkflowNode): boolean {

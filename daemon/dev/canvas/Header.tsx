@@ -34,9 +34,9 @@ export function Header({ nodes, connection, unsent, selected, actions, onAdd, on
           <circle cx="10.6" cy="5.6" r="1.6" fill="#f0b95b" />
           <path d="M2.6 12.4 6.2 7.6l3.6 4.8zM8.6 12.4l2.2-2.9 2.5 2.9z" fill="var(--paper)" />
         </svg>
-        Image Jobs
+        <span>Image Jobs</span>
       </span>
-      <span className="connection" data-state={connection} title={explanation} role="status"><i />{label}{kept}</span>
+      <span className="connection" data-state={connection} title={explanation} role="status"><i /><span>{label}{kept}</span></span>
       <ul className="counts" aria-label="Nodes by state">
         <Count tone="run" number={count("running")} of="in the making" />
         <Count tone="wait" number={count("pending") + nodes.filter(isWaiting).length} of="in line" />
@@ -45,10 +45,12 @@ export function Header({ nodes, connection, unsent, selected, actions, onAdd, on
       </ul>
       <nav>
         {making.length > 1 && (
-          <button className="button" onClick={() => making.forEach(row => void actions.cancel(row.id))}>Cancel all</button>
+          <button className="button" onClick={() => making.forEach(row => void actions.cancel(row.id))} aria-label="Cancel all" title="Cancel all">
+            <Icon path="M4.2 5.2a1 1 0 0 1 1-1h5.6a1 1 0 0 1 1 1v5.6a1 1 0 0 1-1 1H5.2a1 1 0 0 1-1-1z" /><span>Cancel all</span>
+          </button>
         )}
         <Theme />
-        <button className="button" onClick={onAdd} title="New node (N)"><Icon path="M8 3v10M3 8h10" />New</button>
+        <button className="button" onClick={onAdd} aria-label="New" title="New node (N)"><Icon path="M8 3v10M3 8h10" /><span>New</span></button>
         <button
           className="button" data-strong="true" disabled={chosen.length === 0} onClick={() => onGenerate(chosen)}
           title={chosen.length === 0 ? "Every node that has a prompt has its image, or is getting it" : "Everything that has no image yet"}

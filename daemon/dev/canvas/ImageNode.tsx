@@ -108,8 +108,10 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
           className="image-node-model nodrag" aria-expanded={settings} onClick={() => setSettings(!settings)}
           aria-label="Model and settings" title="Model and settings"
         >
-          <span>{row.node_data.model ?? "Choose a model"}</span>
-          <small>{model && [price(model), seconds(model)].filter(Boolean).join(" · ")}</small>
+          <span>
+            <b>{row.node_data.model ?? "Choose a model"}</b>
+            <small>{model && [price(model), seconds(model)].filter(Boolean).join(" · ")}</small>
+          </span>
           <Icon name="chevron" />
         </button>
         <Action
@@ -187,31 +189,52 @@ function Blank({ busy }: { busy: boolean }) {
 
 function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
   const { status, progress, message, imageUrl } = row.node_data;
+  const doing = message === undefined ? "Starting" : isLong(message) ? "In the making" : message.replace(/\.$/, "");
   const text = waiting ? "Waits for its image"
     : status === "pending" ? (message ? "Held up" : "In line")
-    : status === "running" ? `${message ?? "Starting"}${progress ? ` · ${progress}%` : ""}`
+    : status === "running" ? `${doing}${progress ? ` · ${progress}%` : ""}`
     : status === "error" ? "Failed"
     : status === "cancelled" ? "Cancelled"
     : undefined;
   if (!text) return <span className="image-node-unseen" role="status">{imageUrl ? "Ready" : "Not generated yet"}</span>;
-  return <span className="image-node-status" role="status"><i />{text}</span>;
+  return <span className="image-node-status" role="status"><i /><span>{text}</span></span>;
 }
 
-/** Why it waits, or why it failed and what helps. */
+/** Whether there is no room for it on the picture. */
+function isLong(message: string): boolean {
+  return message.length > 28;
+}
+
+/** Why it waits, what is unusual about it, or why it failed and what helps. */
 function Note({ row }: { row: WorkflowNode }) {
-  const { status, message, error } = row.node_data;
+  const { status, message, error, updatedAt } = row.node_data;
   if (status === "error") {
     return (
       <div className="image-node-note" data-tone="error">
-        <p>{error}</p>
+        <Sentence key={row.node_data.runId} text={error ?? "It failed."} />
         {message && <p className="image-node-hint">{message}</p>}
       </div>
     );
   }
   if (status === "pending" && message) {
-    return <div className="image-node-note" data-tone="wait"><p><Countdown key={row.version} sentence={message} since={row.node_data.updatedAt} /></p></div>;
+    return <div className="image-node-note" data-tone="wait"><p><Countdown key={row.version} sentence={message} since={updatedAt} /></p></div>;
+  }
+  if (status === "running" && message && isLong(message)) {
+    return <div className="image-node-note" data-tone="run"><Sentence text={message} /></div>;
   }
   return null;
+}
+
+/** Some providers write a page. */
+function Sentence({ text }: { text: string }) {
+  const [whole, setWhole] = useState(false);
+  if (text.length < 180) return <p>{text}</p>;
+  return (
+    <>
+      <p data-cut={!whole}>{text}</p>
+      <button className="image-node-more nodrag" onClick={() => setWhole(!whole)}>{whole ? "Show less" : "Show all"}</button>
+    </>
+  );
 }
 
 /** "… again in 12 s.", counting down from when it was said. */
