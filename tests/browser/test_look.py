@@ -125,7 +125,12 @@ async def test_everything_can_be_done_by_keyboard(window, db):
     await window.page.keyboard.press("Enter")  # chosen, as by a click
     await expect(node).to_have_attribute("data-selected", "true")
     await window.page.keyboard.press("Control+Enter")
-    await wait_until(lambda: db.fetchval("select count(*) = 2 from runs where subject_id = $1", window.workflow))
+    await wait_until(
+        lambda: db.fetchval(
+            "select count(*) = 2 from runs where subject_id = $1 and status = 'completed'", window.workflow
+        ),
+        timeout=40,
+    )
     await window.has_image(node)
     await expect(node.locator(".image-node-picture")).not_to_have_attribute("src", image)
 

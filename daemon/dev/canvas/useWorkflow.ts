@@ -336,7 +336,7 @@ class Workflow implements Actions {
    * Begins what has waited for an image that is there by now, and forgets what waits in vain. A wish is in the row, so it
    * outlives the window that it was made in; and it is the id of the run to be, so of all windows that grant it one can.
    *
-   * Unless `all` has just been fetched, what seems to stand still may be under way, and we have not heard of it.
+   * Unless `all` has just been fetched, what seems to stand still may be under way without our having heard of it.
    */
   #grantWishes(all = false): void {
     for (const { id, version, node_data: { wish, source } } of [...this.#rows.values()]) {
@@ -344,7 +344,9 @@ class Workflow implements Actions {
       const origin = source ? this.#rows.get(source) : undefined;
       const known = all || !source || this.#gone.has(source) || (origin && origin.version > version);
       if (origin?.node_data.imageUrl && !isUnfinished(origin)) void this.#grant(id, wish, origin.node_data.imageUrl);
-      else if (known && !(origin && (isUnfinished(origin) || origin.node_data.wish))) this.#forget(id);
+      else if (origin && (isUnfinished(origin) || origin.node_data.wish)) continue;
+      else if (known) this.#forget(id);
+      else void this.#load();
     }
   }
 
