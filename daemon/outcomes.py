@@ -8,7 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from daemon.errors import OutcomeUnknown, Retryable, RunError
+from daemon.fallback import elsewhere
 from daemon.providers import Submitted, Waiting
+from daemon.queue import Claimed
 from daemon.reporter import RunReporter, event
 
 Body = dict[str, Any]
@@ -26,23 +28,31 @@ def failure(message: str, code: str, hint: str, details: Mapping[str, Any] | Non
     return {"outcome": "failed", "payload": payload, "events": []}
 
 
-def failed(error: RunError, reporter: RunReporter, *, back_off: float) -> Body:
-    """What went wrong, and by its policy whether it is tried again: in the time it names, else after `back_off` seconds."""
+def failed(error: RunError, run: Claimed, reporter: RunReporter, *, back_off: float) -> Body:
+    """What went wrong, and by its policy whether it is tried again: in the time it names, else after `back_off` seconds.
+
+    Or at another provider, where the run names one that may do better.
+    """
     body = failure(error.message, error.code, error.hint, error.data)
     if error.cost is not None:
-        body["events"].append(event("charged", "The provider charged for it all the same.", cost=error.cost))
+        body["events"].append(
+            event("charged", "The provider charged for it all the same.", cost=error.cost, processor=run.processor)
+        )
     if error.data.get("incident"):
         body["events"].append(event("incident", error.message, kind="error", **error.data))
     match error:
         case OutcomeUnknown():
-            body["events"].append(event("unknown_outcome", error.message, kind="error", possibleCost=reporter.estimate))
+            body["events"].append(_unknown_outcome(reporter, error.message))
             body.update(outcome="retry", due_in=back_off)
         case Retryable():
             wait = error.retry_in.total_seconds() if error.retry_in is not None else back_off
             body.update(outcome="retry", due_in=wait, refund=not error.accepted)
         case _:
-            return body
-    body["message"] = f"{error.message} Trying again in {max(1, round(body['due_in']))} s."
+            pass
+    if "due_in" in body:
+        body["message"] = f"{error.message} Trying again in {max(1, round(body['due_in']))} s."
+    if elsewhere(error, run, wait=body.get("due_in", 0)):
+        body["elsewhere"] = True
     return body
 
 
@@ -68,16 +78,16 @@ def stopped(reporter: RunReporter, *, dropped: bool) -> Body:
     }
 
 
-def came_late(cost: float | None) -> Body:
+def came_late(run: Claimed, cost: float | None) -> Body:
     """A picture for a claim that was gone before it could be written down."""
     message = "The image came after the run had been taken away; it was not used."
-    return {"outcome": "released", "if_lost": event("late", message, cost=cost)}
+    return {"outcome": "released", "if_lost": event("late", message, cost=cost, processor=run.processor)}
 
 
-def parked(order: Submitted, ticket: int, *, due: timedelta) -> Body:
+def parked(order: Submitted, run: Claimed, *, due: timedelta) -> Body:
     """Writes the order's id down before anything else is done with it: from then on any daemon can ask.
 
-    By the ticket it finds its run, or is cancelled, if the claim is gone.
+    By ticket and processor it finds its run, or is cancelled there, if the claim is gone.
     """
     late = "The provider took the order after the run had been taken away."
     return {
@@ -85,7 +95,8 @@ def parked(order: Submitted, ticket: int, *, due: timedelta) -> Body:
         "provider_job_id": order.job_id,
         "due_in": due.total_seconds(),
         "webhook": order.webhook,
-        "ticket": ticket,
+        "ticket": run.ticket,
+        "processor": run.processor,
         "message": order.message or AT_WORK,
         "if_lost": event("late", late, providerJobId=order.job_id),
     }
@@ -107,4 +118,8 @@ def _unaccounted(reporter: RunReporter, message: str) -> list[Body]:
     """The event for a call that may have been paid for; none if it was not sent, or its cost is written down."""
     if not reporter.sent or reporter.accounted:
         return []
-    return [event("unknown_outcome", message, kind="error", possibleCost=reporter.estimate)]
+    return [_unknown_outcome(reporter, message)]
+
+
+def _unknown_outcome(reporter: RunReporter, message: str) -> Body:
+    return event("unknown_outcome", message, kind="error", possibleCost=reporter.estimate, processor=reporter.processor)

@@ -115,8 +115,7 @@ class Publisher:
             "height": info.height,
             "contentType": info.content_type,
             "bytes": info.bytes,
-            "model": model.model,
-            "requestedModel": model.requested,
+            **_delivered_by(run, model),
             "cost": made.cost,
             "timings": {
                 "queuedMs": round(1000 * run.waited.total_seconds()),
@@ -152,8 +151,7 @@ class Publisher:
             **kept.payload(found),
             "imageUrl": url,
             "thumbnailUrl": await self._thumbnail_url(run, version) if has_thumbnail else None,
-            "model": model.model,
-            "requestedModel": model.requested,
+            **_delivered_by(run, model),
             "timings": {"queuedMs": round(1000 * run.waited.total_seconds())},
             **await self._images(kept.extra_keys(found), version),
         }
@@ -296,3 +294,10 @@ class Publisher:
             elif error is not None:
                 raise error
         return main, beside
+
+
+def _delivered_by(run: Claimed, model: Resolved) -> dict[str, str]:
+    """The part of the payload that says who made it: another than was asked for, if the model is retired or the run went
+    on to a step of its fallback."""
+    asked = model.requested if run.processor == run.requested else run.requested.partition(":")[2]
+    return {"provider": model.provider, "model": model.model, "requestedModel": asked}

@@ -57,6 +57,8 @@ class Claimed:
     ticket: int
     workflow_id: str
     processor: str
+    """Who is to make it. A run that went on to a step of `metadata.fallback` still has `requested` as it was asked for."""
+    requested: str
     metadata: Mapping[str, Any]
     attempt: int
     max_attempts: int
@@ -76,6 +78,7 @@ class Claimed:
             ticket=run["ticket"],
             workflow_id=run["subject_id"],
             processor=run["processor"],
+            requested=run["requested"],
             metadata=run["metadata"],
             attempt=run["attempt"],
             max_attempts=run["max_attempts"],

@@ -55,6 +55,11 @@ class RunReporter:
         self.accounted = False
 
     @property
+    def processor(self) -> str:
+        """Who is at work, as `provider:model`: whose costs they are."""
+        return self._run.processor
+
+    @property
     def estimate(self) -> float | None:
         """What the call that was sent may cost, in USD; None where unknown."""
         return self._estimate
@@ -102,7 +107,11 @@ class RunReporter:
         """
         self.accounted = await self._turns.confirm(
             self._run,
-            events=[event("generated", "The provider made the image.", cost=made.cost, **made.data)],
+            events=[
+                event(
+                    "generated", "The provider made the image.", cost=made.cost, processor=self.processor, **made.data
+                )
+            ],
             message="Storing the image.",
         )
         return self.accounted

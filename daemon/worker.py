@@ -94,7 +94,7 @@ class Worker:
         self._dropped: set[int] = set()
         self._storing: set[int] = set()
         self._written: set[int] = set()
-        self._refusals: dict[str, int] = {}
+        self._refusals: dict[tuple[str, str], int] = {}
 
     @property
     def idle(self) -> bool:
@@ -128,7 +128,7 @@ class Worker:
         self._written.add(run.claim)
         result = await self._turns.settle(run, body)
         if body["outcome"] != "retry":
-            self._refusals.pop(run.id, None)
+            self._refusals.pop((run.id, run.processor), None)
         payload: dict[str, Any] = body.get("payload") or {}
         link = {"link": f"{self._app_url}#{run.workflow_id}"} if self._app_url and body["outcome"] == "failed" else {}
         self._metrics.finished(run, body["outcome"], time.monotonic() - started)
@@ -176,7 +176,7 @@ class Worker:
         wait = self._back_off(run)
         if isinstance(error, OutcomeUnknown) and reporter.traceable:
             wait = max(wait, self._policy.patience.total_seconds())
-        body = outcomes.failed(error, reporter, back_off=wait)
+        body = outcomes.failed(error, run, reporter, back_off=wait)
         if isinstance(error, Retryable):
             await self._block(run, error, body["due_in"])
         return body
@@ -221,11 +221,11 @@ class Worker:
                 reporter.close()
                 generate_ms = round(1000 * (time.monotonic() - started))
                 if not await reporter.generated(made):
-                    return outcomes.came_late(made.cost)
+                    return outcomes.came_late(run, made.cost)
                 self._storing.add(run.claim)
                 return await self._publisher.publish(run, model, made, workdir, generate_ms=generate_ms)
             case Submitted():
-                return outcomes.parked(made, run.ticket, due=self._policy.first_check(made))
+                return outcomes.parked(made, run, due=self._policy.first_check(made))
             case Waiting():
                 await reporter.shown()
                 word = run.webhook == "came" and not isinstance(made, _NoAnswer)
@@ -318,8 +318,8 @@ class Worker:
 
     def _back_off(self, run: Claimed) -> float:
         """Seconds until the next attempt: exponential, with jitter. Refusals count too, though they cost no attempt."""
-        tries = self._refusals.pop(run.id, 0) + 1
-        self._refusals[run.id] = tries
+        key = run.id, run.processor
+        tries = self._refusals[key] = self._refusals.pop(key, 0) + 1
         if len(self._refusals) > MOST_REFUSALS:
             del self._refusals[next(iter(self._refusals))]
         wait = min(FIRST_WAIT * 2 ** (max(tries, run.attempt) - 1), LONGEST_WAIT)

@@ -23,6 +23,7 @@ COLOURS = {
     "failed": "red",
     "cancelled": "yellow",
     "retry": "yellow",
+    "fallback": "yellow",
     "taken_over": "yellow",
     "warning": "yellow",
     "incident": "yellow",
@@ -34,7 +35,7 @@ COLOURS = {
 
 BEFORE = "select seq from public.run_events order by seq desc limit $1"
 EVENTS = """
-select e.seq, e.ts, e.payload, r.id, r.processor, r.created_at, r.metadata -> 'promptSpec' ->> 'basePrompt' as prompt
+select e.seq, e.ts, e.payload, r.id, r.created_at, r.metadata -> 'promptSpec' ->> 'basePrompt' as prompt
 from public.run_events e join public.runs r on r.id = e.run_id
 where e.seq > $1 and r.kind = 'image_gen' and e.payload ->> 'event' = any ($2)
 order by e.seq"""
@@ -95,7 +96,7 @@ def _about(row: Mapping[str, Any], payload: Mapping[str, Any], data: Mapping[str
     message = str(payload.get("message", ""))
     match payload["event"]:
         case "claimed":
-            return f'{row["processor"]}  "{_short(row["prompt"])}"  attempt {data.get("attempt", 1)}'
+            return f'{data.get("processor")}  "{_short(row["prompt"])}"  attempt {data.get("attempt", 1)}'
         case "completed":
             seconds = (row["ts"] - row["created_at"]).total_seconds()
             return f"{seconds:.1f} s  {data.get('imageUrl', '')}"

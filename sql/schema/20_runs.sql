@@ -31,7 +31,8 @@ create table public.runs (
   rank bigint,
   submitted_at timestamptz,
   refused_since timestamptz,
-  webhook text
+  webhook text,
+  via varchar
 );
 
 alter table public.runs
@@ -77,6 +78,7 @@ comment on column public.runs.submitted_at is 'When the provider took the order 
 comment on column public.runs.refused_since is 'Since when the provider has not even accepted it; its attempts come back for an hour.';
 comment on column public.runs.webhook is
   'Of a parked run: awaited until its next check, or it came and made the check due. Null: it is polled.';
+comment on column public.runs.via is 'The step of metadata.fallback that the next attempt goes to, or the last went to. Null: processor.';
 
 create index if not exists idx_runs_subject on public.runs (subject_id, kind);
 -- The claim walks this one and nothing else.

@@ -90,12 +90,12 @@ begin
   with misplaced as materialized (
     select r.id from public.runs r
     where r.kind = 'image_gen' and r.status = 'pending' and r.ticket is not null
-      and split_part(r.processor, ':', 1) in (new.provider, old.provider)
-      and r.lane is distinct from private.lane_of(r.processor)
+      and split_part(coalesce(r.via, r.processor), ':', 1) in (new.provider, old.provider)
+      and r.lane is distinct from private.lane_of(coalesce(r.via, r.processor))
     order by r.id
     for update skip locked
   )
-  update public.runs r set lane = private.lane_of(r.processor)
+  update public.runs r set lane = private.lane_of(coalesce(r.via, r.processor))
   from misplaced where r.id = misplaced.id;
   return null;
 end

@@ -6,6 +6,7 @@ returns void language plpgsql volatile set search_path = ''
 as $$
 declare
   v_spec jsonb := p_metadata -> 'promptSpec';
+  v_steps jsonb := p_metadata -> 'fallback';
   v_key text;
 begin
   if jsonb_typeof(p_metadata) is distinct from 'object' then
@@ -54,6 +55,18 @@ begin
       perform private.refuse(format('metadata.%s must be a text of 1 to 2,048 bytes.', v_key), 'Leave it out if there is none.');
     end if;
   end loop;
+  if (case jsonb_typeof(v_steps)
+    when 'null' then false
+    when 'array' then jsonb_array_length(v_steps) not between 1 and 5 or exists (
+      select from jsonb_array_elements(v_steps) step
+      where jsonb_typeof(step) <> 'string' or step #>> '{}' !~ '^[a-z0-9_-]{1,50}:[^\s:][^\s]{0,199}$')
+    else v_steps is not null end) then
+    perform private.refuse('metadata.fallback must be a list of 1 to 5 texts like provider:model.',
+      'For example ["google:gemini-3-pro-image"]; the view image_models lists what is on offer.');
+  end if;
+  if coalesce(jsonb_typeof(p_metadata -> 'fallbackOnRefusal'), 'null') not in ('boolean', 'null') then
+    perform private.refuse('metadata.fallbackOnRefusal must be true or false.', 'Leave it out for false.');
+  end if;
 end
 $$;
 
@@ -98,6 +111,7 @@ begin
       or new.claim is not null or new.ticket is not null or new.claimed_by is not null or new.provider_job_id is not null
       or new.finished_at is not null or new.message is not null or new.preview_url is not null or new.lane is not null
       or new.rank is not null or new.submitted_at is not null or new.refused_since is not null or new.webhook is not null
+      or new.via is not null
       or coalesce(new.priority, 0) <> 0 or coalesce(new.created_by, v_user) is distinct from v_user then
       perform private.refuse(
         'This insert sets a column that belongs to the orchestrator.',
@@ -127,6 +141,7 @@ begin
   new.submitted_at := null;
   new.refused_since := null;
   new.webhook := null;
+  new.via := null;
   new.lane := private.lane_of(new.processor);
   new.rank := private.place_in_line(new.subject_id, new.lane, new.priority);
   if new.due_at > v_now then

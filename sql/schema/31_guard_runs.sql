@@ -29,6 +29,7 @@ begin
   new.refused_since := old.refused_since;
   -- Nobody waits for word once somebody else says when to look, or that it is over.
   new.webhook := case when (new.status, new.due_at) is not distinct from (old.status, old.due_at) then old.webhook end;
+  new.via := old.via;
   new.lane := old.lane;
   new.rank := old.rank;
   new.priority := coalesce(new.priority, old.priority, 0);
@@ -38,7 +39,7 @@ begin
     new.due_at := private.now();
   end if;
   if old.status = 'pending' and old.ticket is not null then
-    new.lane := private.lane_of(new.processor);
+    new.lane := private.lane_of(coalesce(new.via, new.processor));
     if (new.due_at, new.priority, new.lane) is distinct from (old.due_at, old.priority, old.lane) then
       new.rank := private.place_in_line(new.subject_id, new.lane, new.priority);
       if new.due_at > private.now() then
@@ -84,7 +85,11 @@ begin
       new.submitted_at := null;
       new.provider_job_id := null;
     end if;
-    new.lane := private.lane_of(new.processor);
+    -- From the first provider on, unless there is something to ask for at another.
+    if new.provider_job_id is null then
+      new.via := null;
+    end if;
+    new.lane := private.lane_of(coalesce(new.via, new.processor));
     new.rank := private.place_in_line(new.subject_id, new.lane, new.priority);
     if new.due_at > v_now then
       new.rank := null;

@@ -30,7 +30,8 @@ create type private.run_change as (
   provider_job_id text,
   old_provider_job_id text,
   payload jsonb,
-  old_payload jsonb
+  old_payload jsonb,
+  old_processor varchar
 );
 
 -- Shows nodes the newest of their runs. Nodes that somebody has locked are left for the next turn (private.stale_nodes);
@@ -141,7 +142,7 @@ begin
     select 3, 'error', 'taken_over', case
         when c.status = 'running' then 'The daemon that was checking this run went silent; another goes on.'
         else 'The daemon that was making this image went silent. Whether the provider made and charged it is unknown.' end,
-      jsonb_strip_nulls(jsonb_build_object('daemon', c.old_holder, 'possibleCost', case when c.status <> 'running' then (
+      jsonb_strip_nulls(jsonb_build_object('daemon', c.old_holder, 'processor', c.processor, 'possibleCost', case when c.status <> 'running' then (
         -- What the daemon said before it sent the request; the usual price if it did not get to say it; nothing if the
         -- image came, for then its cost is known.
         select case last.event when 'submitted' then (last.data ->> 'estimate')::numeric when 'claimed' then m.price end
@@ -156,7 +157,7 @@ begin
       and c.old_holder is not null and c.holder is null and c.status <> 'cancelled'
     union all
     select 4, 'log', 'claimed', format('Attempt %s of %s.', c.attempt, c.max_attempts),
-      jsonb_build_object('daemon', c.holder, 'attempt', c.attempt)
+      jsonb_build_object('daemon', c.holder, 'attempt', c.attempt, 'processor', c.processor)
     where c.old_status = 'pending' and c.status = 'running' and c.holder is not null
     union all
     select 5, 'log', 'parked', coalesce(c.message, 'The provider took the order.'),
@@ -168,7 +169,12 @@ begin
       jsonb_strip_nulls(jsonb_build_object('code', c.payload ->> 'code', 'hint', c.payload ->> 'hint',
         'details', c.payload -> 'details',
         'attempt', c.old_attempt, 'dueAt', c.due_at))
-    where c.old_status = 'running' and c.status = 'pending' and c.claim = c.old_claim
+    where c.old_status = 'running' and c.status = 'pending' and c.claim = c.old_claim and c.processor = c.old_processor
+    union all
+    select 6, 'error', 'fallback', coalesce(c.message, 'Another provider is tried.'), jsonb_strip_nulls(jsonb_build_object(
+      'from', c.old_processor, 'to', c.processor, 'code', c.payload ->> 'code', 'hint', c.payload ->> 'hint',
+      'details', c.payload -> 'details', 'attempts', c.payload -> 'attempts', 'providerJobId', c.old_provider_job_id))
+    where c.processor <> c.old_processor and c.ticket = c.old_ticket
     union all
     select 7, 'log', 'completed', 'The image is ready.', c.payload
     where c.old_status is distinct from c.status and c.status = 'completed'
@@ -215,7 +221,7 @@ declare
 begin
   select array_agg(row(n.id, n.subject_id, n.metadata ->> 'nodeId', n.ticket, null, null, n.status, null, n.claim, null,
     n.claimed_by, n.attempt, null, n.max_attempts, n.progress, null, n.message, null, n.preview_url, n.processor, n.due_at,
-    n.provider_job_id, null, n.payload, null)::private.run_change)
+    n.provider_job_id, null, n.payload, null, null)::private.run_change)
   into v_changes
   from new_rows n where n.kind = 'image_gen';
   if v_changes is not null then
@@ -234,14 +240,17 @@ declare
 begin
   select array_agg(row(n.id, n.subject_id, n.metadata ->> 'nodeId', n.ticket, o.ticket, o.status, n.status, o.claim, n.claim,
     o.claimed_by, n.claimed_by, n.attempt, o.attempt, n.max_attempts, n.progress, o.progress, n.message, o.message,
-    n.preview_url, n.processor, n.due_at, n.provider_job_id, o.provider_job_id, n.payload, o.payload)::private.run_change
+    n.preview_url, coalesce(n.via, n.processor), n.due_at, n.provider_job_id, o.provider_job_id, n.payload, o.payload,
+    coalesce(o.via, o.processor))::private.run_change
     order by n.id)
   into v_changes
   from new_rows n join old_rows o on o.id = n.id
   where n.kind = 'image_gen' and (n.ticket is not null or n.status <> o.status)
-    and (n.status, n.claim, n.claimed_by, n.progress, n.message, n.preview_url, n.provider_job_id, n.due_at, n.metadata ->> 'nodeId')
+    and (n.status, n.claim, n.claimed_by, n.progress, n.message, n.preview_url, n.provider_job_id, n.due_at, n.via,
+      n.metadata ->> 'nodeId')
       is distinct from
-      (o.status, o.claim, o.claimed_by, o.progress, o.message, o.preview_url, o.provider_job_id, o.due_at, o.metadata ->> 'nodeId');
+      (o.status, o.claim, o.claimed_by, o.progress, o.message, o.preview_url, o.provider_job_id, o.due_at, o.via,
+      o.metadata ->> 'nodeId');
   if v_changes is not null then
     perform private.follow_up(v_changes);
   end if;

@@ -35,7 +35,7 @@ begin
         select from public.runs r
         where r.kind = 'image_gen' and r.status = 'running'
           and r.lane in (select distinct n.lane from private.lanes n where split_part(n.lane, ':', 1) = p_provider)
-          and (v_limit.model is null or r.processor = p_provider || ':' || v_limit.model)
+          and (v_limit.model is null or coalesce(r.via, r.processor) = p_provider || ':' || v_limit.model)
         limit v_limit.max_running
       ) counted;
       v_least := least(v_least, v_left);
@@ -68,7 +68,8 @@ create or replace function private.claimed_run(r public.runs, p_due_at timestamp
 returns jsonb language sql stable set search_path = ''
 as $$
   select jsonb_build_object(
-    'id', r.id, 'claim', r.claim, 'ticket', r.ticket, 'subject_id', r.subject_id, 'processor', r.processor,
+    'id', r.id, 'claim', r.claim, 'ticket', r.ticket, 'subject_id', r.subject_id,
+    'processor', coalesce(r.via, r.processor), 'requested', r.processor,
     'metadata', case when jsonb_path_exists(r.metadata, '$.**{65}') then '{}' else coalesce(r.metadata, '{}') end,
     'attempt', r.attempt, 'max_attempts', r.max_attempts,
     'provider_job_id', r.provider_job_id, 'webhook', r.webhook,
@@ -146,7 +147,7 @@ begin
 
   -- Whatever was put off and is due now goes to the front of its line.
   with due as materialized (
-    select r.id, private.lane_of(r.processor) as lane from public.runs r
+    select r.id, private.lane_of(coalesce(r.via, r.processor)) as lane from public.runs r
     where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
     order by r.due_at limit 200
     for update skip locked
@@ -205,9 +206,9 @@ begin
             for update skip locked
           )
           update public.runs r
-          set lane = private.lane_of(r.processor),
-            rank = private.place_in_line(r.subject_id, private.lane_of(r.processor), r.priority)
-          from next where r.id = next.id and private.lane_of(r.processor) <> v_lane.lane;
+          set lane = private.lane_of(coalesce(r.via, r.processor)),
+            rank = private.place_in_line(r.subject_id, private.lane_of(coalesce(r.via, r.processor)), r.priority)
+          from next where r.id = next.id and private.lane_of(coalesce(r.via, r.processor)) <> v_lane.lane;
         end if;
 
         v_count := 0;
@@ -218,7 +219,7 @@ begin
             where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
               and r.lane = v_lane.lane and r.priority = v_lane.priority
               and r.rank >= case when p_thorough then 0 else v_lane.floor end
-              and (not v_models or private.lane_of(r.processor) = r.lane)
+              and (not v_models or private.lane_of(coalesce(r.via, r.processor)) = r.lane)
             order by r.rank, r.id limit v_quota
             for update skip locked
           )

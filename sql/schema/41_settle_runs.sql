@@ -19,12 +19,14 @@ $$;
 --   payload           the result, or {error, code, hint} (completed, failed, retry)
 --   message           for the person at the canvas (retry, parked, released)
 --   due_in            seconds until the next try or check (retry, parked)
+--   elsewhere         true: another provider may do better; if metadata.fallback has a step left, the run is pending again
+--                     and goes there, with all its attempts (failed, retry)
 --   refund            true: the provider never accepted the request; the attempt comes back, for at most an hour (retry)
 --   provider_job_id   of the order the provider has taken (parked)
 --   progress          0-100 (parked)
 --   webhook           true: the provider will send word of the order; due_in is how long that is waited for (parked)
---   ticket            of the run that the order was made for: if the claim is gone, the order finds its run by it, or is
---                     cancelled (parked)
+--   ticket, processor of the run that the order was made for, and where: if the claim is gone, the order finds its run by
+--                     them, or is cancelled (parked)
 --   events            [{id, kind, payload}], written before the outcome's own event
 --   if_lost           {kind, payload}: the event to write instead, if the claim is gone
 -- Answers {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
@@ -81,43 +83,53 @@ begin
 
   update public.runs r
   set
-    status = case s.outcome
+    status = case fate
+      when 'elsewhere' then 'pending'
       when 'retry' then case when refunded or r.attempt < r.max_attempts then 'pending' else 'failed' end
       when 'parked' then 'running' when 'released' then case when ordered then 'running' else 'pending' end
-      else s.outcome end,
+      else fate end,
     claimed_by = null,
-    attempt = r.attempt
-      - case when (s.outcome = 'retry' and refunded) or (s.outcome = 'released' and not ordered) then 1 else 0 end,
-    refused_since = case when s.outcome = 'retry' and s.refund then coalesce(r.refused_since, v_now) end,
+    attempt = case when fate = 'elsewhere' then 0 else r.attempt end
+      - case when (fate = 'retry' and refunded) or (fate = 'released' and not ordered) then 1 else 0 end,
+    refused_since = case when fate = 'retry' and s.refund then coalesce(r.refused_since, v_now) end,
     payload = case
       when s.outcome not in ('parked', 'released') then s.payload
         || case when s.outcome = 'completed' then '{}' else jsonb_build_object('attempts', r.attempt) end end,
-    message = case when s.outcome in ('retry', 'parked', 'released') then s.message end,
+    message = case
+      when fate = 'elsewhere' then private.going_on(s.payload, step)
+      when fate in ('retry', 'parked', 'released') then s.message end,
     progress = case s.outcome when 'completed' then 100 when 'parked' then coalesce(s.progress, r.progress) else
-      case when s.outcome = 'retry' or (s.outcome = 'released' and not ordered) then 0 else r.progress end end,
+      case when fate in ('retry', 'elsewhere') or (fate = 'released' and not ordered) then 0 else r.progress end end,
     preview_url = case when s.outcome = 'parked' then r.preview_url end,
-    provider_job_id = case when s.outcome in ('retry') then null else coalesce(s.provider_job_id, r.provider_job_id) end,
+    provider_job_id = case when fate in ('retry', 'elsewhere') then null else coalesce(s.provider_job_id, r.provider_job_id) end,
     submitted_at = case
-      when s.outcome = 'retry' then null
+      when fate in ('retry', 'elsewhere') then null
       when s.provider_job_id is distinct from r.provider_job_id and s.provider_job_id is not null then v_now
       else r.submitted_at end,
     due_at = case
-      when s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts then null
-      when s.outcome in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
-    webhook = case s.outcome when 'parked' then case when s.webhook then 'awaited' end when 'released' then r.webhook end,
-    rank = null,
+      when fate = 'elsewhere' then v_now
+      when fate = 'retry' and not refunded and r.attempt >= r.max_attempts then null
+      when fate in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
+    webhook = case fate when 'parked' then case when s.webhook then 'awaited' end when 'released' then r.webhook end,
+    -- Among those who wait there already, as a new run would: not in front of them.
+    rank = case when fate = 'elsewhere' then private.place_in_line(r.subject_id, private.lane_of(step), r.priority) end,
+    lane = case when fate = 'elsewhere' then private.lane_of(step) else r.lane end,
+    via = coalesce(step, r.via),
     finished_at = case
-      when s.outcome in ('completed', 'failed') or (s.outcome = 'retry' and not refunded and r.attempt >= r.max_attempts)
+      when fate in ('completed', 'failed') or (fate = 'retry' and not refunded and r.attempt >= r.max_attempts)
       then v_now end
   from public.runs o
   join jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, payload jsonb, message text, due_in double precision, refund boolean,
-    provider_job_id text, progress integer, webhook boolean
+    elsewhere boolean, provider_job_id text, progress integer, webhook boolean
   ) on s.id = o.id and s.claim = o.claim
   cross join lateral (
     select coalesce(s.refund, false) and coalesce(o.refused_since, v_now) > v_now - interval '1 hour' as refunded,
-      o.provider_job_id is not null as ordered
+      o.provider_job_id is not null as ordered,
+      case when s.elsewhere and s.outcome in ('failed', 'retry')
+        then (private.steps_left(o.metadata, o.processor, o.via))[1] end as step
   ) policy
+  cross join lateral (select case when step is null then s.outcome else 'elsewhere' end as fate) way
   where r.id = o.id and r.id = any (v_seen) and o.id = any (v_seen) and o.claim = any (v_held);
 
   -- A claim that is gone: nobody uses what came of it, but it may have been paid for, and that is written down.
@@ -129,8 +141,10 @@ begin
   where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and r.id = any (v_seen)
   on conflict (id) do nothing;
   if cardinality(v_held) < cardinality(v_seen) then
-    perform private.attach_order(split_part(r.processor, ':', 1), s.provider_job_id, s.id, s.ticket)
-    from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, outcome text, provider_job_id text, ticket bigint)
+    perform private.attach_order(
+      split_part(coalesce(s.processor, r.via, r.processor), ':', 1), s.provider_job_id, s.id, s.ticket)
+    from jsonb_to_recordset(p_settlements) as s (
+      id varchar, claim bigint, outcome text, provider_job_id text, ticket bigint, processor text)
     join public.runs r on r.id = s.id and r.claim <> s.claim
     where s.outcome = 'parked' and s.provider_job_id is not null and s.ticket is not null
       and s.id = any (v_seen) and r.id = any (v_seen);

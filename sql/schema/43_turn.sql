@@ -70,6 +70,9 @@ begin
   return query select 'claimed', c from private.claim_runs(p_daemon, p_slots, p_thorough) c;
   return query select 'recorded', r from private.record_progress(p_daemon, p_progress) r;
   return query select 'settled', s from private.settle_runs(p_daemon, p_settlements) s;
+  if p_thorough then
+    perform private.pass_on();
+  end if;
   if exists (select from private.stale_nodes) then
     perform private.refresh_stale_nodes();
   end if;

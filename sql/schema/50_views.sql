@@ -46,19 +46,19 @@ select
   coalesce(bool_or(l.paused), false) as paused,
   max(l.blocked_until) filter (where l.blocked_until > private.now()) as blocked_until
 from (
-  select split_part(q.processor, ':', 1) as provider from public.runs q where q.kind = 'image_gen' and q.ticket is not null
+  select split_part(coalesce(q.via, q.processor), ':', 1) as provider from public.runs q where q.kind = 'image_gen' and q.ticket is not null
   union
   select b.provider from public.provider_limits b where b.paused or b.blocked_until > private.now()
 ) p
 left join public.runs r
-  on r.kind = 'image_gen' and r.ticket is not null and split_part(r.processor, ':', 1) = p.provider
+  on r.kind = 'image_gen' and r.ticket is not null and split_part(coalesce(r.via, r.processor), ':', 1) = p.provider
 left join public.provider_limits l on l.provider = p.provider and l.model is null
 group by p.provider;
 comment on view public.queue_stats is 'How many runs stand where, by provider; paused and blocked ones are here even without runs.';
 
 create or replace view public.run_timings with (security_invoker = on) as
 select
-  split_part(r.processor, ':', 1) as provider,
+  split_part(coalesce(r.via, r.processor), ':', 1) as provider,
   stage.name as stage,
   count(*) as runs,
   percentile_cont(0.5) within group (order by (r.payload -> 'timings' ->> stage.name)::double precision) as p50,
@@ -67,14 +67,14 @@ select
 from public.runs r
 cross join unnest(array['queuedMs', 'generateMs', 'storeMs', 'settleMs']) as stage (name)
 where r.kind = 'image_gen' and r.status = 'completed' and r.payload -> 'timings' ->> stage.name is not null
-group by split_part(r.processor, ':', 1), stage.name;
+group by split_part(coalesce(r.via, r.processor), ':', 1), stage.name;
 comment on view public.run_timings is
   'Milliseconds of each stage of completed runs, by provider. settleMs is the wait for the daemon''s turn, not the write.';
 
 create or replace view public.run_costs with (security_invoker = on) as
 select
-  split_part(r.processor, ':', 1) as provider,
-  substr(r.processor, strpos(r.processor, ':') + 1) as model,
+  split_part(worked.processor, ':', 1) as provider,
+  substr(worked.processor, strpos(worked.processor, ':') + 1) as model,
   date_trunc('day', e.ts) as day,
   count(*) filter (where e.payload ->> 'event' in ('generated', 'late')) as images,
   sum((e.payload -> 'data' ->> 'cost')::numeric) as cost,
@@ -82,6 +82,8 @@ select
   count(*) filter (where e.payload ->> 'event' = 'generated' and e.payload -> 'data' ->> 'cost' is null) as unknown
 from public.run_events e
 join public.runs r on r.id = e.run_id
+-- A run may have gone on to another provider since.
+cross join lateral (select coalesce(e.payload -> 'data' ->> 'processor', r.via, r.processor) as processor) worked
 where r.kind = 'image_gen' and e.payload ->> 'event' in ('generated', 'late', 'taken_over', 'unknown_outcome', 'charged')
 group by 1, 2, 3;
 comment on view public.run_costs is

@@ -95,7 +95,7 @@ begin
   v_metadata := coalesce(nullif(request -> 'metadata', 'null'), '{}')
     || coalesce((
       select jsonb_object_agg(named.key, named.value) from jsonb_each(request) named
-      where named.key in ('nodeId', 'webhookUrl', 'idempotencyKey', 'mode', 'fallback') and named.value <> 'null'
+      where named.key in ('nodeId', 'webhookUrl', 'idempotencyKey', 'mode', 'fallback', 'fallbackOnRefusal') and named.value <> 'null'
     ), '{}')
     || case when request ? 'promptSpec' then jsonb_build_object('promptSpec', request -> 'promptSpec') else '{}' end;
 

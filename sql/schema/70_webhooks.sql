@@ -187,7 +187,7 @@ begin
     join public.runs r on r.kind = 'image_gen' and r.ticket is not null and r.provider_job_id = d.provider_job_id
     where d.closed_at is null and d.received_at > v_now - interval '1 hour'
       and (p_provider_job_id is null or d.provider_job_id = p_provider_job_id)
-      and d.provider in ('hmac', split_part(r.processor, ':', 1))
+      and d.provider in ('hmac', split_part(coalesce(r.via, r.processor), ':', 1))
     order by r.id
     for update of r skip locked
   loop
@@ -240,7 +240,7 @@ begin
     select d.provider, d.delivery_id, d.type, d.run_id from private.webhook_deliveries d
     where d.closed_at is null and d.provider_job_id = new.provider_job_id
       and d.received_at > private.now() - interval '1 hour'
-      and d.provider in ('hmac', split_part(new.processor, ':', 1))
+      and d.provider in ('hmac', split_part(coalesce(new.via, new.processor), ':', 1))
     for update skip locked
   loop
     if v_delivery.run_id is null then

@@ -30,12 +30,13 @@ end
 $$;
 
 -- An outside hand took the run away from its order. Taking over from a silent daemon keeps the order, and so does a
--- requeue after polling_timeout; a daemon that orders anew has heard from the provider that the first order failed.
+-- requeue after polling_timeout; a daemon that orders anew has heard from the provider that the first order failed. One that
+-- orders elsewhere has heard nothing, if the time was up.
 create or replace function private.drop_order()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
-  perform private.cancel_order(split_part(old.processor, ':', 1), old.provider_job_id, old.id);
+  perform private.cancel_order(split_part(coalesce(old.via, old.processor), ':', 1), old.provider_job_id, old.id);
   return null;
 end
 $$;
@@ -43,8 +44,9 @@ $$;
 create or replace trigger drop_order after update on public.runs
   for each row when (
     old.kind = 'image_gen' and old.provider_job_id is not null and old.status in ('pending', 'running')
-    and new.claim is distinct from old.claim
-    and (new.status = 'cancelled' or new.provider_job_id is distinct from old.provider_job_id))
+    and (new.claim is distinct from old.claim
+        and (new.status = 'cancelled' or new.provider_job_id is distinct from old.provider_job_id)
+      or new.via is distinct from old.via and new.payload ->> 'code' = 'polling_timeout'))
   execute function private.drop_order();
 
 -- What became of an order, on its run's trail; once, and not at all if the run was deleted.
@@ -142,12 +144,21 @@ as $$
   select distinct jsonb_build_object('provider', l.provider, 'provider_job_id', l.provider_job_id) from leased l
 $$;
 
+-- Whether an order at this provider can have been made for a run: there, or on its way through its fallback.
+create or replace function private.may_have_asked(r public.runs, p_provider text)
+returns boolean language sql stable set search_path = ''
+as $$
+  select p_provider in (
+    select split_part(step, ':', 1) from unnest(r.processor || private.steps_left(r.metadata, r.processor, null)) step)
+$$;
+
 -- Gives an order that nobody wrote down to the run that it was made for (p_run_id null: it is none of ours). Answers:
 --   attached   the run waited for its next attempt; now it is parked with this order, and asked about at once
 --   known      it has this order
 --   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended
 --   noted      the run has failed; an event says that there is an order
---   cancelled  the run has no use for it: cancelled, requeued, completed, or ordered again; it is cancelled at the provider
+--   cancelled  the run has no use for it: cancelled, requeued, completed, gone on to another provider, or ordered again;
+--              it is cancelled at the provider
 --   unknown    there is no such run
 create or replace function private.attach_order(p_provider text, p_provider_job_id text, p_run_id varchar, p_ticket bigint)
 returns text language plpgsql volatile set search_path = ''
@@ -160,12 +171,12 @@ declare
   v_result text;
 begin
   select r.* into v_run from public.runs r
-  where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and split_part(r.processor, ':', 1) = p_provider
+  where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and private.may_have_asked(r, p_provider)
   for update skip locked;
   -- Somebody has it locked. An event would wait for that: its run must be there.
   if not found and exists (
     select from public.runs r
-    where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and split_part(r.processor, ':', 1) = p_provider)
+    where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and private.may_have_asked(r, p_provider))
   then
     return 'held';
   end if;
@@ -175,6 +186,7 @@ begin
     when v_run.ticket <> p_ticket or v_run.status in ('cancelled', 'completed') or v_run.provider_job_id is not null
       then 'cancelled'
     when v_run.status = 'failed' then 'noted'
+    when split_part(coalesce(v_run.via, v_run.processor), ':', 1) <> p_provider then 'cancelled'
     when v_run.status = 'pending' then 'attached'
     else 'held' end;
 
@@ -226,14 +238,15 @@ create or replace function private.expects_word(r public.runs)
 returns boolean language sql stable set search_path = ''
 as $$
   select r.provider_job_id is null
-    and exists (select from private.webhook_secrets w where w.provider = split_part(r.processor, ':', 1))
+    and exists (select from private.webhook_secrets w where w.provider = split_part(coalesce(r.via, r.processor), ':', 1))
     and coalesce((
       select e.payload -> 'data' -> 'traceable' = 'true' from public.run_events e
       where e.run_id = r.id and e.payload ->> 'event' in ('claimed', 'submitted')
       order by e.seq desc limit 1), false)
 $$;
 
--- An attempt ends without knowing what came of it, and word of its order is here already: the run goes on with that order.
+-- An attempt ends without knowing what came of it, and word of its order is here already: the run goes on with that order,
+-- and not to another provider.
 create or replace function private.find_order()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
@@ -243,9 +256,16 @@ begin
   select d.provider_job_id into v_order from private.webhook_deliveries d
   where d.closed_at is null and d.run_id = new.id and d.ticket = new.ticket
     and d.received_at > private.now() - interval '1 hour'
+    and d.provider in ('hmac', split_part(coalesce(old.via, old.processor), ':', 1))
   order by d.received_at limit 1;
   if found then
     new.status := 'running';
+    if new.via is distinct from old.via then
+      new.via := old.via;
+      new.lane := old.lane;
+      new.rank := null;
+      new.attempt := old.attempt;
+    end if;
     new.provider_job_id := v_order;
     new.submitted_at := private.now();
     new.due_at := private.now();

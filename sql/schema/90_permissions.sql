@@ -21,6 +21,8 @@ grant usage on schema private to anon, authenticated, service_role;
 
 -- What the checks, the defaults and the policies of these tables call runs with the rights of whoever writes.
 grant execute on function private.has_base64(jsonb) to anon, authenticated, service_role;
+-- As are the keys of an index.
+grant execute on function private.steps_left(jsonb, varchar, varchar) to authenticated, service_role;
 grant execute on function private.can_access_workflow(uuid), private.can_access_run(varchar),
   private.is_image_run(varchar) to anon, authenticated, service_role;
 -- What the client functions and the views call.

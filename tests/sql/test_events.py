@@ -32,7 +32,7 @@ async def test_a_whole_life_in_order(db: Db, daemon: Daemon) -> None:
             "event": "claimed",
             "message": "Attempt 1 of 3.",
             "progress": 0,
-            "data": {"daemon": str(daemon.id), "attempt": 1},
+            "data": {"daemon": str(daemon.id), "attempt": 1, "processor": "demo:painter"},
         },
         {"kind": "progress", "event": "progress", "message": "Drawing.", "progress": 40},
         {"kind": "log", "event": "generated", "message": "Made.", "data": {"cost": 0.02}},

@@ -222,6 +222,47 @@ async def test_names_in_the_metadata_are_texts(db: Db, key: str, value: object) 
     assert await refusal(db, metadata=metadata) == f"metadata.{key} must be a text of 1 to 2,048 bytes."
 
 
+@pytest.mark.parametrize(
+    "fallback",
+    [
+        "google:x",
+        {},
+        7,
+        [],
+        ["google"],
+        ["google:"],
+        ["Google:x"],
+        ["google:x", 7],
+        [None],
+        ["a:b"] * 6,
+        ["a:" + "b" * 201],
+    ],
+)
+async def test_a_fallback_is_a_list_of_providers_with_their_models(db: Db, fallback: object) -> None:
+    message = "metadata.fallback must be a list of 1 to 5 texts like provider:model."
+    assert await refusal(db, metadata={"promptSpec": PROMPT, "fallback": fallback}) == message
+
+
+@pytest.mark.parametrize("value", ["true", 1, [], {}])
+async def test_whether_to_go_on_after_a_refusal_is_true_or_false(db: Db, value: object) -> None:
+    message = "metadata.fallbackOnRefusal must be true or false."
+    assert await refusal(db, metadata={"promptSpec": PROMPT, "fallbackOnRefusal": value}) == message
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"fallback": None, "fallbackOnRefusal": None},
+        {"fallback": ["google:x"], "fallbackOnRefusal": False},
+        {"fallback": [f"{'p' * 50}:{'ß' * 200}"] * 5, "fallbackOnRefusal": True},
+    ],
+)
+async def test_a_good_fallback_is_accepted(db: Db, names: dict[str, Any]) -> None:
+    metadata = {"promptSpec": PROMPT, **names}
+    async with signed_in(db):
+        assert (await insert(db, subject_id=uuid4(), metadata=metadata))["metadata"] == metadata
+
+
 async def test_metadata_of_more_than_a_mebibyte_is_refused(db: Db) -> None:
     metadata = {"promptSpec": PROMPT, "notes": ["soft light "] * 100_000}
     assert await refusal(db, metadata=metadata) == "metadata is larger than 1 MiB."
@@ -258,6 +299,7 @@ async def test_due_at_is_a_point_in_time(db: Db, due: str) -> None:
         ("preview_url", "https://example.com"),
         ("lane", "openai"),
         ("rank", -1),
+        ("via", "google:gemini-3-pro-image"),
     ],
 )
 async def test_a_client_sets_no_column_of_ours(db: Db, column: str, value: object) -> None:

@@ -39,3 +39,19 @@ async def test_a_turn_reads_only_the_rows_that_it_writes(database: str, db: Db) 
     assert await rows_read(db, daemon, settlements=[], progress=progress) < 20 * FEW
     settlements = [{**completed(), **entry} for entry in entries]
     assert await rows_read(db, daemon, settlements=settlements, progress=[]) < 20 * FEW
+
+
+async def test_passing_runs_on_reads_no_run_without_a_fallback_and_no_more_than_its_share_of_the_others(db: Db) -> None:
+    await insert_runs(db, 1500, processor="openai:gpt-image-2")
+    await db.execute("update provider_limits set paused = true where provider in ('openai', 'google')")
+
+    async def read() -> int:
+        async with db.transaction():
+            before = await db.fetchval(READ)
+            await db.execute("select private.pass_on()")
+            return (await db.fetchval(READ)) - before
+
+    assert await read() == 0
+    await insert_runs(db, 1500, processor="openai:gpt-image-2", fallback=["google:gemini-3-pro-image"])
+    await db.execute("analyze runs")
+    assert await read() < 210

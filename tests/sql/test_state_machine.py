@@ -28,14 +28,19 @@ HOUR = 3600
 # Not a divisor of anything that the database waits for, so that a step never ends where a wait does.
 STRIDE = 1007
 
+ASKED = "demo:painter"
+FALLBACK = ("demo:second", "demo:third")
+
 AGAIN = {"outcome": "retry", "payload": {"error": "Again.", "code": "unavailable"}}
 OUTCOMES: tuple[dict[str, object], ...] = (
     {"outcome": "completed", "payload": {"imageUrl": "https://example.com/x.png"}},
     {"outcome": "failed", "payload": {"error": "It failed.", "code": "refused"}},
+    {"outcome": "failed", "payload": {"error": "It is gone.", "code": "model_retired"}, "elsewhere": True},
     {"outcome": "failed", "payload": {"error": "It took too long.", "code": "polling_timeout"}},
     AGAIN | {"due_in": 0},
     AGAIN | {"due_in": 500},
     AGAIN | {"due_in": 0, "refund": True},
+    AGAIN | {"due_in": 500, "refund": True, "elsewhere": True},
     {"outcome": "parked", "due_in": 0},
     {"outcome": "parked", "due_in": 500},
     {"outcome": "released"},
@@ -57,6 +62,13 @@ class Run:
     job: str | None = None
     code: str | None = None
     refused_since: float | None = None
+    steps: tuple[str, ...] = ()
+    step: int = 0
+
+    @property
+    def via(self) -> str | None:
+        """The step that it has gone on to."""
+        return self.steps[self.step - 1] if self.step else None
 
     @property
     def status(self) -> str:
@@ -66,6 +78,8 @@ class Run:
         """What an outside hand does by setting it to pending."""
         if self.state != "failed" or self.code != "polling_timeout":
             self.job = None
+        if self.job is None:
+            self.step = 0
         self.state, self.claim, self.ticket = "pending", claim, ticket
         self.holder, self.attempt, self.code, self.refused_since = None, 0, None, None
 
@@ -154,20 +168,29 @@ class Queue(RuleBasedStateMachine):
 
     # The client and the canvas.
 
-    @rule(workflow=st.sampled_from(WORKFLOWS), node=st.sampled_from((None, *NODES)), delay=st.sampled_from((0, 500)))
-    def insert(self, workflow: UUID, node: str | None, delay: int) -> None:
+    @rule(
+        workflow=st.sampled_from(WORKFLOWS),
+        node=st.sampled_from((None, *NODES)),
+        delay=st.sampled_from((0, 500)),
+        steps=st.integers(0, len(FALLBACK)),
+    )
+    def insert(self, workflow: UUID, node: str | None, delay: int, steps: int = len(FALLBACK)) -> None:
         run = f"run-{len(self.runs)}"
         metadata = {"promptSpec": {"basePrompt": "a red fox"}, **({"nodeId": f"{workflow}-{node}"} if node else {})}
+        metadata |= {"fallback": list(FALLBACK[:steps])} if steps else {}
         (row,) = self.fetch(
             "insert into runs (id, kind, subject_id, status, processor, metadata, due_at) "
-            "values ($1, 'image_gen', $2, 'pending', 'demo:painter', $3, private.now() + make_interval(secs => $4)) "
+            "values ($1, 'image_gen', $2, 'pending', $5, $3, private.now() + make_interval(secs => $4)) "
             "returning claim, ticket",
             run,
             workflow,
             metadata,
             delay,
+            ASKED,
         )
-        self.runs[run] = Run(workflow, metadata.get("nodeId"), self.new_claim(row["claim"]), row["ticket"])
+        self.runs[run] = Run(
+            workflow, metadata.get("nodeId"), self.new_claim(row["claim"]), row["ticket"], steps=FALLBACK[:steps]
+        )
 
     @rule(workflow=st.sampled_from(WORKFLOWS), node=st.sampled_from(NODES), x=st.integers(0, 9))
     def drag_node(self, workflow: UUID, node: str, x: int) -> None:
@@ -204,6 +227,7 @@ class Queue(RuleBasedStateMachine):
             if model.state == "pending":
                 model.attempt += 1
             assert claimed[run]["attempt"] == model.attempt
+            assert claimed[run]["processor"] == (model.via or ASKED)
             assert claimed[run]["provider_job_id"] == model.job
             model.state, model.holder, model.claim = "held", daemon.id, self.new_claim(claimed[run]["claim"])
             if heard:
@@ -250,6 +274,8 @@ class Queue(RuleBasedStateMachine):
         model.holder = None
         refused_since, model.refused_since = model.refused_since, None
         match settlement["outcome"]:
+            case "failed" | "retry" if settlement.get("elsewhere") and model.step < len(model.steps):
+                model.state, model.job, model.attempt, model.step = "pending", None, 0, model.step + 1
             case "parked":
                 model.state, model.job = "parked", str(settlement["provider_job_id"])
             case "released":
@@ -369,7 +395,7 @@ class Queue(RuleBasedStateMachine):
                 "due_at = null",
                 "due_at = '-infinity'",
                 "due_at = private.now() + interval '500 s'",
-                "claim = 1, ticket = 1, attempt = 99, claimed_by = gen_random_uuid()",
+                "claim = 1, ticket = 1, attempt = 99, claimed_by = gen_random_uuid(), via = 'demo:forged'",
                 "lane = 'nowhere', rank = -5, created_at = null, refused_since = null, webhook = 'came'",
                 "metadata = metadata || '{\"note\": 1}'",
             )
@@ -412,7 +438,7 @@ class Queue(RuleBasedStateMachine):
     @invariant()
     def the_database_agrees_with_the_model(self) -> None:
         rows = self.fetch(
-            "select id, status, claim, ticket, claimed_by, attempt, max_attempts, provider_job_id, "
+            "select id, status, claim, ticket, claimed_by, attempt, max_attempts, provider_job_id, via, "
             "finished_at is not null as finished, due_at is not null as due from runs"
         )
         assert {row["id"] for row in rows} == set(self.runs)
@@ -421,6 +447,7 @@ class Queue(RuleBasedStateMachine):
             assert (row["status"], row["claim"], row["ticket"]) == (run.status, run.claim, run.ticket), row["id"]
             assert (row["claimed_by"], row["provider_job_id"]) == (run.holder, run.job), row["id"]
             assert (row["attempt"], row["max_attempts"]) == (run.attempt, run.max_attempts), row["id"]
+            assert row["via"] == run.via, row["id"]
             assert 0 <= row["attempt"] <= row["max_attempts"], row["id"]
             assert row["finished"] == (run.state in TERMINAL), row["id"]
             if run.state in ("pending", "parked"):
@@ -448,7 +475,7 @@ class Queue(RuleBasedStateMachine):
             for event in row["events"]:
                 if event == "requeued":
                     parts.append([])
-                elif event in ("claimed", "retry", "parked", "taken_over", *TERMINAL):
+                elif event in ("claimed", "retry", "fallback", "parked", "taken_over", *TERMINAL):
                     parts[-1].append(event)
             for part in parts:
                 assert not set(part[:-1]) & set(TERMINAL), row["events"]

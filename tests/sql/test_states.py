@@ -110,6 +110,7 @@ async def test_a_claim_says_what_the_daemon_needs(db: Db, daemon: Daemon) -> Non
         "ticket": row["ticket"],
         "subject_id": str(WORKFLOW),
         "processor": "demo:painter",
+        "requested": "demo:painter",
         "metadata": row["metadata"],
         "attempt": 1,
         "max_attempts": 3,
