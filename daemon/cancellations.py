@@ -11,7 +11,7 @@ import structlog
 
 from daemon.errors import Refused, RunError
 from daemon.providers import Deferred, Provider
-from daemon.queue import UNAVAILABLE, Order, Queue
+from daemon.queue import TROUBLE, Order, Queue
 
 log = structlog.stdlib.get_logger()
 
@@ -48,7 +48,7 @@ class Cancellations:
                 self._something.clear()
                 try:
                     await self._take(group)
-                except UNAVAILABLE as error:
+                except TROUBLE as error:
                     log.warning("cancellations.not_taken", error=type(error).__name__)
                 try:
                     await asyncio.wait_for(self._something.wait(), INTERVAL)
@@ -83,7 +83,11 @@ class Cancellations:
             reason = "Something went wrong inside the daemon."
         try:
             await self._queue.finish_cancellation(order, reason, final=final)
-        except UNAVAILABLE as error:
+        except TROUBLE as error:
             log.warning("cancellation.not_written", order=order.job_id, error=type(error).__name__)
             return
-        log.info("order.cancelled", provider=order.provider, order=order.job_id, run_id=order.run_id, reason=reason)
+        said = {"provider": order.provider, "order": order.job_id, "run_id": order.run_id}
+        if reason is None:
+            log.info("order.cancelled", **said)
+        else:
+            log.warning("order.not_cancelled", **said, reason=reason)

@@ -12,7 +12,7 @@ import structlog
 
 from daemon.errors import RunError
 from daemon.providers import Provider, Traceable
-from daemon.queue import UNAVAILABLE, Order, Queue
+from daemon.queue import TROUBLE, Order, Queue
 
 log = structlog.stdlib.get_logger()
 
@@ -47,7 +47,7 @@ class Inbox:
             self._something.clear()
             try:
                 await self._sweep()
-            except UNAVAILABLE as error:
+            except TROUBLE as error:
                 log.warning("inbox.not_swept", error=type(error).__name__)
             try:
                 await asyncio.wait_for(self._something.wait(), INTERVAL)
@@ -72,5 +72,9 @@ class Inbox:
             log.exception("order.owner_unknown", provider=order.provider, order=order.job_id)
             return
         run_id, ticket = owner or (None, None)
-        result = await self._queue.attach_order(order, run_id, ticket)
+        try:
+            result = await self._queue.attach_order(order, run_id, ticket)
+        except TROUBLE as error:
+            log.warning("order.not_attached", order=order.job_id, run_id=run_id, error=type(error).__name__)
+            return
         log.info("order.traced", provider=order.provider, order=order.job_id, run_id=run_id, result=result)

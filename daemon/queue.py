@@ -35,6 +35,9 @@ also a pooler that does not know the tenant while the project restarts (facts: S
 REFUSED: tuple[type[BaseException], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """The database will not take this data, however often it is sent."""
 
+TROUBLE: tuple[type[BaseException], ...] = (*UNAVAILABLE, asyncpg.PostgresError)
+"""Whatever goes wrong with a call. For work in the background that comes round again: no row may end the daemon by it."""
+
 DEEPEST = 64
 """Levels of nesting in what is written; what a provider says may be made to break readers."""
 

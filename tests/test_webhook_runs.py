@@ -72,6 +72,11 @@ async def parked(studio: Studio, run: str) -> asyncpg.Record:
     return await wait_until(waits, timeout=20)
 
 
+async def left(studio: Studio, run: str) -> float:
+    """Seconds until the run's next check."""
+    return await studio.db.fetchval("select extract(epoch from due_at - now())::float8 from runs where id = $1", run)
+
+
 def questions(api: MidjourneyAPI) -> list[Call]:
     return [call for call in api.requests if call.path.endswith("/fetch")]
 
@@ -87,6 +92,7 @@ async def incidents(studio: Studio, run: str) -> list[str]:
 async def test_word_makes_the_check_due_at_once_and_one_question_is_enough(studio: Studio, api: MidjourneyAPI) -> None:
     run = await order(studio)
     assert (await parked(studio, run))["webhook"] == "awaited"
+    assert 30 < await left(studio, run) <= 60
     assert not questions(api)
     assert await api.happen("1000", **api.done()) == 200
     row = await studio.until(run, "completed")
@@ -110,8 +116,7 @@ async def test_word_that_is_not_the_last_is_followed_by_waiting_for_the_next(
         return row["progress"] == 10 and row["webhook"] == "awaited"
 
     await wait_until(awaited_again, timeout=20)
-    left = await studio.db.fetchval("select extract(epoch from due_at - now())::float8 from runs")
-    assert 30 < left <= 60
+    assert 30 < await left(studio, run) <= 60
     assert len(questions(api)) == 1
     await api.happen("1000", **api.done())
     await studio.until(run, "completed")
@@ -275,3 +280,51 @@ async def test_a_cancellation_outlives_the_daemon_that_was_at_it(
         await other.started()
         await wait_until(lambda: studio.events(run, "order_cancelled"), timeout=20)
     assert len(cancels(api)) == 2
+
+
+async def test_a_daemon_that_must_leave_writes_an_order_down_that_is_on_its_way(
+    studio: Studio, api: MidjourneyAPI
+) -> None:
+    go = api.hold()
+    run = await order(studio)
+    await wait_until(lambda: api.orders, timeout=20)
+    studio.daemon.signal(signal.SIGTERM)
+    await wait_until(lambda: studio.daemon.logged("daemon.draining"))
+    studio.daemon.signal(signal.SIGTERM)
+    go.set()
+    assert await studio.daemon.ended() == 0
+    row = await run_row(studio.db, run)
+    assert (row["status"], row["provider_job_id"], row["webhook"]) == ("running", "1000", "awaited")
+    assert await studio.events(run, "unknown_outcome") == []
+
+
+async def test_secrets_are_handed_over_at_start_and_those_of_others_stay(
+    studio: Studio, environment: dict[str, str]
+) -> None:
+    await studio.db.execute(
+        "insert into private.webhook_secrets values ('another', '\\x00112233445566778899aabbccddeeff')"
+    )
+    replaced = environment | {"WEBHOOK_SECRET_MIDJOURNEY": "the first of two secrets,the second of two secrets"}
+    async with daemon(studio.project, **replaced) as other:
+        await other.started()
+        found = await studio.db.fetch("select provider, encode(key, 'escape') as key from private.webhook_secrets")
+    secrets = [(row["provider"], row["key"]) for row in found if row["provider"] != "another"]
+    assert sorted(secrets) == [
+        ("hmac", SECRET),
+        ("midjourney", "the first of two secrets"),
+        ("midjourney", "the second of two secrets"),
+        ("openai", SECRET),
+    ]
+    assert len(found) == 5
+
+
+async def test_a_secret_that_no_key_can_be_made_of_is_refused_at_start_without_saying_it(
+    studio: Studio, environment: dict[str, str]
+) -> None:
+    broken = "whsec_!this is no base64!"
+    async with daemon(studio.project, **environment, WEBHOOK_SECRET_OPENAI=broken) as other:
+        assert await other.ended() == 1
+    said = "\n".join(other.raw)
+    assert "WEBHOOK_SECRET_OPENAI" in said
+    assert "Traceback" not in said
+    assert broken[6:] not in said
