@@ -5,121 +5,33 @@ All of 127.0.0.0/8 is this machine, so a name can have several addresses with a 
 
 import asyncio
 import gzip
-import re
-import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
 
-from daemon.errors import Misconfigured, Refused, Retryable, RunError
-from daemon.fetch import MAX_REDIRECTS, Fetcher, Resolve
-
-PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
-PUBLIC = "93.184.215.14"
-SECRET = "token=s3cret"
-
-
-@dataclass
-class Visit:
-    """A connection that is about to be answered."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    left: asyncio.Event
-
-    async def say(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def stay(self) -> None:
-        """Says nothing more, until the visitor goes."""
-        with suppress(ConnectionError):
-            await self.reader.read()
-        self.left.set()
-
-
-Answer = Callable[[Visit], Awaitable[None]]
-
-
-@dataclass
-class Server:
-    """Answers everything with `answer`, and remembers what it was asked."""
-
-    url: str
-    port: int
-    asked: list[str] = field(default_factory=list)
-    left: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def headers(self) -> dict[str, str]:
-        """Those of the last request."""
-        lines = self.asked[-1].split("\r\n")[1:-2]
-        return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-
-
-@asynccontextmanager
-async def serving(
-    *answers: bytes | Answer, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Server]:
-    """A server; the last of `answers` is for every further request too."""
-
-    async def visited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            server.asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
-            answer = answers[min(len(server.asked), len(answers)) - 1]
-            visit = Visit(reader, writer, server.left)
-            await (visit.say(answer) if isinstance(answer, bytes) else answer(visit))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            server.left.set()
-        finally:
-            writer.close()
-
-    listener = await asyncio.start_server(visited, host, port, ssl=tls)
-    bound = listener.sockets[0].getsockname()[1]
-    server = Server(f"{'https' if tls else 'http'}://{host}:{bound}", bound)
-    async with listener:
-        yield server
-
-
-def http(status: str = "200 OK", body: bytes = PICTURE, **headers: Any) -> bytes:
-    """An answer. A header that is None is left out."""
-    pairs = {"content_type": "image/png", "content_length": len(body), **headers}
-    lines = [f"{name.replace('_', '-')}: {value}" for name, value in pairs.items() if value is not None]
-    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
-
-
-def moved(location: str, status: str = "302 Found") -> bytes:
-    return http(status, b"", location=location, set_cookie="session=stolen; Path=/")
-
-
-def chunked(*chunks: bytes) -> bytes:
-    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
-    return http(body=body, content_length=None, transfer_encoding="chunked")
-
-
-@dataclass
-class Names:
-    """A name server. Every look-up takes the next of a name's answers; the last one stays."""
-
-    answers: dict[str, list[Sequence[str]]]
-    asked: list[tuple[str, int]] = field(default_factory=list)
-
-    async def __call__(self, host: str, port: int) -> Sequence[str]:
-        self.asked.append((host, port))
-        if host not in self.answers:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        answers = self.answers[host]
-        return answers.pop(0) if len(answers) > 1 else answers[0]
-
-
-async def nobody(host: str, port: int) -> Sequence[str]:
-    pytest.fail(f"{host} was looked up")
+from daemon.errors import Refused, Retryable
+from daemon.fetch import MAX_REDIRECTS, Fetcher
+from tests.strangers import (
+    PICTURE,
+    SECRET,
+    Answer,
+    Names,
+    Visit,
+    chunked,
+    fetch,
+    http,
+    moved,
+    not_asked,
+    nothing_left,
+    refused,
+    retryable,
+    serving,
+    unfit,
+)
 
 
 @pytest.fixture
@@ -143,76 +55,6 @@ def certified(authority: trustme.CA, *names: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*names).configure_cert(context)
     return context
-
-
-async def fetch(
-    url: str,
-    to: Path,
-    *allowed: str,
-    max_bytes: int = 1_000_000,
-    seconds: float = 20,
-    resolve: Resolve | None = nobody,
-    ssl_context: ssl.SSLContext | None = None,
-) -> bytes:
-    async with Fetcher(allowed, resolve=resolve, ssl_context=ssl_context) as fetcher:
-        await fetcher.fetch(url, to, max_bytes=max_bytes, timeout=timedelta(seconds=seconds))
-    return await asyncio.to_thread(to.read_bytes)
-
-
-def nothing_left(to: Path) -> bool:
-    return not list(to.parent.iterdir())
-
-
-async def failure(url: str, to: Path, *allowed: str, **options: Any) -> RunError:
-    """The error that a fetch ends with, after what holds for every one of them."""
-    with pytest.raises(RunError) as caught:
-        await fetch(url, to, *allowed, **options)
-    error = caught.value
-    assert error.code == "download"
-    assert re.fullmatch(r"Cannot download the image: .+\.", error.message)
-    assert error.hint
-    assert SECRET not in f"{error.message} {error.hint} {error.data}"
-    assert nothing_left(to)
-    return error
-
-
-async def refused(url: str, to: Path, *allowed: str, **options: Any) -> str:
-    error = await failure(url, to, *allowed, **options)
-    assert isinstance(error, Refused)
-    return error.message
-
-
-async def not_asked(url: str, to: Path, *allowed: str, **options: Any) -> None:
-    """It is refused for its URL: no connection was tried."""
-    message = await refused(url, to, *allowed, **options)
-    assert re.search(r"not https|malformed|user name|no valid host name|is not open|not a public address", message)
-
-
-async def unfit(url: str, *allowed: str, resolve: Resolve | None = nobody, seconds: float = 20) -> RunError:
-    """The error for an address that somebody else is to be sent to, after what holds for every one of them."""
-    async with Fetcher(allowed, resolve=resolve) as fetcher:
-        with pytest.raises(RunError) as caught:
-            await fetcher.check(url, timeout=timedelta(seconds=seconds), what="metadata.webhookUrl")
-    error = caught.value
-    assert error.code == "invalid_request"
-    assert error.hint
-    assert SECRET not in f"{error.message} {error.hint} {error.data}"
-    return error
-
-
-async def nowhere(url: str, to: Path, *allowed: str, resolve: Resolve | None = nobody) -> None:
-    """It is neither asked, nor is anybody else sent there, for the same reason."""
-    message = await refused(url, to, *allowed, resolve=resolve)
-    assert re.search(r"not https|malformed|user name|no valid host name|is not open|not a public address", message)
-    error = await unfit(url, *allowed, resolve=resolve)
-    assert isinstance(error, Refused)
-    assert error.message == message.replace("Cannot download the image:", "metadata.webhookUrl cannot be used:")
-
-
-async def retryable(url: str, to: Path, *allowed: str, **options: Any) -> str:
-    error = await failure(url, to, *allowed, **options)
-    assert isinstance(error, Retryable)
-    return error.message
 
 
 # What is fetched
@@ -264,219 +106,6 @@ async def test_an_earlier_file_is_replaced(to: Path) -> None:
     async with serving(http(body=PICTURE * 2), http()) as server:
         await fetch(server.url, to, server.url)
         assert await fetch(server.url, to, server.url) == PICTURE
-
-
-# Where nobody goes
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "image.png",
-        "//host.example/image.png",
-        "https:///image.png",
-        "https://",
-        "http://host.example/image.png",
-        "HTTP://host.example/image.png",
-        "http://host.example:443/image.png",
-        "ftp://host.example/image.png",
-        "file:///etc/passwd",
-        "data:image/png;base64,iVBORw0KGgo=",
-        "gopher://127.0.0.1:6379/_FLUSHALL",
-        "unix:///var/run/docker.sock",
-    ],
-)
-async def test_only_https_is_spoken_with_strangers(to: Path, url: str) -> None:
-    await nowhere(url, to)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"https://{SECRET}@host.example/",
-        f"https://user:{SECRET}@host.example/",
-        f"https://user:{SECRET}@host.example:x/",
-        "https://host.example@127.0.0.1/",
-        "https://host.example\\@127.0.0.1/",
-        "https://host.example%00@127.0.0.1/",
-    ],
-)
-async def test_user_names_and_passwords_are_refused(to: Path, url: str) -> None:
-    await nowhere(url, to)
-
-
-@pytest.mark.parametrize(
-    "port", ["0", "22", "80", "444", "5432", "6379", "8443", "65535", "65979", "99999", "-1", "443:22", "x"]
-)
-async def test_only_the_port_of_https_is_open(to: Path, port: str) -> None:
-    await nowhere(f"https://host.example:{port}/", to)
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "127.0.0.1",
-        "127.0.0.1.",
-        "127.0.0.1:443",
-        "127.1",
-        "127.0.1",
-        "2130706433",
-        "017700000001",
-        "0177.0.0.1",
-        "0x7f000001",
-        "0X7F.0.0.1",
-        "0x7f.1",
-        "0x",
-        "0",
-        "0.0.0.0",
-        "10.0.0.1",
-        "169.254.169.254",
-        "2852039166",
-        "0xa9fea9fe",
-        "168.63.129.16",
-        "100.100.100.200",
-        "[::1]",
-        "[::]",
-        "[0:0:0:0:0:0:0:1]",
-        "[::ffff:127.0.0.1]",
-        "[::ffff:7f00:1]",
-        "[64:ff9b::a9fe:a9fe]",
-        "[2002:7f00:1::]",
-        "[fe80::1%25eth0]",
-        "[fe80::1%eth0]",
-        "[2606:4700::1111%25eth0]",
-        "[fd00:ec2::254]",
-        "[127.0.0.1]",
-        "[::1",
-        "\u2460\u2461\u2466.\u24ea.\u24ea.\u2460",
-        "\uff11\uff12\uff17.0.0.1",
-        "127\u30020\u30020\u30021",
-        "127%2e0%2e0%2e1",
-        "%6cocalhost",
-        "\u24dbocalhost",
-    ],
-)
-async def test_no_spelling_of_an_inside_address_is_accepted(to: Path, host: str) -> None:
-    await nowhere(f"https://{host}/", to)
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "a..b",
-        ".example",
-        "host.example..",
-        "a b.example",
-        "a\tb",
-        "a\nb",
-        "a\\b.example",
-        "*.example",
-        "-a.example",
-        "xn--",
-        "\u200bhost.example",
-        "a" * 64 + ".example",
-        "a." * 127 + "example",
-        "1.2.3.4.5",
-        "host.0x1f",
-        "host.1",
-    ],
-)
-async def test_what_is_no_host_name_is_not_looked_up(to: Path, host: str) -> None:
-    await nowhere(f"https://{host}/", to)
-
-
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
-async def test_names_of_this_machine_are_refused(to: Path, host: str) -> None:
-    assert "localhost is not a public address" in await refused(f"https://{host}/", to, resolve=None)
-    assert "localhost is not a public address" in (await unfit(f"https://{host}/", resolve=None)).message
-
-
-@pytest.mark.parametrize(
-    "answers",
-    [
-        ["127.0.0.1"],
-        ["10.1.2.3"],
-        ["169.254.169.254"],
-        ["::1"],
-        ["::ffff:127.0.0.1"],
-        ["64:ff9b::7f00:1"],
-        ["fe80::1%eth0"],
-        ["2130706433"],
-        [PUBLIC, "127.0.0.1"],
-        ["127.0.0.1", PUBLIC],
-        [PUBLIC, PUBLIC, PUBLIC, PUBLIC, PUBLIC, "192.168.0.1"],
-    ],
-)
-async def test_one_inside_address_among_the_answers_of_dns_refuses_them_all(to: Path, answers: list[str]) -> None:
-    names = Names({"host.example": [answers]})
-    message = await refused(f"https://host.example/?{SECRET}", to, resolve=names)
-    assert message == "Cannot download the image: host.example is not a public address."
-    assert names.asked == [("host.example", 443)]
-    error = await unfit(f"https://host.example/?{SECRET}", resolve=names)
-    assert isinstance(error, Refused)
-    assert error.message == "metadata.webhookUrl cannot be used: host.example is not a public address."
-
-
-@pytest.mark.parametrize("answers", [{}, {"host.example": [[]]}])
-async def test_an_address_that_is_not_found_may_be_there_later(answers: dict[str, list[Sequence[str]]]) -> None:
-    error = await unfit(f"https://host.example/?{SECRET}", resolve=Names(answers))
-    assert isinstance(error, Retryable)
-    assert error.message == "metadata.webhookUrl cannot be used: host.example was not found."
-
-
-async def test_an_address_on_the_internet_may_be_given_to_others() -> None:
-    async with Fetcher([], resolve=Names({"host.example": [[PUBLIC, "2606:4700::1111"]]})) as fetcher:
-        for host in ("host.example", PUBLIC, "[2606:4700::1111]"):
-            await fetcher.check(f"https://{host}/hook?{SECRET}", timeout=timedelta(seconds=20), what="a webhook")
-
-
-async def test_a_name_beyond_ascii_is_looked_up_as_dns_spells_it(to: Path) -> None:
-    names = Names({})
-    await retryable("https://Bücher.example./", to, resolve=names)
-    assert names.asked == [("xn--bcher-kva.example", 443)]
-
-
-# What the configuration opens
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["http://127.0.0.1:{other}/", "http://localhost:{port}/", "https://127.0.0.1:{port}/", "http://127.0.0.2:{port}/"],
-)
-async def test_only_the_exact_origin_that_is_configured_is_open(to: Path, url: str) -> None:
-    async with serving(http()) as server:
-        await nowhere(url.format(port=server.port, other=server.port - 1), to, server.url)
-        assert not server.asked
-
-
-async def test_the_configured_origin_is_known_in_any_spelling(to: Path) -> None:
-    async with serving(http()) as server:
-        names = Names({"localhost": [["127.0.0.1"]]})
-        base = f"http://localhost:{server.port}/storage/v1"
-        assert await fetch(f"HTTP://LocalHost.:{server.port}/", to, base, resolve=names) == PICTURE
-
-
-async def test_a_configured_localhost_that_leads_elsewhere_is_refused(to: Path) -> None:
-    names = Names({"localhost": [["127.0.0.1", "10.0.0.1"]]})
-    await nowhere("http://localhost:9/", to, "http://localhost:9", resolve=names)
-
-
-@pytest.mark.parametrize("base", ["http://host.example:8000", "http://10.0.0.1:8000", "https://10.0.0.1:8000"])
-async def test_a_configured_address_that_is_not_loopback_opens_nothing_inside(to: Path, base: str) -> None:
-    await nowhere(f"{base}/image.png", to, base)
-
-
-async def test_a_port_that_is_configured_with_https_is_open_for_that_host_alone(to: Path) -> None:
-    names = Names({"host.example": [["10.0.0.1"]], "other.example": [["10.0.0.1"]]})
-    base = "https://host.example:8443"
-    assert "not a public address" in await refused(f"{base}/a.png", to, base, resolve=names)
-    assert "port 8443" in await refused("https://other.example:8443/a.png", to, base, resolve=names)
-
-
-async def test_a_configured_address_that_is_no_url_is_said_at_once() -> None:
-    with pytest.raises(Misconfigured):
-        Fetcher(["http://127.0.0.1:port"])
 
 
 # The connection

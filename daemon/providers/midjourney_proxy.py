@@ -11,6 +11,7 @@ import structlog
 from pydantic import SecretStr
 
 from daemon import images
+from daemon.destinations import Destinations
 from daemon.errors import OutcomeUnknown, Retryable, RunError
 from daemon.fetch import Fetcher
 from daemon.providers import Generated, Reporter, Request, Submitted, Waiting
@@ -55,7 +56,7 @@ class MidjourneyProxy:
         # Pictures lie at Discord, or with the proxy itself.
         self._fetcher = Fetcher([api_url])
         # Callers name where else word is to be sent, so no address of ours is open to that.
-        self._outside = Fetcher([])
+        self._outside = Destinations([])
         self._client = httpx.AsyncClient(
             base_url=api_url.rstrip("/").removesuffix("/mj"),
             headers={"mj-api-secret": api_key.get_secret_value().strip()} if api_key is not None else {},
@@ -67,7 +68,6 @@ class MidjourneyProxy:
         """Lets go of connections."""
         await self._client.aclose()
         await self._fetcher.aclose()
-        await self._outside.aclose()
 
     async def generate(self, request: Request, report: Reporter) -> Submitted:
         """Orders the picture, unless an earlier attempt did and could not write it down."""
