@@ -98,7 +98,7 @@ def parked(order: Submitted, run: Claimed, *, due: timedelta) -> Body:
         "ticket": run.ticket,
         "processor": run.processor,
         "message": order.message or AT_WORK,
-        "if_lost": event("late", late, providerJobId=order.job_id),
+        "if_lost": event("late_order", late, providerJobId=order.job_id),
     }
 
 

@@ -205,7 +205,7 @@ begin
       -- Once, however often it is said.
       insert into public.run_events (id, run_id, kind, payload)
       select md5('late word ' || v_delivery.run_id || ' ' || v_delivery.ticket)::uuid, v_delivery.run_id, 'log',
-        jsonb_build_object('event', 'late',
+        jsonb_build_object('event', 'late_word',
           'message', 'Word of the order came after it had been given up: its image may be there now.',
           'data', jsonb_build_object('providerJobId', v_delivery.provider_job_id,
             'hint', 'Requeue the run: it asks for the same order, and nothing is ordered anew.'))

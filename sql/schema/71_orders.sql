@@ -100,6 +100,11 @@ as $$
 declare
   v_order record;
 begin
+  -- Runs come first in the lock order, and the event at the end needs its run.
+  perform from public.runs r
+  where r.id = (
+    select c.run_id from private.cancellations c where c.provider = p_provider and c.provider_job_id = p_provider_job_id)
+  for key share;
   select c.* into v_order from private.cancellations c
   where c.provider = p_provider and c.provider_job_id = p_provider_job_id for update;
   if not found then
@@ -205,7 +210,7 @@ begin
     when 'cancelled' then
       perform private.cancel_order(p_provider, p_provider_job_id, p_run_id);
     when 'noted' then
-      perform private.note_order(p_run_id, 'log', 'late',
+      perform private.note_order(p_run_id, 'log', 'late_order',
         'The provider has an order of this run whose id was never written down; it may be charged.', p_provider_job_id, '{}');
     else
   end case;

@@ -143,7 +143,7 @@ async def test_word_after_we_gave_up_says_once_that_a_requeue_asks_for_the_same_
     for number in range(3):
         await deliver(db, message=f"msg_{number}")
     assert await run_row(db, run) == before
-    (late,) = [event for event in await events(db, run) if event["event"] == "late"]
+    (late,) = [event for event in await events(db, run) if event["event"] == "late_word"]
     assert late["data"]["providerJobId"] == "order-1"
     assert "Requeue the run" in late["data"]["hint"]
     await set_status(db, run, "pending")
@@ -155,7 +155,7 @@ async def test_word_of_a_run_that_failed_in_another_way_promises_nothing(db: Db,
     await move_clock(db, "6 s")
     await daemon.fail(await daemon.claim_one(), "content_policy")
     await deliver(db)
-    assert "late" not in [event["event"] for event in await events(db, run)]
+    assert "late_word" not in [event["event"] for event in await events(db, run)]
 
 
 # orders that nobody wrote down
@@ -269,6 +269,14 @@ async def test_what_is_held_is_looked_at_again_by_the_sweeps(db: Db, daemon: Dae
     assert await db.fetchval("select provider_job_id from private.cancellations") == "order-1"
 
 
+async def test_word_and_orders_that_come_late_are_no_images(db: Db, daemon: Daemon) -> None:
+    claimed = await claimed_run(db, daemon)
+    await daemon.fail(claimed, "outcome_unknown")
+    await deliver(db)
+    assert await attach(db, claimed) == "noted"
+    assert not await db.fetch("select from run_costs where images > 0")
+
+
 async def test_a_failed_run_is_told_that_there_is_an_order(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.fail(claimed, "outcome_unknown")
@@ -276,7 +284,7 @@ async def test_a_failed_run_is_told_that_there_is_an_order(db: Db, daemon: Daemo
     before = await run_row(db, claimed["id"])
     assert await attach(db, claimed) == "noted"
     assert await run_row(db, claimed["id"]) == before
-    (late,) = [event for event in await events(db, claimed["id"]) if event["event"] == "late"]
+    (late,) = [event for event in await events(db, claimed["id"]) if event["event"] == "late_order"]
     assert late["data"] == {"providerJobId": "order-1"}
     assert not await db.fetch("select from private.cancellations")
 
