@@ -1,4 +1,8 @@
-"""What is kept beside a stored picture: enough to settle its run with it, should the settlement be lost."""
+"""What is kept of a picture that was made: enough to settle its run with it, should the settlement be lost.
+
+The object's metadata may be read by whoever may see the picture. So what it cost and which words it was drawn from are
+not there: they are in the run's event `generated`.
+"""
 
 import hashlib
 import json
@@ -7,16 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from daemon.images import ImageInfo
-from daemon.providers import Generated
 from daemon.queue import Claimed
 from daemon.storage import StoredObject
 
-LONGEST_PROMPT = 100_000
-"""Characters of a revised prompt; Storage takes 1 MB of such words (`MAX_CUSTOM_METADATA_SIZE` in its source), in the
-upload's form and not in a header."""
 
-
-def words(run: Claimed, made: Generated, info: ImageInfo, extra: Sequence[str]) -> dict[str, str]:
+def words(run: Claimed, info: ImageInfo, extra: Sequence[str]) -> dict[str, str]:
     """The metadata of the object; `extra` has the keys of further pictures."""
     return {
         "request": request_hash(run),
@@ -24,9 +23,6 @@ def words(run: Claimed, made: Generated, info: ImageInfo, extra: Sequence[str]) 
         "sha256": info.sha256,
         "width": str(info.width),
         "height": str(info.height),
-        "cost": "" if made.cost is None else str(made.cost),
-        "originalUrl": without_query(made.original_url) or "",
-        "revisedPrompt": _plain(made.revised_prompt or "")[:LONGEST_PROMPT],
         "extra": " ".join(extra),
     }
 
@@ -46,17 +42,17 @@ def extra_keys(found: StoredObject) -> list[str]:
     return found.metadata.get("extra", "").split()
 
 
-def payload(found: StoredObject) -> Mapping[str, Any]:
+def payload(run: Claimed, found: StoredObject) -> Mapping[str, Any]:
     """What the run's payload had said of the picture itself."""
-    said = found.metadata
+    made, said = run.made or {}, found.metadata
     return {
-        "originalUrl": said.get("originalUrl") or None,
-        "revisedPrompt": said.get("revisedPrompt") or None,
+        "originalUrl": made.get("originalUrl"),
+        "revisedPrompt": made.get("revisedPrompt"),
         "width": int(said.get("width", 0)) or None,
         "height": int(said.get("height", 0)) or None,
         "contentType": found.content_type,
         "bytes": found.size,
-        "cost": float(cost) if (cost := said.get("cost")) else None,
+        "cost": made.get("cost"),
     }
 
 
@@ -69,8 +65,3 @@ def request_hash(run: Claimed) -> str:
 def without_query(url: str | None) -> str | None:
     """A provider's URL without its query, which is often a signature."""
     return None if url is None else urlunsplit(urlsplit(url)._replace(query="", fragment=""))
-
-
-def _plain(text: str) -> str:
-    """As Postgres takes it, where Storage keeps it: without NUL and lone surrogates."""
-    return text.replace("\x00", "").encode("utf-8", "replace").decode()

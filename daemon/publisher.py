@@ -148,7 +148,7 @@ class Publisher:
         warnings: list[dict[str, Any]] = []
         url = await self._announced(found.key, version, warnings)
         payload = {
-            **kept.payload(found),
+            **kept.payload(run, found),
             "imageUrl": url,
             "thumbnailUrl": await self._thumbnail_url(run, version) if has_thumbnail else None,
             **_delivered_by(run, model),
@@ -278,7 +278,7 @@ class Publisher:
                 where = context_key(run.workflow_id, run.id)
                 await self._upload(run, where, made.context, content_type="application/json", into=self._contexts)
 
-        metadata = kept.words(run, made, info, extra)
+        metadata = kept.words(run, info, extra)
         main, *others = await asyncio.gather(
             self._upload(run, key, made.path, content_type=info.content_type, metadata=metadata),
             thumbnail(),

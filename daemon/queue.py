@@ -69,6 +69,8 @@ class Claimed:
     webhook: Word | None
     submitted_ago: timedelta | None
     waited: timedelta
+    made: Mapping[str, Any] | None = None
+    """What an earlier attempt wrote down of the picture it had made (see `RunReporter.generated`)."""
 
     @classmethod
     def read(cls, daemon: UUID, run: Mapping[str, Any]) -> Self:
@@ -89,6 +91,7 @@ class Claimed:
             webhook=run["webhook"],
             submitted_ago=None if submitted is None else timedelta(seconds=submitted),
             waited=timedelta(seconds=run["waited"]),
+            made=run["made"],
         )
 
 

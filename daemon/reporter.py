@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from daemon import kept
 from daemon.providers import Generated
 from daemon.queue import Claimed
 from daemon.turns import Turns
@@ -103,15 +104,19 @@ class RunReporter:
     async def generated(self, made: Generated) -> bool:
         """Writes down that the image came and what it cost; answers whether the run is still ours.
 
-        If it is, its cost is known from here on, whatever happens to this daemon. If not, nothing was written.
+        If it is, its cost is known from here on, whatever happens to this daemon, and so is all that an adoption of the
+        picture needs to know. If not, nothing was written.
         """
+        known = {
+            "originalUrl": kept.without_query(made.original_url),
+            "revisedPrompt": made.revised_prompt,
+            **made.data,
+        }
+        data: dict[str, Any] = {"ticket": self._run.ticket, "cost": made.cost, "processor": self.processor}
+        data |= {name: value for name, value in known.items() if value is not None}
         self.accounted = await self._turns.confirm(
             self._run,
-            events=[
-                event(
-                    "generated", "The provider made the image.", cost=made.cost, processor=self.processor, **made.data
-                )
-            ],
+            events=[event("generated", "The provider made the image.", **data)],
             message="Storing the image.",
         )
         return self.accounted
