@@ -15,11 +15,11 @@ pytestmark = pytest.mark.timeout(150)
 Open = Any
 
 PAGE = "Your request was rejected by the safety system, because of the words dragon, fire and village. " * 4
-SENTENCE = "Google draws instead of OpenAI: OpenAI is out of credit."
+SENTENCE = "OpenAI cannot be reached. Going on with google:gemini-3.1-flash-lite-image."
 SAY = """
 with hand as (select set_config('image_jobs.hand', 'projection', true))
 update workflow_nodes
-set node_data = node_data || jsonb_build_object('status', 'running', 'progress', 12, 'message', $2::text)
+set node_data = node_data || jsonb_build_object('status', $2::text, 'progress', 12, 'message', $3::text)
 from hand where workflow_id = $1
 """
 
@@ -45,12 +45,13 @@ async def test_what_is_unusual_about_a_run_is_said_in_full(window, db):
     await put(db, window.workflow, "A field")
     await window.page.reload()
     await window.connected()
-    await db.execute(SAY, window.workflow, SENTENCE)
     node = window.node("A field")
-    await expect(node.get_by_role("status")).to_have_text("In the making · 12%")
-    await expect(node.locator(".image-node-note")).to_have_text(SENTENCE)
-    await window.keep_screenshot("fallback")
-    await db.execute(SAY, window.workflow, "Painting.")
+    for status, shown in (("pending", "Held up"), ("running", "In the making · 12%")):
+        await db.execute(SAY, window.workflow, status, SENTENCE)
+        await expect(node.get_by_role("status")).to_have_text(shown)
+        await expect(node.locator(".image-node-note")).to_have_text(SENTENCE)
+        await window.keep_screenshot(f"fallback-{status}")
+    await db.execute(SAY, window.workflow, "running", "Painting.")
     await expect(node.get_by_role("status")).to_have_text("Painting · 12%")
     await expect(node.locator(".image-node-note")).to_have_count(0)
 
