@@ -52,11 +52,6 @@ async def test_every_file_has_a_name_that_the_supabase_cli_accepts():
     assert len({migration.version for migration in migrations()}) == len(ALL)
 
 
-async def test_no_two_files_have_the_same_number():
-    numbers = [migration.version for migration in migrations()]
-    assert len(set(numbers)) == len(numbers)
-
-
 async def test_what_the_supabase_cli_has_pushed_is_not_run_again(supabase, project):
     await migrate.migrate(supabase)
     # An old CLI had no other columns; a new one has them, and the file's statements one by one.
