@@ -162,7 +162,8 @@ class Worker:
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
-            return outcomes.stopped(reporter, dropped=run.claim in self._dropped)
+            dropped = run.claim in self._dropped
+            return outcomes.stopped(reporter, dropped=dropped, patience=self._policy.patience)
         except RunError as error:
             return await self._failed(run, error, reporter)
         except Exception as error:  # the one boundary: a bug of ours must end this run with a reason, and no other
@@ -174,7 +175,7 @@ class Worker:
 
     async def _failed(self, run: Claimed, error: RunError, reporter: RunReporter) -> dict[str, Any]:
         wait = self._back_off(run)
-        if isinstance(error, OutcomeUnknown) and reporter.traceable:
+        if isinstance(error, OutcomeUnknown) and reporter.sent and reporter.traceable:
             wait = max(wait, self._policy.patience.total_seconds())
         body = outcomes.failed(error, run, reporter, back_off=wait)
         if isinstance(error, Retryable):

@@ -50,6 +50,22 @@ class Studio:
             row = await run_row(self.db, run)
             pytest.fail(f"{run} is {row['status']}: {row['payload']} {await self.story(run)}\n{self.daemon.raw[-20:]}")
 
+    async def parked(self, run: str) -> asyncpg.Record:
+        """Waits until the run's order is written down and nobody holds it; answers the row."""
+
+        async def waits() -> asyncpg.Record | None:
+            row = await run_row(self.db, run)
+            return row if row["provider_job_id"] is not None and row["claimed_by"] is None else None
+
+        return await wait_until(waits, timeout=20)
+
+    async def due_in(self, run: str) -> float:
+        """Seconds until the run is due."""
+        seconds: float = await self.db.fetchval(
+            "select extract(epoch from due_at - now())::float8 from runs where id = $1", run
+        )
+        return seconds
+
     async def put_off(self, run: str, times: int = 1) -> asyncpg.Record:
         """Waits until the run has been put off that many times; answers the row."""
 

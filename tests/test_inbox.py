@@ -5,7 +5,6 @@ import signal
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 
@@ -58,22 +57,6 @@ async def word(studio: Studio, response: str, *, message: str = "msg_1") -> None
     assert answer.json() == {"received": True, "duplicate": False}
 
 
-async def parked(studio: Studio, run: str) -> asyncpg.Record:
-    """Waits until the run's order is written down and nobody holds it; answers the row."""
-
-    async def waits() -> asyncpg.Record | None:
-        row = await run_row(studio.db, run)
-        return row if row["provider_job_id"] is not None and row["claimed_by"] is None else None
-
-    return await wait_until(waits, timeout=20)
-
-
-async def waits_for(studio: Studio, run: str) -> float:
-    """Seconds until the run's next attempt."""
-    await studio.until(run, "pending")
-    return await studio.db.fetchval("select extract(epoch from due_at - now())::float8 from runs where id = $1", run)
-
-
 async def test_word_of_an_order_that_died_with_its_daemon_brings_it_to_its_run_without_a_second_one(
     studio: Studio, api: ResponsesAPI, environment: dict[str, str]
 ) -> None:
@@ -85,7 +68,7 @@ async def test_word_of_an_order_that_died_with_its_daemon_brings_it_to_its_run_w
         await other.started()
         studio.daemon.signal(signal.SIGKILL)
         await wait_until(lambda: studio.events(run, "taken_over"), timeout=20)
-        assert 40 < await waits_for(studio, run) <= 60
+        assert 40 < await studio.due_in(run) <= 60
         (response,) = api.responses
         await word(studio, response)
         row = await studio.until(run, "completed")
@@ -122,7 +105,7 @@ async def test_an_order_whose_answer_breaks_off_is_not_made_again_before_word_co
     api.next(Answer(cut=0))
     run = await order(studio)
     await studio.put_off(run)
-    assert 40 < await waits_for(studio, run) <= 60
+    assert 40 < await studio.due_in(run) <= 60
     assert len(await studio.events(run, "unknown_outcome")) == 1
     (response,) = api.responses
     await word(studio, response)
@@ -142,7 +125,7 @@ async def test_an_order_of_somebody_else_is_asked_about_once_and_left_alone(stud
     waiting = await studio.db.fetch("select ask_at = 'infinity' as asked, closed_at from private.webhook_deliveries")
     assert [tuple(row) for row in waiting] == [(True, None), (True, None)]
     run = await order(studio)
-    await word(studio, (await parked(studio, run))["provider_job_id"], message="msg_3")
+    await word(studio, (await studio.parked(run))["provider_job_id"], message="msg_3")
     await studio.until(run, "completed")
 
 
@@ -163,7 +146,7 @@ async def test_a_run_in_the_background_that_is_cancelled_is_cancelled_at_openai(
 ) -> None:
     api.stages = [IN_PROGRESS]
     run = await order(studio)
-    response = (await parked(studio, run))["provider_job_id"]
+    response = (await studio.parked(run))["provider_job_id"]
     await studio.db.execute("update runs set status = 'cancelled' where id = $1", run)
     await wait_until(lambda: studio.events(run, "order_cancelled"))
     assert api.cancelled == [response]

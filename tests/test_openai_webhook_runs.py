@@ -1,19 +1,19 @@
 """OpenAI sends word of a response: to the database, signed as OpenAI signs. Whole daemons, and a fake of the Responses API."""
 
+import asyncio
 import json
 import signal
 import time
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 from openai import OpenAI
 
-from tests.daemons import daemon
 from tests.fakes.openai_api import KEY, OpenAIAPI
 from tests.fakes.openai_responses import COST, IN_PROGRESS, ResponsesAPI, failed
+from tests.fakes.server import Answer
 from tests.openai_studio import FLARE, Studio, open_studio
 from tests.postgres import wait_until
 from tests.runs import insert_run, run_row
@@ -50,16 +50,6 @@ async def order(studio: Studio) -> str:
     return await insert_run(studio.db, processor=f"openai:{FLARE}", workflow=uuid4(), mode="background")
 
 
-async def parked(studio: Studio, run: str) -> asyncpg.Record:
-    """Waits until the run's order is written down and nobody holds it; answers the row."""
-
-    async def waits() -> asyncpg.Record | None:
-        row = await run_row(studio.db, run)
-        return row if row["provider_job_id"] is not None and row["claimed_by"] is None else None
-
-    return await wait_until(waits, timeout=20)
-
-
 async def send_word(studio: Studio, response: str, kind: str = "response.completed", *, secret: str = SECRET) -> int:
     """Posts what OpenAI posts; answers the status."""
     event = {"id": "evt_1", "object": "event", "type": kind, "created_at": int(time.time()), "data": {"id": response}}
@@ -74,7 +64,7 @@ async def send_word(studio: Studio, response: str, kind: str = "response.complet
 
 async def test_word_of_a_completed_response_makes_the_check_due_at_once(studio: Studio, api: ResponsesAPI) -> None:
     run = await order(studio)
-    row = await parked(studio, run)
+    row = await studio.parked(run)
     assert row["webhook"] == "awaited"
     assert api.questions == []
     api.stages = [api.completed()]
@@ -91,7 +81,7 @@ async def test_word_of_a_completed_response_makes_the_check_due_at_once(studio: 
 
 async def test_word_of_a_failed_response_is_believed_only_after_asking(studio: Studio, api: ResponsesAPI) -> None:
     run = await order(studio)
-    row = await parked(studio, run)
+    row = await studio.parked(run)
     api.stages = [failed("invalid_prompt", "Flagged.")]
     assert await send_word(studio, row["provider_job_id"], "response.failed") == 200
     row = await studio.until(run, "failed")
@@ -102,7 +92,7 @@ async def test_word_of_a_failed_response_is_believed_only_after_asking(studio: S
 
 async def test_word_that_somebody_else_signed_is_refused_and_asks_nobody(studio: Studio, api: ResponsesAPI) -> None:
     run = await order(studio)
-    row = await parked(studio, run)
+    row = await studio.parked(run)
     other = "whsec_" + "b" * 44
 
     assert await send_word(studio, row["provider_job_id"], secret=other) == 401
@@ -122,37 +112,34 @@ async def test_without_word_it_is_polled_and_an_incident_says_so(studio: Studio,
     assert len(api.orders) == 1
 
 
-async def test_an_order_that_was_lost_with_its_daemon_is_found_by_its_word_and_not_made_again(
-    studio: Studio, api: ResponsesAPI, environment: dict[str, str]
+@pytest.mark.parametrize("environment", [{"IMAGE_JOBS_DRAIN_TIMEOUT": "0"}], indirect=True, ids=[""])
+async def test_an_order_of_a_daemon_that_had_to_leave_is_not_made_again_before_word_could_come(
+    studio: Studio, api: ResponsesAPI
 ) -> None:
-    api.mute = True  # it takes the order, and the daemon never hears of it
+    breaks_off = asyncio.Event()
+    api.next(Answer(after=breaks_off, cut=0))
     run = await order(studio)
-    await wait_until(lambda: api.responses, timeout=20)
-    await wait_until(lambda: studio.events(run, "submitted"))
-    studio.daemon.signal(signal.SIGKILL)
+    await wait_until(lambda: api.orders, timeout=20)
+    studio.daemon.signal(signal.SIGTERM)
+    await wait_until(lambda: studio.daemon.logged("daemon.out_of_time"))
+    breaks_off.set()
     await studio.daemon.ended()
-    api.stages = [api.completed()]
-    (lost,) = api.responses
-    assert await send_word(studio, lost) == 200
-    async with daemon(studio.project, **environment) as other:
-        await other.started()
-        row = await studio.until(run, "completed")
 
-    assert row["provider_job_id"] == lost
-    assert row["payload"]["revisedPrompt"]
-    assert len(api.orders) == 1
-    assert len(await studio.events(run, "submitted")) == 1
+    (unknown,) = await studio.events(run, "unknown_outcome")
+    assert "broken off" in unknown["message"]
+    assert 40 < await studio.due_in(run) <= 60
 
 
-async def test_a_run_that_is_cancelled_has_its_response_cancelled_at_openai(studio: Studio, api: ResponsesAPI) -> None:
+async def test_an_order_that_openai_has_forgotten_is_made_again_without_waiting_for_word(
+    studio: Studio, api: ResponsesAPI
+) -> None:
     run = await order(studio)
-    row = await parked(studio, run)
-    await studio.db.execute("update runs set status = 'cancelled' where id = $1", run)
-    await wait_until(lambda: api.cancelled == [row["provider_job_id"]], timeout=20)
-    await wait_until(lambda: studio.events(run, "order_cancelled"), timeout=20)
+    row = await studio.parked(run)
+    api.responses.clear()
+    assert await send_word(studio, row["provider_job_id"]) == 200
+    await studio.put_off(run)
 
-    assert api.responses[row["provider_job_id"]]["status"] == "cancelled"
-    assert await studio.events(run, "unknown_outcome") == []
+    assert await studio.due_in(run) < 10
 
 
 async def test_a_run_that_is_cancelled_while_it_is_ordered_has_its_response_cancelled_once_it_is_known(

@@ -109,7 +109,7 @@ class FakeAPI:
             answer = self._faults.popleft() if self._faults else self.answer(call)
         if answer.after is not None:
             await answer.after.wait()
-            answer = self.answer(call)
+            answer = replace(self.answer(call), cut=answer.cut)
         if answer.cut is not None:
             answer = replace(answer if answer.body else self.answer(call), cut=answer.cut)
         await _send(answer, send)
