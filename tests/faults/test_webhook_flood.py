@@ -45,6 +45,19 @@ def words(api: MidjourneyAPI, chance: random.Random) -> list[tuple[str, dict[str
     return sent
 
 
+def ends(sent: list[tuple[str, dict[str, Any]]]) -> dict[str, int]:
+    """With which word each order is finished in truth: one half when word first says so, the others with the last new
+    word of theirs, which may say something else, and come while a daemon is asking."""
+    new: dict[str, dict[str, int]] = {}
+    for number, (name, stage) in enumerate(sent):
+        new.setdefault(name, {}).setdefault(stage.get("progress", ""), number)
+    return {
+        name: numbers["100%"] if int(name) % 2 else max(numbers.values())
+        for name, numbers in new.items()
+        if "100%" in numbers
+    }
+
+
 async def pour(
     world: World, api: MidjourneyAPI, sent: list[tuple[str, dict[str, Any]]], half: asyncio.Event
 ) -> Counter[str]:
@@ -52,14 +65,15 @@ async def pour(
     answers: Counter[str] = Counter()
     signed = {name: task["state"] for name, task in api.tasks.items()}
     ours = next(iter(signed.values()))
+    finished = ends(sent)
     numbers, started = iter(enumerate(sent)), time.monotonic()
 
     async def post() -> None:
         db = await connect(world.project.dsn)
         for number, (name, stage) in numbers:
             await asyncio.sleep(started + number / PER_SECOND - time.monotonic())
-            if stage["status"] == "SUCCESS":
-                api.tasks[name].update(stage)  # the truth, of which word tells only that there is news
+            if number == finished.get(name):
+                api.tasks[name].update(api.done())
             body = json.dumps({"id": name, "state": signed.get(name, ours), **stage})
             status, said = await by_sql(db)("midjourney", body, {})
             answers["duplicate" if said["duplicate"] else "received"] += status == 200
