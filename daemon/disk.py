@@ -4,10 +4,13 @@ An image to refine lies there before anything is sent, and a picture from the pr
 """
 
 import errno
+import socket
+import ssl
 from typing import TypeGuard
 
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 
+_OF_SOCKETS = (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror)
 CODE = "storage_disk"
 """As all codes of storing do, it begins with `storage`: an order that is requeued is asked for again, not made again."""
 _ROOM = "Make room where the daemon keeps its temporary files (IMAGE_JOBS_TMP_DIR), and see that it may write there"
@@ -15,11 +18,7 @@ _ROOM = "Make room where the daemon keeps its temporary files (IMAGE_JOBS_TMP_DI
 
 def is_disk(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error is one of files; what sockets raise is of the same class in Python."""
-    return (
-        isinstance(error, OSError)
-        and error.errno is not None
-        and not isinstance(error, (ConnectionError, TimeoutError))
-    )
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, _OF_SOCKETS)
 
 
 def untouched(error: OSError) -> Retryable:

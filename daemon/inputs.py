@@ -86,6 +86,9 @@ class Inputs:
             await self._contexts.download(key, target, max_bytes=provider.largest_context)
         except RunError as error:
             if error.code not in _NOTHING_KEPT:
-                report.warning(f"It is refined without the turn before: {error.message}", field="previousImage")
+                report.warning(
+                    f"The image is refined without the conversation that made it: {error.message}",
+                    field="previousImage",
+                )
             return None
         return target

@@ -15,7 +15,7 @@ from daemon.queue import Claimed
 from daemon.storage import StoredObject
 
 
-def words(run: Claimed, info: ImageInfo, extra: Sequence[str]) -> dict[str, str]:
+def metadata(run: Claimed, info: ImageInfo, extra: Sequence[str]) -> dict[str, str]:
     """The metadata of the object; `extra` has the keys of further pictures."""
     return {
         "request": request_hash(run),

@@ -34,7 +34,7 @@ PATIENCE = timedelta(minutes=1)
 
 _WITHOUT = {
     "thumbnailUrl": "The image has no thumbnail",
-    "context": "What the model had said of the image is not kept",
+    "context": "The conversation that made the image is not kept",
 }
 """What belongs to a picture, and the warning where it could not be stored."""
 
@@ -108,7 +108,7 @@ class Publisher:
         store_ms = round(1000 * (time.monotonic() - started))
         payload = {
             "imageUrl": url,
-            "thumbnailUrl": (None if "thumbnailUrl" in beside else await self._thumbnail_url(run, info.sha256)),
+            "thumbnailUrl": None if "thumbnailUrl" in beside else await self._thumbnail_url(run, info.sha256),
             "originalUrl": kept.without_query(made.original_url),
             "revisedPrompt": made.revised_prompt,
             "width": info.width,
@@ -278,7 +278,7 @@ class Publisher:
                 where = context_key(run.workflow_id, run.id)
                 await self._upload(run, where, made.context, content_type="application/json", into=self._contexts)
 
-        metadata = kept.words(run, info, extra)
+        metadata = kept.metadata(run, info, extra)
         main, *others = await asyncio.gather(
             self._upload(run, key, made.path, content_type=info.content_type, metadata=metadata),
             thumbnail(),

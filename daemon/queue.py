@@ -5,16 +5,17 @@ What the functions promise stands in `sql/schema`; a daemon in another language 
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 from uuid import UUID
 
 import asyncpg
+
+from daemon.cleaning import clean
 
 UNAVAILABLE: tuple[type[BaseException], ...] = (
     OSError,
@@ -37,9 +38,6 @@ REFUSED: tuple[type[BaseException], ...] = (asyncpg.DataError, asyncpg.Integrity
 
 TROUBLE: tuple[type[BaseException], ...] = (*UNAVAILABLE, asyncpg.PostgresError)
 """Whatever goes wrong with a call. For work in the background that comes round again: no row may end the daemon by it."""
-
-DEEPEST = 64
-"""Levels of nesting in what is written; what a provider says may be made to break readers."""
 
 BEAT_TIMEOUT = 5.0
 """Seconds for a sign of life: what takes longer is worth less than the next try."""
@@ -268,7 +266,7 @@ class Queue:
 
     async def finish_cancellation(self, order: Order, reason: str | None, *, final: bool) -> None:
         """`private.finish_cancellation`: it is cancelled, or not for that reason; `final` if it need not be tried again."""
-        reason = None if reason is None else str(_clean(reason, self._mask))
+        reason = None if reason is None else str(clean(reason, self._mask))
         async with self._connected() as connection:
             await connection.execute(
                 "select private.finish_cancellation($1, $2, $3, $4)", order.provider, order.job_id, reason, final
@@ -301,8 +299,8 @@ class Queue:
                 daemon,
                 slots,
                 thorough,
-                json.dumps(_clean(settlements, self._mask)),
-                json.dumps(_clean(progress, self._mask)),
+                json.dumps(clean(settlements, self._mask)),
+                json.dumps(clean(progress, self._mask)),
                 held,
                 awake,
             )
@@ -319,21 +317,3 @@ class Queue:
                 case _:
                     answers.append(Answer(**run))
         return Turned(claimed, answers, lost)
-
-
-def _clean(value: object, mask: Callable[[str], str], depth: int = 0) -> object:
-    """As Postgres takes it: without NUL, lone surrogates, numbers that are none, and endless nesting."""
-    if depth > DEEPEST:
-        return "…"
-    match value:
-        case str():
-            return mask(value.replace("\x00", "").encode("utf-8", "replace").decode())
-        case Mapping():
-            items = cast("Mapping[object, object]", value).items()
-            return {_clean(str(key), mask): _clean(item, mask, depth + 1) for key, item in items}
-        case list() | tuple():
-            return [_clean(item, mask, depth + 1) for item in cast("Sequence[object]", value)]
-        case None | bool() | int() | float():
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-        case _:
-            return _clean(str(value), mask)

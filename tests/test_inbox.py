@@ -90,6 +90,8 @@ async def test_word_that_comes_while_its_run_is_held_by_a_dead_daemon_is_not_los
     await studio.db.execute("update runs set max_attempts = 1")  # there will be no other
     studio.daemon.signal(signal.SIGSTOP)
     await word(studio, response)
+    # Old enough to be asked about, so that this comes before the run is taken over.
+    await studio.db.execute("update private.webhook_deliveries set received_at = received_at - interval '3 s'")
     async with daemon(studio.project, **environment) as other:
         await other.started()
         row = await studio.until(run, "completed")

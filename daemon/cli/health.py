@@ -174,7 +174,7 @@ async def _storage(settings: Settings) -> Finding:
     except ImageJobsError as error:
         return _problem("storage", error)
     if public is None:
-        missing = f"The bucket {second} is missing: images are refined without what the model had said of them."
+        missing = f"The bucket {second} is missing: images are refined without the conversation that made them."
         return Finding("storage", "info", missing, "Run image-jobs migrate.")
     if public:
         cure = "Make it private: in the dashboard under Storage, or by SQL in storage.buckets."

@@ -121,7 +121,10 @@ class GoogleImages:
                 except Refused as error:
                     if "signature" not in error.message.lower():
                         raise
-                    report.warning(f"It is refined without the turn before: {error.message}", field="previousImage")
+                    report.warning(
+                        f"The image is refined without the conversation that made it: {error.message}",
+                        field="previousImage",
+                    )
             return await self._submit(call, None, images, report)
 
     async def _recalled(self, call: ContentCall, context: Path | None, report: Reporter) -> Turn | None:
@@ -130,7 +133,7 @@ class GoogleImages:
         before = await asyncio.to_thread(recall, context, model=call.model, picture=call.image)
         if before is not None and call.image_bytes + before.bytes > _LARGEST_INPUT:
             what = "with its signatures, the request would be too large."
-            report.warning(f"It is refined without the turn before: {what}", field="previousImage")
+            report.warning(f"The image is refined without the conversation that made it: {what}", field="previousImage")
             return None
         return before
 
@@ -153,7 +156,7 @@ class GoogleImages:
             reason = "its signatures are too large."
         except OSError as error:
             reason = f"{error.strerror}."
-        report.warning(f"What the model had said of the image is not kept: {reason}", field="context")
+        report.warning(f"The conversation that made the image is not kept: {reason}", field="context")
         return None
 
     @asynccontextmanager
