@@ -42,9 +42,11 @@ create table if not exists private.webhook_counters (
   accepted bigint not null default 0,
   duplicates bigint not null default 0,
   refused bigint not null default 0,
-  primary key (provider, minute)
+  slot bigint not null default 0,
+  primary key (provider, minute, slot)
 );
 comment on table private.webhook_counters is 'All that is kept of a bad call: a row for each would let anyone fill the disk.';
+comment on column private.webhook_counters.slot is '0 counts good calls, 1 to 8 bad ones: sum them up.';
 
 -- Whose order a delivery speaks of.
 create index if not exists runs_ordered on public.runs (provider_job_id)
@@ -261,13 +263,15 @@ create or replace trigger hear_deliveries before update on public.runs
     and new.status = 'running' and new.claimed_by is null and new.provider_job_id is not null)
   execute function private.hear_deliveries();
 
--- Counts a call. With a minute's row there is always something to conflict with, so this is one row a minute.
+-- Counts a call. With a minute's rows there is always something to conflict with, so these are few. Good calls never wait
+-- for bad ones: a flood of those queues for rows of its own.
 create or replace function private.count_webhook(p_provider text, p_accepted integer, p_duplicates integer, p_refused integer)
 returns void language sql volatile set search_path = ''
 as $$
-  insert into private.webhook_counters as c (provider, minute, accepted, duplicates, refused)
-  values (p_provider, date_trunc('minute', private.now()), p_accepted, p_duplicates, p_refused)
-  on conflict (provider, minute) do update
+  insert into private.webhook_counters as c (provider, minute, accepted, duplicates, refused, slot)
+  values (p_provider, date_trunc('minute', private.now()), p_accepted, p_duplicates, p_refused,
+    case when p_refused > 0 then 1 + pg_backend_pid() % 8 else 0 end)
+  on conflict (provider, minute, slot) do update
   set accepted = c.accepted + excluded.accepted, duplicates = c.duplicates + excluded.duplicates,
     refused = c.refused + excluded.refused
 $$;

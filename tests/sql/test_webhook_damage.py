@@ -228,8 +228,8 @@ async def test_none_of_10_000_damaged_deliveries_is_accepted(db: Db, order: str,
     assert await kept(db) == (0, 0, refused + len(answers))
     assert await run_row(db, order) == run
     assert await events(db, order) == trail
-    # A row for each minute and provider, however many calls.
-    assert await db.fetchval("select count(*) from private.webhook_counters") <= 3 * 10
+    # A few rows for each minute and provider, however many calls.
+    assert await db.fetchval("select count(*) from private.webhook_counters") <= 3 * 10 * 9
 
 
 @pytest.mark.parametrize("depth", [10_000, 500_000])

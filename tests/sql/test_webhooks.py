@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.postgres import signed_in
+from tests.postgres import connect, signed_in
 from tests.runs import insert_run, run_row
 from tests.sql.protocol import Daemon, Db, events, move_clock, new_daemon, run_in
 from tests.webhooks import SECRET, Answer, by_sql, hex_hmac, signed
@@ -277,3 +277,15 @@ async def test_every_door_has_one_unnamed_json_parameter_and_runs_as_its_caller(
         "where pronamespace = 'public'::regnamespace and proname like 'webhook\\_%'"
     )
     assert {tuple(door) for door in doors} == {("114", None, False)}
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_a_good_call_does_not_wait_until_bad_ones_are_counted(db: Db, database: str) -> None:
+    flood = await connect(database)
+    try:
+        async with flood.transaction():
+            assert (await post(flood, "openai", BODY, {}))[0] == 401
+            await db.execute("set lock_timeout = '2s'")
+            assert (await post(db, "openai", BODY, signed(BODY)))[0] == 200
+    finally:
+        await flood.close()
