@@ -33,7 +33,11 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
 """The database is not there, or not now: whatever was asked is asked again. Restarts, fail-overs, full disks, deadlocks;
 also a pooler that does not know the tenant while the project restarts (facts: Supavisor, 57P01, 57P03, 25006)."""
 
-REFUSED: tuple[type[BaseException], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+REFUSED: tuple[type[BaseException], ...] = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
 """The database will not take this data, however often it is sent."""
 
 TROUBLE: tuple[type[BaseException], ...] = (*UNAVAILABLE, asyncpg.PostgresError)

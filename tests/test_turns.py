@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from secrets import token_hex
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -138,6 +139,19 @@ async def test_one_settlement_that_the_database_refuses_does_not_sink_the_others
         assert culprit["payload"]["code"] == "internal"
         assert culprit["payload"]["imageUrl"] == "https://example.supabase.co/kept.png"
         assert await db.fetchval("select count(*) from runs where status = 'completed'") == count - 1
+
+
+async def test_what_no_index_can_hold_ends_its_run_and_not_the_daemon(database: str, db: Db) -> None:
+    await insert_runs(db, 2)
+    endless = " ".join(token_hex(20) for _ in range(250))
+    async with running(database) as it:
+        await wait_until(lambda: len(it.claimed) == 2)
+        first, second = it.claimed
+        parked = {"outcome": "parked", "provider_job_id": endless, "due_in": 60}
+        results = await asyncio.gather(it.turns.settle(first, parked), it.turns.settle(second, completed()))
+        assert results == ["settled"] * 2
+        assert (await run_row(db, first.id))["status"] == "failed"
+        assert (await run_row(db, second.id))["status"] == "completed"
 
 
 async def test_nul_and_lone_surrogates_do_not_reach_the_database(database: str, db: Db) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Self, cast
 
 from daemon.errors import Refused, Retryable, RunError
-from daemon.providers.vendor import Facts, Vendor, readable
+from daemon.providers.vendor import Facts, Vendor, order_name, readable
 
 MIDJOURNEY = Vendor(
     "Midjourney",
@@ -42,7 +42,7 @@ class Task:
     def read(cls, document: object) -> Self | None:
         """Reads a task; None if it is none."""
         fields = as_object(document)
-        name = _text(fields.get("id"))
+        name = order_name(_text(fields.get("id")))
         if name is None:
             return None
         properties = as_object(fields.get("properties"))
@@ -97,7 +97,7 @@ def order_id(document: object) -> str:
     properties = as_object(reply.get("properties"))
     facts: Facts = {"code": code, "said": readable(said)}
     match code:
-        case 1 | 21 | 22 if (name := _text(reply.get("result"))) is not None:  # accepted, existed, queued
+        case 1 | 21 | 22 if (name := order_name(_text(reply.get("result")))) is not None:  # accepted, existed, queued
             return name
         case 23:  # the queue is full
             raise MIDJOURNEY.rate_limited(_QUEUE_WAIT, facts, blocks="provider")

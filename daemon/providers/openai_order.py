@@ -1,6 +1,7 @@
 """An order of one picture, as the Responses API takes it. An image that goes with it is encoded while it is sent."""
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from daemon.providers.openai_request import Drawing
 
 INSTRUCTIONS = "Draw one picture of what the user describes. Give the user's words to the image tool as they are."
 """For the model in between: it words the prompt anew otherwise, and still may."""
+_RUN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_TICKET = re.compile(r"[0-9]{1,18}")
+"""What fits into a bigint: others may put anything into the metadata of theirs."""
 _CHUNK = 3 * 16_384
 """Bytes of the image that are encoded at once: divisible by three, so that the pieces join without padding."""
 
@@ -89,7 +93,7 @@ class Body(AsyncIterable[bytes]):
 def read_owner(metadata: object) -> tuple[str, int] | None:
     """Run id and ticket out of the metadata of a response; None if it is no order of ours."""
     match metadata:
-        case {"run_id": str(run_id), "ticket": str(ticket)} if run_id and ticket.isascii() and ticket.isdigit():
+        case {"run_id": str(run_id), "ticket": str(ticket)} if _RUN.fullmatch(run_id) and _TICKET.fullmatch(ticket):
             return run_id, int(ticket)
         case _:
             return None

@@ -10,6 +10,7 @@ from daemon.providers import Generated, Waiting
 from daemon.providers.openai_errors import OPENAI, reported
 from daemon.providers.openai_models import settle, settle_mainline
 from daemon.providers.openai_order import read_owner
+from daemon.providers.vendor import order_name
 
 _ENDED = {"completed", "failed", "incomplete", "cancelled"}
 _WORDS = {"queued": "The order waits at OpenAI", "in_progress": "OpenAI is drawing"}
@@ -34,8 +35,7 @@ class Response:
     @property
     def id(self) -> str | None:
         """By which the order is found again."""
-        name = self.document.get("id")
-        return name if isinstance(name, str) and 0 < len(name) <= 200 else None
+        return order_name(self.document.get("id"))
 
     @property
     def owner(self) -> tuple[str, int] | None:

@@ -15,6 +15,7 @@ from PIL import Image
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.prompt import PromptSpec
 from daemon.providers import Deferred, Generated, Request, Submitted, Waiting, create, models
+from daemon.providers.vendor import LONGEST_ID
 from daemon.settings import Settings
 from tests.fakes.midjourney_api import COLOURS, KEY, MidjourneyAPI, code
 from tests.fakes.reporter import Recorder
@@ -273,6 +274,8 @@ async def test_an_order_that_is_accepted_queued_or_there_already_is_an_order(num
         (code(9, "系统异常"), Retryable, "provider_unavailable"),
         (code(23, "队列已满"), Retryable, "rate_limited"),
         (code(1, "no id"), OutcomeUnknown, "outcome_unknown"),
+        (code(1, "endless id", result="1" * (LONGEST_ID + 1)), OutcomeUnknown, "outcome_unknown"),
+        (code(1, "id with NUL", result="1\0"), OutcomeUnknown, "outcome_unknown"),
         (code(77, "new"), OutcomeUnknown, "outcome_unknown"),
         (Answer(200), OutcomeUnknown, "outcome_unknown"),
         (Answer(200, b"<html>"), OutcomeUnknown, "outcome_unknown"),

@@ -13,6 +13,7 @@ from daemon.errors import OutcomeUnknown, Refused, Retryable
 from daemon.providers import Generated
 from daemon.providers.openai_models import MAINLINE, estimate
 from daemon.providers.openai_order import INSTRUCTIONS
+from daemon.providers.vendor import LONGEST_ID
 from tests.background_studio import FLARE, ORDER, Studio
 from tests.fakes.openai_api import error, moderation
 from tests.fakes.openai_responses import (
@@ -163,7 +164,15 @@ async def test_an_order_that_is_not_answered_is_an_unknown_outcome_and_is_not_re
     assert len(studio.api.orders) == 1
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"status": "queued"}', b'{"id": "resp_1", "sta'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"<html>", b"[]", b'{"status": "queued"}', b'{"id": "resp_1", "sta'),
+        b'{"id": "resp_%s", "status": "queued"}' % (b"1" * LONGEST_ID),
+        b'{"id": "resp_\\u0000", "status": "queued"}',
+    ],
+    ids=["html", "list", "no id", "broken off", "endless id", "id with NUL"],
+)
 async def test_an_answer_that_names_no_order_is_an_unknown_outcome(body: bytes, studio: Studio) -> None:
     studio.api.next(Answer(200, body, {"content-type": "application/json"}))
 
@@ -300,7 +309,12 @@ async def test_an_order_tells_its_run_and_ticket(ended: bool, studio: Studio) ->
 
 @pytest.mark.parametrize(
     "metadata",
-    [None, {}, {"run_id": "run_1"}, {"run_id": "run_1", "ticket": "seven"}, {"run_id": "", "ticket": "7"}, {"a": "b"}],
+    [
+        *(None, {}, {"run_id": "run_1"}, {"run_id": "run_1", "ticket": "seven"}, {"run_id": "", "ticket": "7"}),
+        *({"a": "b"}, {"run_id": "run_1", "ticket": "9" * 19}, {"run_id": "run\0", "ticket": "7"}),
+        {"run_id": "run\ud800", "ticket": "7"},
+    ],
+    ids=repr,
 )
 async def test_an_order_of_somebody_else_is_none_of_ours(metadata: object, studio: Studio) -> None:
     studio.api.known(ORDER, metadata=metadata)
