@@ -5,7 +5,9 @@ does it, and the trail of the run says what came of it. What a killed daemon had
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 
 import structlog
 
@@ -20,7 +22,7 @@ INTERVAL = 5.0
 PATIENCE = 30.0
 """Seconds for a provider to answer; the lease on a cancellation is twice as long."""
 AT_ONCE = 8
-"""Cancellations under way at the same time."""
+"""Cancellations under way at the same time at one provider: one that does not answer keeps no other waiting."""
 
 
 class Cancellations:
@@ -35,7 +37,7 @@ class Cancellations:
         self._queue = queue
         self._providers = {name: each for name, each in providers.items() if isinstance(each, Deferred)}
         self._something = asyncio.Event()
-        self._busy: set[asyncio.Task[None]] = set()
+        self._busy = Counter[str]()
 
     def look(self) -> None:
         """There may be something to cancel."""
@@ -56,16 +58,17 @@ class Cancellations:
                     continue
 
     async def _take(self, group: asyncio.TaskGroup) -> None:
-        free = AT_ONCE - len(self._busy)
-        if free <= 0:
-            return
-        for order in await self._queue.take_cancellations(sorted(self._providers), free):
-            task = group.create_task(self._cancel(order), name=f"cancellation of {order.job_id}")
-            self._busy.add(task)
-            task.add_done_callback(self._ended)
+        for provider in self._providers:
+            free = AT_ONCE - self._busy[provider]
+            if free <= 0:
+                continue
+            for order in await self._queue.take_cancellations([provider], free):
+                task = group.create_task(self._cancel(order), name=f"cancellation of {order.job_id}")
+                self._busy[provider] += 1
+                task.add_done_callback(partial(self._ended, provider))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._busy.discard(task)
+    def _ended(self, provider: str, _: asyncio.Task[None]) -> None:
+        self._busy[provider] -= 1
         self.look()
 
     async def _cancel(self, order: Order) -> None:

@@ -145,8 +145,10 @@ class Queue:
         self._timeout = timeout
         self._mask = mask
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        # One at a time: a hundred runs that are throttled at once must not leave the heartbeat without a connection.
+        # One at a time: a hundred runs that are throttled at once, or cancellations of runs that somebody has locked, must
+        # not leave the heartbeat without a connection.
         self._blocking = asyncio.Lock()
+        self._finishing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         self._pool = await asyncpg.create_pool(
@@ -271,7 +273,7 @@ class Queue:
     async def finish_cancellation(self, order: Order, reason: str | None, *, final: bool) -> None:
         """`private.finish_cancellation`: it is cancelled, or not for that reason; `final` if it need not be tried again."""
         reason = None if reason is None else str(clean(reason, self._mask))
-        async with self._connected() as connection:
+        async with self._finishing, self._connected() as connection:
             await connection.execute(
                 "select private.finish_cancellation($1, $2, $3, $4)", order.provider, order.job_id, reason, final
             )
