@@ -505,6 +505,67 @@ begin
 end
 $$;
 
+-- The receipt on a run's trail, once. Nothing of the body: it may hold anything.
+create or replace function private.note_delivery(p_run varchar, p_provider text, p_delivery text, p_type text)
+returns void language sql volatile set search_path = ''
+as $$
+  insert into public.run_events (id, run_id, kind, payload)
+  select md5('delivery ' || p_run || ' ' || p_provider || ' ' || p_delivery)::uuid, p_run, 'webhook', jsonb_strip_nulls(jsonb_build_object('event', 'webhook',
+    'message', 'The provider sent word.',
+    'data', jsonb_build_object('provider', p_provider, 'type', p_type,
+      'delivery', case when not private.has_base64(to_jsonb(p_delivery)) then p_delivery end)))
+  on conflict (id) do nothing
+$$;
+
+-- Receives one delivery. Never raises, since that would roll the counter back: a refusal is the answer's status.
+create or replace function private.receive_webhook(p_provider text, p_headers jsonb, p_body text)
+returns jsonb language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_provider text := left(coalesce(p_provider, ''), 50);
+  v_headers jsonb := '{}';
+  v_json jsonb;
+  v_id text;
+  v_order text;
+begin
+  if octet_length(p_body) > 1048576 then
+    perform private.count_webhook(v_provider, 0, 0, 1);
+    perform set_config('response.status', '413', true);
+    return jsonb_build_object('code', 'PT413', 'message', 'A delivery has at most 1 MiB.');
+  end if;
+  if exists (select from private.webhook_secrets w where w.provider = v_provider) then
+    if jsonb_typeof(p_headers) = 'object' then
+      select coalesce(jsonb_object_agg(lower(h.key), h.value), '{}') into v_headers from jsonb_each_text(p_headers) h;
+    end if;
+    v_json := private.json_or_null(p_body);
+    v_id := private.verified_delivery(v_provider, v_headers, p_body, v_json);
+  end if;
+  if v_id is null then
+    perform private.count_webhook(v_provider, 0, 0, 1);
+    perform set_config('response.status', '401', true);
+    return jsonb_build_object('code', 'PT401', 'message', 'The signature is missing, wrong or stale.');
+  end if;
+
+  -- An order by the provider's id for it; in the hex scheme job_id may name the run instead.
+  v_order := nullif(coalesce(v_json #>> '{data,id}', v_json ->> 'id', case when v_provider = 'hmac' then (
+    select r.provider_job_id from public.runs r where r.kind = 'image_gen' and r.id = v_json ->> 'job_id') end), '');
+  insert into private.webhook_deliveries (provider, delivery_id, provider_job_id, type, body, received_at)
+  values (v_provider, v_id, case when length(v_order) <= 500 then v_order end,
+    case when not private.has_base64(v_json) then left(coalesce(v_json ->> 'type', v_json ->> 'status'), 100) end,
+    case when not private.has_base64(to_jsonb(p_body)) then p_body end, private.now())
+  on conflict do nothing;
+  if not found then
+    perform private.count_webhook(v_provider, 0, 1, 0);
+    return jsonb_build_object('received', true, 'duplicate', true);
+  end if;
+  if length(v_order) <= 500 then
+    perform private.match_deliveries(v_order);
+  end if;
+  perform private.count_webhook(v_provider, 1, 0, 0);
+  return jsonb_build_object('received', true, 'duplicate', false);
+end
+$$;
+
 -- What daemons do every few seconds: what crossed with its run is given to it, and what is old is forgotten.
 create or replace function private.sweep_webhooks()
 returns integer language plpgsql volatile set search_path = ''

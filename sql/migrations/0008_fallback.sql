@@ -346,7 +346,10 @@ begin
   new.attempt := old.attempt;
   new.created_at := old.created_at;
   new.created_by := old.created_by;
-  new.submitted_at := old.submitted_at;
+  -- An order that an operator names has its time from now on: without it, nobody would ever give it up.
+  new.submitted_at := case
+    when new.provider_job_id is distinct from old.provider_job_id and new.provider_job_id is not null then private.now()
+    else old.submitted_at end;
   new.refused_since := old.refused_since;
   -- Nobody waits for word once somebody else says when to look, or that it is over.
   new.webhook := case when (new.status, new.due_at) is not distinct from (old.status, old.due_at) then old.webhook end;
@@ -941,12 +944,14 @@ begin
   where r.id = o.id and r.id = any (v_seen) and o.id = any (v_seen) and o.claim = any (v_held);
 
   -- A claim that is gone: nobody uses what came of it, but it may have been paid for, and that is written down.
-  -- Once, also if this answer is lost and the settlement comes again: the event's id follows from the claim.
+  -- Once, also if this answer is lost and the settlement comes again: the event's id follows from the claim. Not if the
+  -- run has this very order: then an acknowledgement was lost, and its next check was claimed meanwhile.
   insert into public.run_events (id, run_id, kind, payload)
   select md5('lost claim ' || s.claim)::uuid, s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
-  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, if_lost jsonb)
+  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, provider_job_id text, if_lost jsonb)
   join public.runs r on r.id = s.id and r.claim <> s.claim
   where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and r.id = any (v_seen)
+    and (s.provider_job_id is null or s.provider_job_id is distinct from r.provider_job_id)
   on conflict (id) do nothing;
   if cardinality(v_held) < cardinality(v_seen) then
     perform private.attach_order(
@@ -1188,7 +1193,27 @@ begin
 end
 $$;
 
--- An outside hand took the run away from its order. Taking over from a silent daemon keeps the order, and so does a
+-- Has an order cancelled at its provider, by any daemon that serves it. They look at once: an empty list of dropped claims.
+-- Some providers answer the same request with the same order: one that another run waits for is left to that.
+create or replace function private.cancel_order(p_provider text, p_provider_job_id text, p_run_id varchar)
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  if exists (
+    select from public.runs r
+    where r.kind = 'image_gen' and r.provider_job_id = p_provider_job_id and r.id <> p_run_id
+      and r.status in ('pending', 'running') and split_part(coalesce(r.via, r.processor), ':', 1) = p_provider)
+  then
+    return;
+  end if;
+  insert into private.cancellations (provider, provider_job_id, run_id, requested_at, due_at)
+  values (p_provider, p_provider_job_id, p_run_id, private.now(), private.now())
+  on conflict do nothing;
+  perform pg_notify('image_jobs_drop', '');
+end
+$$;
+
+-- An outside hand took the run away from its order, or deleted it. Taking over from a silent daemon keeps the order, and so does a
 -- requeue after polling_timeout; a daemon that orders anew has heard from the provider that the first order failed. One that
 -- orders elsewhere has heard nothing, if the time was up.
 create or replace function private.drop_order()
@@ -1206,6 +1231,10 @@ create or replace trigger drop_order after update on public.runs
     and (new.claim is distinct from old.claim
         and (new.status = 'cancelled' or new.provider_job_id is distinct from old.provider_job_id)
       or new.via is distinct from old.via and new.payload ->> 'code' = 'polling_timeout'))
+  execute function private.drop_order();
+create or replace trigger drop_order_of_deleted after delete on public.runs
+  for each row when (
+    old.kind = 'image_gen' and old.provider_job_id is not null and old.status in ('pending', 'running'))
   execute function private.drop_order();
 
 -- Whether an order at this provider can have been made for a run: there, or on its way through its fallback.
@@ -1315,9 +1344,9 @@ create or replace function private.find_order()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_order text;
+  v_word record;
 begin
-  select d.provider_job_id into v_order from private.webhook_deliveries d
+  select d.provider_job_id, d.type into v_word from private.webhook_deliveries d
   where d.closed_at is null and d.run_id = new.id and d.ticket = new.ticket
     and d.received_at > private.now() - interval '1 hour'
     and d.provider in ('hmac', split_part(coalesce(old.via, old.processor), ':', 1))
@@ -1330,18 +1359,25 @@ begin
       new.rank := null;
       new.attempt := old.attempt;
     end if;
-    new.provider_job_id := v_order;
+    new.provider_job_id := v_word.provider_job_id;
     new.submitted_at := private.now();
     new.due_at := private.now();
-    new.webhook := 'came';
+    new.webhook := case when v_word.type is distinct from 'order taken' then 'came' end;
     new.finished_at := null;
     new.payload := null;
     new.message := 'An earlier attempt had ordered it; that order is used.';
-    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_order;
+    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_word.provider_job_id;
   end if;
   return new;
 end
 $$;
+
+create or replace trigger find_order before update on public.runs
+  for each row when (
+    old.kind = 'image_gen' and old.claimed_by is not null and old.ticket = new.ticket
+    and new.claimed_by is null and new.provider_job_id is null
+    and (new.status = 'pending' or (new.status = 'failed' and new.payload ->> 'code' in ('outcome_unknown', 'timeout', 'storage_disk'))))
+  execute function private.find_order();
 
 revoke all on function private.why_closed(text), private.first_open(varchar[]), private.going_on(jsonb, varchar),
   private.pass_on(), private.may_have_asked(public.runs, text) from public, anon, authenticated, service_role;

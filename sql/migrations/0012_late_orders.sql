@@ -93,7 +93,8 @@ $$;
 -- Gives an order that nobody wrote down to the run that it was made for (p_run_id null: it is none of ours). Answers:
 --   attached   the run waited for its next attempt; now it is parked with this order, and asked about at once
 --   known      it has this order
---   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended
+--   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended. Where no
+--              word of the order came, a note in the inbox sees to that
 --   noted      the run has failed; an event says that there is an order
 --   cancelled  the run has no use for it: cancelled, requeued, completed, gone on to another provider, or ordered again;
 --              it is cancelled at the provider
@@ -136,7 +137,8 @@ begin
         due_at = v_now, rank = null, attempt = greatest(r.attempt, 1), refused_since = null, payload = null,
         webhook = case when exists (
           select from private.webhook_deliveries d
-          where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id) then 'came' end,
+          where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id
+            and d.type is distinct from 'order taken') then 'came' end,
         message = 'An earlier attempt had ordered it; that order is used.'
       where r.id = p_run_id;
       perform set_config('image_jobs.hand', v_hand, true);
@@ -145,6 +147,13 @@ begin
     when 'noted' then
       perform private.note_order(p_run_id, 'log', 'late_order',
         'The provider has an order of this run whose id was never written down; it may be charged.', p_provider_job_id, '{}');
+    when 'held' then
+      insert into private.webhook_deliveries (provider, delivery_id, provider_job_id, run_id, type, received_at)
+      select p_provider, 'order ' || p_provider_job_id, p_provider_job_id, p_run_id, 'order taken', v_now
+      where not exists (
+        select from private.webhook_deliveries d
+        where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id)
+      on conflict do nothing;
     else
   end case;
 

@@ -25,7 +25,10 @@ begin
   new.attempt := old.attempt;
   new.created_at := old.created_at;
   new.created_by := old.created_by;
-  new.submitted_at := old.submitted_at;
+  -- An order that an operator names has its time from now on: without it, nobody would ever give it up.
+  new.submitted_at := case
+    when new.provider_job_id is distinct from old.provider_job_id and new.provider_job_id is not null then private.now()
+    else old.submitted_at end;
   new.refused_since := old.refused_since;
   -- Nobody waits for word once somebody else says when to look, or that it is over.
   new.webhook := case when (new.status, new.due_at) is not distinct from (old.status, old.due_at) then old.webhook end;

@@ -133,12 +133,14 @@ begin
   where r.id = o.id and r.id = any (v_seen) and o.id = any (v_seen) and o.claim = any (v_held);
 
   -- A claim that is gone: nobody uses what came of it, but it may have been paid for, and that is written down.
-  -- Once, also if this answer is lost and the settlement comes again: the event's id follows from the claim.
+  -- Once, also if this answer is lost and the settlement comes again: the event's id follows from the claim. Not if the
+  -- run has this very order: then an acknowledgement was lost, and its next check was claimed meanwhile.
   insert into public.run_events (id, run_id, kind, payload)
   select md5('lost claim ' || s.claim)::uuid, s.id, coalesce(s.if_lost ->> 'kind', 'log'), s.if_lost -> 'payload'
-  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, if_lost jsonb)
+  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, provider_job_id text, if_lost jsonb)
   join public.runs r on r.id = s.id and r.claim <> s.claim
   where s.if_lost -> 'payload' is not null and s.id = any (v_seen) and r.id = any (v_seen)
+    and (s.provider_job_id is null or s.provider_job_id is distinct from r.provider_job_id)
   on conflict (id) do nothing;
   if cardinality(v_held) < cardinality(v_seen) then
     perform private.attach_order(

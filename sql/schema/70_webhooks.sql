@@ -220,15 +220,16 @@ begin
 end
 $$;
 
--- The receipt on a run's trail. Nothing of the body: it may hold anything.
+-- The receipt on a run's trail, once. Nothing of the body: it may hold anything.
 create or replace function private.note_delivery(p_run varchar, p_provider text, p_delivery text, p_type text)
 returns void language sql volatile set search_path = ''
 as $$
-  insert into public.run_events (run_id, kind, payload)
-  select p_run, 'webhook', jsonb_strip_nulls(jsonb_build_object('event', 'webhook',
+  insert into public.run_events (id, run_id, kind, payload)
+  select md5('delivery ' || p_run || ' ' || p_provider || ' ' || p_delivery)::uuid, p_run, 'webhook', jsonb_strip_nulls(jsonb_build_object('event', 'webhook',
     'message', 'The provider sent word.',
     'data', jsonb_build_object('provider', p_provider, 'type', p_type,
       'delivery', case when not private.has_base64(to_jsonb(p_delivery)) then p_delivery end)))
+  on conflict (id) do nothing
 $$;
 
 -- Word may come before the order is written down, or while it is being checked: then the next check is due at once.
@@ -306,10 +307,10 @@ begin
   end if;
 
   -- An order by the provider's id for it; in the hex scheme job_id may name the run instead.
-  v_order := coalesce(v_json #>> '{data,id}', v_json ->> 'id', case when v_provider = 'hmac' then (
-    select r.provider_job_id from public.runs r where r.kind = 'image_gen' and r.id = v_json ->> 'job_id') end);
+  v_order := nullif(coalesce(v_json #>> '{data,id}', v_json ->> 'id', case when v_provider = 'hmac' then (
+    select r.provider_job_id from public.runs r where r.kind = 'image_gen' and r.id = v_json ->> 'job_id') end), '');
   insert into private.webhook_deliveries (provider, delivery_id, provider_job_id, type, body, received_at)
-  values (v_provider, v_id, case when length(v_order) <= 200 then v_order end,
+  values (v_provider, v_id, case when length(v_order) <= 500 then v_order end,
     case when not private.has_base64(v_json) then left(coalesce(v_json ->> 'type', v_json ->> 'status'), 100) end,
     case when not private.has_base64(to_jsonb(p_body)) then p_body end, private.now())
   on conflict do nothing;
@@ -317,7 +318,7 @@ begin
     perform private.count_webhook(v_provider, 0, 1, 0);
     return jsonb_build_object('received', true, 'duplicate', true);
   end if;
-  if length(v_order) <= 200 then
+  if length(v_order) <= 500 then
     perform private.match_deliveries(v_order);
   end if;
   perform private.count_webhook(v_provider, 1, 0, 0);

@@ -18,10 +18,18 @@ comment on column private.cancellations.due_at is 'Not before then; while a daem
 create index if not exists cancellations_due on private.cancellations (due_at);
 
 -- Has an order cancelled at its provider, by any daemon that serves it. They look at once: an empty list of dropped claims.
+-- Some providers answer the same request with the same order: one that another run waits for is left to that.
 create or replace function private.cancel_order(p_provider text, p_provider_job_id text, p_run_id varchar)
 returns void language plpgsql volatile set search_path = ''
 as $$
 begin
+  if exists (
+    select from public.runs r
+    where r.kind = 'image_gen' and r.provider_job_id = p_provider_job_id and r.id <> p_run_id
+      and r.status in ('pending', 'running') and split_part(coalesce(r.via, r.processor), ':', 1) = p_provider)
+  then
+    return;
+  end if;
   insert into private.cancellations (provider, provider_job_id, run_id, requested_at, due_at)
   values (p_provider, p_provider_job_id, p_run_id, private.now(), private.now())
   on conflict do nothing;
@@ -29,7 +37,7 @@ begin
 end
 $$;
 
--- An outside hand took the run away from its order. Taking over from a silent daemon keeps the order, and so does a
+-- An outside hand took the run away from its order, or deleted it. Taking over from a silent daemon keeps the order, and so does a
 -- requeue after polling_timeout; a daemon that orders anew has heard from the provider that the first order failed. One that
 -- orders elsewhere has heard nothing, if the time was up.
 create or replace function private.drop_order()
@@ -47,6 +55,10 @@ create or replace trigger drop_order after update on public.runs
     and (new.claim is distinct from old.claim
         and (new.status = 'cancelled' or new.provider_job_id is distinct from old.provider_job_id)
       or new.via is distinct from old.via and new.payload ->> 'code' = 'polling_timeout'))
+  execute function private.drop_order();
+create or replace trigger drop_order_of_deleted after delete on public.runs
+  for each row when (
+    old.kind = 'image_gen' and old.provider_job_id is not null and old.status in ('pending', 'running'))
   execute function private.drop_order();
 
 -- What became of an order, on its run's trail; once, and not at all if the run was deleted.
@@ -160,7 +172,8 @@ $$;
 -- Gives an order that nobody wrote down to the run that it was made for (p_run_id null: it is none of ours). Answers:
 --   attached   the run waited for its next attempt; now it is parked with this order, and asked about at once
 --   known      it has this order
---   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended
+--   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended. Where no
+--              word of the order came, a note in the inbox sees to that
 --   noted      the run has failed; an event says that there is an order
 --   cancelled  the run has no use for it: cancelled, requeued, completed, gone on to another provider, or ordered again;
 --              it is cancelled at the provider
@@ -203,7 +216,8 @@ begin
         due_at = v_now, rank = null, attempt = greatest(r.attempt, 1), refused_since = null, payload = null,
         webhook = case when exists (
           select from private.webhook_deliveries d
-          where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id) then 'came' end,
+          where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id
+            and d.type is distinct from 'order taken') then 'came' end,
         message = 'An earlier attempt had ordered it; that order is used.'
       where r.id = p_run_id;
       perform set_config('image_jobs.hand', v_hand, true);
@@ -212,6 +226,13 @@ begin
     when 'noted' then
       perform private.note_order(p_run_id, 'log', 'late_order',
         'The provider has an order of this run whose id was never written down; it may be charged.', p_provider_job_id, '{}');
+    when 'held' then
+      insert into private.webhook_deliveries (provider, delivery_id, provider_job_id, run_id, type, received_at)
+      select p_provider, 'order ' || p_provider_job_id, p_provider_job_id, p_run_id, 'order taken', v_now
+      where not exists (
+        select from private.webhook_deliveries d
+        where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id)
+      on conflict do nothing;
     else
   end case;
 
@@ -256,9 +277,9 @@ create or replace function private.find_order()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_order text;
+  v_word record;
 begin
-  select d.provider_job_id into v_order from private.webhook_deliveries d
+  select d.provider_job_id, d.type into v_word from private.webhook_deliveries d
   where d.closed_at is null and d.run_id = new.id and d.ticket = new.ticket
     and d.received_at > private.now() - interval '1 hour'
     and d.provider in ('hmac', split_part(coalesce(old.via, old.processor), ':', 1))
@@ -271,14 +292,14 @@ begin
       new.rank := null;
       new.attempt := old.attempt;
     end if;
-    new.provider_job_id := v_order;
+    new.provider_job_id := v_word.provider_job_id;
     new.submitted_at := private.now();
     new.due_at := private.now();
-    new.webhook := 'came';
+    new.webhook := case when v_word.type is distinct from 'order taken' then 'came' end;
     new.finished_at := null;
     new.payload := null;
     new.message := 'An earlier attempt had ordered it; that order is used.';
-    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_order;
+    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_word.provider_job_id;
   end if;
   return new;
 end
@@ -288,5 +309,5 @@ create or replace trigger find_order before update on public.runs
   for each row when (
     old.kind = 'image_gen' and old.claimed_by is not null and old.ticket = new.ticket
     and new.claimed_by is null and new.provider_job_id is null
-    and (new.status = 'pending' or (new.status = 'failed' and new.payload ->> 'code' = 'outcome_unknown')))
+    and (new.status = 'pending' or (new.status = 'failed' and new.payload ->> 'code' in ('outcome_unknown', 'timeout', 'storage_disk'))))
   execute function private.find_order();

@@ -114,6 +114,106 @@ async def test_an_order_that_comes_after_a_take_over_is_left_while_the_next_atte
     assert await other.complete(again) == "settled"
 
 
+async def test_that_order_is_not_forgotten_and_cancelled_if_the_next_attempt_makes_its_own(
+    db: Db, daemon: Daemon
+) -> None:
+    await insert_run(db)
+    claimed = await daemon.claim_one()
+    await db.execute("select private.abandon_runs($1)", daemon.id)
+    await move_clock(db, "3 s")
+    other = await new_daemon(db)
+    again = await other.claim_one()
+    assert await daemon.park(claimed, ticket=claimed["ticket"]) == "lost"
+    assert await other.park(again, "order-2", due_in=3600) == "settled"
+    await move_clock(db, "65 s")
+    await db.execute("select private.sweep_webhooks()")
+    assert await outbox(db) == ["order-1"]
+    assert "webhook" not in [event["event"] for event in await events(db, again["id"])]
+
+
+async def test_that_order_is_used_if_the_next_attempt_ends_without_knowing_what_came_of_it(
+    db: Db, daemon: Daemon
+) -> None:
+    await insert_run(db)
+    claimed = await daemon.claim_one()
+    await db.execute("select private.abandon_runs($1)", daemon.id)
+    await move_clock(db, "3 s")
+    other = await new_daemon(db)
+    again = await other.claim_one()
+    assert await daemon.park(claimed, ticket=claimed["ticket"]) == "lost"
+    await other.settle(again, "retry", due_in=60, payload={"error": "No answer.", "code": "outcome_unknown"})
+    checking = await other.claim_one()
+    assert (checking["provider_job_id"], checking["webhook"]) == ("order-1", None)  # nobody will send word of it
+    await other.complete(checking)
+    await move_clock(db, "65 s")
+    await db.execute("select private.sweep_webhooks()")
+    assert await outbox(db) == []
+
+
+async def test_that_order_is_left_alone_if_the_next_attempt_found_it_itself(db: Db, daemon: Daemon) -> None:
+    await insert_run(db)
+    claimed = await daemon.claim_one()
+    await db.execute("select private.abandon_runs($1)", daemon.id)
+    await move_clock(db, "3 s")
+    other = await new_daemon(db)
+    again = await other.claim_one()
+    assert await daemon.park(claimed, ticket=claimed["ticket"]) == "lost"
+    assert await other.park(again, due_in=3600) == "settled"
+    await move_clock(db, "65 s")
+    await db.execute("select private.sweep_webhooks()")
+    assert await outbox(db) == []
+    assert (await run_row(db, again["id"]))["provider_job_id"] == "order-1"
+
+
+async def test_an_order_whose_acknowledgement_was_lost_is_not_late_although_its_check_has_begun(
+    db: Db, daemon: Daemon
+) -> None:
+    await insert_run(db)
+    claimed = await daemon.claim_one()
+    late = {"kind": "log", "payload": {"event": "late_order", "message": "It came late."}}
+    assert await daemon.park(claimed, due_in=0, ticket=claimed["ticket"], if_lost=late) == "settled"
+    checking = await daemon.claim_one()
+    assert await daemon.park(claimed, due_in=0, ticket=claimed["ticket"], if_lost=late) == "lost"
+    assert [event["event"] for event in await events(db, claimed["id"])] == ["created", "claimed", "parked"]
+    assert await outbox(db) == []
+    assert await daemon.complete(checking) == "settled"
+
+
+@pytest.mark.parametrize("state", ["parked", "checked", "pending"])
+async def test_a_run_that_is_deleted_has_its_order_cancelled(db: Db, daemon: Daemon, state: str) -> None:
+    run = await run_in(db, daemon, "parked")
+    if state != "parked":
+        await move_clock(db, "6 s")
+        checking = await daemon.claim_one()
+        if state == "pending":
+            await daemon.fail(checking, "polling_timeout")
+            await set_status(db, run, "pending")
+    await db.execute("delete from runs")
+    assert await outbox(db) == ["order-1"]
+    await take(db)
+    await finish(db)
+    assert await outbox(db) == []
+
+
+async def test_a_run_that_is_deleted_after_its_end_has_no_order_to_cancel(db: Db, daemon: Daemon) -> None:
+    await run_in(db, daemon, "parked")
+    await move_clock(db, "6 s")
+    await daemon.complete(await daemon.claim_one())
+    await db.execute("delete from runs")
+    assert await outbox(db) == []
+
+
+@pytest.mark.parametrize("change", ["update runs set status = 'cancelled'", "delete from runs"])
+async def test_an_order_that_two_runs_share_is_cancelled_with_the_last_of_them(
+    db: Db, daemon: Daemon, change: str
+) -> None:
+    first, second = await run_in(db, daemon, "parked"), await run_in(db, daemon, "parked")
+    await db.execute(f"{change} where id = $1", first)
+    assert await outbox(db) == []
+    await db.execute(f"{change} where id = $1", second)
+    assert await outbox(db) == ["order-1"]
+
+
 # who cancels them
 
 

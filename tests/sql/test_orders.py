@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
+from daemon.providers.vendor import LONGEST_ID
 from tests.postgres import connect
 from tests.runs import insert_run, run_row
 from tests.sql.protocol import Daemon, Db, events, move_clock, new_daemon, run_in, set_status
@@ -158,6 +159,39 @@ async def test_word_of_a_run_that_failed_in_another_way_promises_nothing(db: Db,
     assert "late_word" not in [event["event"] for event in await events(db, run)]
 
 
+async def test_an_order_of_the_longest_id_that_is_kept_is_written_down_heard_of_and_cancelled(
+    db: Db, daemon: Daemon
+) -> None:
+    order = "resp_" + "bGl0ZWxsbTpjdXN0b20" * 30  # as gateways make them: base64, of what they wrap
+    order = order[:LONGEST_ID]
+    claimed = await claimed_run(db, daemon)
+    assert await daemon.park(claimed, order, due_in=60, webhook=True) == "settled"
+    await deliver(db, order)
+    checking = await daemon.claim_one()
+    assert (checking["provider_job_id"], checking["webhook"]) == (order, "came")
+    await daemon.fail(checking, "polling_timeout", details={"providerJobId": order})
+    await set_status(db, claimed["id"], "pending")
+    await set_status(db, claimed["id"], "pending")
+    assert await db.fetchval("select provider_job_id from private.cancellations") == order
+    for _ in range(2):
+        await db.execute("select private.finish_cancellation('openai', $1, 'No.', true)", order)
+
+
+async def test_word_of_no_order_is_kept_and_nobody_is_asked_about_it(db: Db, daemon: Daemon) -> None:
+    await deliver(db, "")
+    await move_clock(db, "4 s")
+    assert await unmatched(db) == []
+
+
+async def test_an_order_that_an_operator_names_is_given_up_in_time_like_any_other(db: Db, daemon: Daemon) -> None:
+    run = await run_in(db, daemon, "failed", processor=MODEL)
+    await set_status(db, run, "pending")
+    await db.execute("update runs set provider_job_id = 'mine'")
+    checking = await daemon.claim_one()
+    assert checking["provider_job_id"] == "mine"
+    assert 0 <= checking["submitted_ago"] < 60
+
+
 # orders that nobody wrote down
 
 
@@ -238,6 +272,18 @@ async def test_a_run_whose_daemon_died_in_its_last_attempt_goes_on_with_the_orde
     await db.execute("select private.abandon_runs($1)", daemon.id)
     checking = await daemon.claim_one()
     assert (checking["id"], checking["provider_job_id"]) == (claimed["id"], "order-1")
+
+
+@pytest.mark.parametrize("code", ["outcome_unknown", "timeout", "storage_disk"])
+async def test_a_last_attempt_that_ends_unknown_in_whatever_way_goes_on_with_the_order(
+    db: Db, daemon: Daemon, code: str
+) -> None:
+    claimed = await claimed_run(db, daemon)
+    await db.execute("update runs set max_attempts = 1")
+    await deliver(db)
+    assert await attach(db, claimed) == "held"
+    await daemon.settle(claimed, "retry", due_in=60, payload={"error": "No answer.", "code": code})
+    assert (await daemon.claim_one())["provider_job_id"] == "order-1"
 
 
 async def test_what_the_attempt_wrote_down_itself_is_matched_as_ever(db: Db, daemon: Daemon) -> None:
