@@ -5,7 +5,6 @@ and then only says what it may have cost. What goes wrong arrives as a `RunError
 """
 
 import asyncio
-import random
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import structlog
 
 from daemon import disk, outcomes
+from daemon.back_off import BackOff
 from daemon.calls import answered
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.fetch import Fetcher
@@ -35,11 +35,6 @@ from daemon.turns import Turns
 
 log = structlog.stdlib.get_logger()
 
-FIRST_WAIT = 2.0
-"""Seconds before the second attempt; doubled for each further one, with jitter."""
-LONGEST_WAIT = 60.0
-MOST_REFUSALS = 10_000
-"""Runs whose retries are counted here; one that goes on elsewhere is never heard of again, so the oldest is forgotten."""
 MOST_WARNINGS = 10
 """Of one kind: a prompt may have as many unknown fields as fit into a row."""
 
@@ -94,7 +89,7 @@ class Worker:
         self._dropped: set[int] = set()
         self._storing: set[int] = set()
         self._written: set[int] = set()
-        self._refusals: dict[tuple[str, str], int] = {}
+        self._back_off = BackOff()
 
     @property
     def idle(self) -> bool:
@@ -128,7 +123,7 @@ class Worker:
         self._written.add(run.claim)
         result = await self._turns.settle(run, body)
         if body["outcome"] != "retry":
-            self._refusals.pop((run.id, run.processor), None)
+            self._back_off.forget(run)
         payload: dict[str, Any] = body.get("payload") or {}
         link = {"link": f"{self._app_url}#{run.workflow_id}"} if self._app_url and body["outcome"] == "failed" else {}
         self._metrics.finished(run, body["outcome"], time.monotonic() - started)
@@ -174,7 +169,7 @@ class Worker:
             return outcomes.crashed(reporter)
 
     async def _failed(self, run: Claimed, error: RunError, reporter: RunReporter) -> dict[str, Any]:
-        wait = self._back_off(run)
+        wait = self._back_off.next(run)
         if isinstance(error, OutcomeUnknown) and reporter.sent and reporter.traceable:
             wait = max(wait, self._policy.patience.total_seconds())
         body = outcomes.failed(error, run, reporter, back_off=wait)
@@ -316,12 +311,3 @@ class Worker:
             )
         except UNAVAILABLE as reason:
             log.warning("provider.not_blocked", provider=provider, error=type(reason).__name__)
-
-    def _back_off(self, run: Claimed) -> float:
-        """Seconds until the next attempt: exponential, with jitter. Refusals count too, though they cost no attempt."""
-        key = run.id, run.processor
-        tries = self._refusals[key] = self._refusals.pop(key, 0) + 1
-        if len(self._refusals) > MOST_REFUSALS:
-            del self._refusals[next(iter(self._refusals))]
-        wait = min(FIRST_WAIT * 2 ** (max(tries, run.attempt) - 1), LONGEST_WAIT)
-        return wait * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
