@@ -25,8 +25,9 @@ BROKEN = (httpx.HTTPError, httpx2.HTTPError, ssl.SSLError, anyio.EndOfStream)
 LONGEST_WAIT = timedelta(hours=1)
 """However long we are told to wait: by then it is worth another question."""
 LONGEST_ID = 500
-"""Characters of an order's id; a gateway's, which wraps another's, has 205 (https://github.com/BerriAI/litellm/pull/32205). Longer ones are neither kept nor heard of
-(`private.receive_webhook`): no index takes 2,700 bytes, and no event 1,024 characters that look like base64."""
+"""Characters of an order's id. A gateway's, which wraps another's, has 205 (https://github.com/BerriAI/litellm/pull/32205).
+Longer ones are neither kept nor heard of (`private.receive_webhook`): no index takes 2,700 bytes, and no event 1,024
+characters that look like base64, of which an id may be written twice."""
 _NEVER_SENT = (
     *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol),
     *(httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError, httpx2.UnsupportedProtocol),
