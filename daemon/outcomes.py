@@ -62,10 +62,10 @@ def crashed(reporter: RunReporter) -> Body:
     return {**body, "events": _unaccounted(reporter, CRASHED)}
 
 
-def stopped(reporter: RunReporter, *, dropped: bool, patience: timedelta) -> Body:
+def stopped(reporter: RunReporter, *, dropped: bool) -> Body:
     """Cancelled from outside (`dropped`: the claim is gone), or handed back because the daemon must leave.
 
-    An order of which a webhook may still tell is not made again for `patience`.
+    An order of which a webhook may still tell is not made again before.
     """
     unknown = _unaccounted(reporter, "The call to the provider was broken off; it may have been charged.")
     if dropped or not reporter.sent:
@@ -75,7 +75,7 @@ def stopped(reporter: RunReporter, *, dropped: bool, patience: timedelta) -> Bod
     return {
         **failure(STOPPED, "outcome_unknown", hint),
         "outcome": "retry",
-        "due_in": patience.total_seconds() if reporter.traceable else 0,
+        "due_in": reporter.webhook_wait.total_seconds() if reporter.webhook_wait is not None else 0,
         "message": f"{STOPPED} Another tries again.",
         "events": unknown,
     }

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,8 +31,8 @@ def event(name: str, message: str, *, kind: str = "log", **data: Any) -> dict[st
 class RunReporter:
     """The `Reporter` of one run. Providers call it from the event loop; nothing here waits.
 
-    `traceable`: if nothing more is heard of an order, a webhook will tell that it was taken. So it is not made again
-    before that had time to come, by this daemon or by one that takes over (see `private.expects_word`).
+    `webhook_wait`: if nothing more is heard of an order, a webhook will tell within that time that it was taken. So it is
+    not made again before, by this daemon or by one that takes over (see `private.webhook_wait`). None where none will.
 
     Args:
         turns: Where progress goes.
@@ -52,7 +53,7 @@ class RunReporter:
         self._closed = False
         self.sent = False
         self.ordered = False
-        self.traceable = False
+        self.webhook_wait: timedelta | None = None
         self.accounted = False
 
     @property
@@ -69,11 +70,12 @@ class RunReporter:
         """The request is about to go out: from here on it may be paid for."""
         self.sent = True
         self.ordered = order
-        self.traceable &= order
+        if not order:
+            self.webhook_wait = None
         self._estimate = estimate
         data: dict[str, Any] = {"request": dict(request), "estimate": estimate}
-        if self.traceable:
-            data["traceable"] = True
+        if self.webhook_wait is not None:
+            data["webhookWait"] = self.webhook_wait.total_seconds()
         self._turns.record(self._run, events=[event("submitted", "The request goes to the provider.", **data)])
 
     def progress(self, percent: float, message: str | None = None) -> None:

@@ -158,7 +158,7 @@ class Worker:
             if task is not None:
                 task.uncancel()
             dropped = run.claim in self._dropped
-            return outcomes.stopped(reporter, dropped=dropped, patience=self._policy.patience)
+            return outcomes.stopped(reporter, dropped=dropped)
         except RunError as error:
             return await self._failed(run, error, reporter)
         except Exception as error:  # the one boundary: a bug of ours must end this run with a reason, and no other
@@ -170,8 +170,8 @@ class Worker:
 
     async def _failed(self, run: Claimed, error: RunError, reporter: RunReporter) -> dict[str, Any]:
         wait = self._back_off.next(run)
-        if isinstance(error, OutcomeUnknown) and reporter.sent and reporter.traceable:
-            wait = max(wait, self._policy.patience.total_seconds())
+        if isinstance(error, OutcomeUnknown) and reporter.sent and reporter.webhook_wait is not None:
+            wait = max(wait, reporter.webhook_wait.total_seconds())
         body = outcomes.failed(error, run, reporter, back_off=wait)
         if isinstance(error, Retryable):
             await self._block(run, error, body["due_in"])
@@ -194,7 +194,7 @@ class Worker:
         model, provider = self._choose(run)
         if model.warning:
             reporter.warning(model.warning, field="model", requested=model.requested, effective=model.model)
-        reporter.traceable = model.provider in self._policy.webhooks and isinstance(provider, Traceable)
+        reporter.webhook_wait = self._webhook_wait(model.provider, provider)
         prompt = PromptSpec.parse(run.metadata)
         for field in prompt.unknown[:MOST_WARNINGS]:
             reporter.warning(f"promptSpec.{field[:100]} is unknown and was ignored.", field=field[:100])
@@ -227,6 +227,11 @@ class Worker:
                 word = run.webhook == "came" and not isinstance(made, _NoAnswer)
                 due = self._policy.next_check(run, word=word)
                 return outcomes.still_waiting(run.provider_job_id, made, due=due, word=word)
+
+    def _webhook_wait(self, name: str, provider: Provider) -> timedelta | None:
+        """How long a webhook may tell of an order that nothing was heard of; None where none will."""
+        told = name in self._policy.webhooks and isinstance(provider, Traceable)
+        return self._policy.patience if told else None
 
     def _choose(self, run: Claimed) -> tuple[Resolved, Provider]:
         provider = self._providers.get(run.processor.partition(":")[0])

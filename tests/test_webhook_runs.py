@@ -148,7 +148,7 @@ async def test_what_never_ends_is_given_up_and_word_that_comes_later_lets_a_requ
         "Polling timeout exceeded",
     ]
     assert await api.happen("1000", **api.done()) == 200
-    (late,) = await studio.events(run, "late_word")
+    (late,) = await studio.events(run, "late_webhook")
     assert "Requeue the run" in late["data"]["hint"]
     assert (await run_row(studio.db, run))["status"] == "failed"
     await studio.db.execute("update runs set status = 'pending' where id = $1", run)

@@ -392,8 +392,8 @@ end
 $$;
 
 -- Takes the runs of one daemon away from it. What was parked is checked on; a call that was in flight has an unknown
--- outcome, and is made again only as the run's next attempt, after a pause (what killed one daemon may kill the next); after
--- a minute if it was an order, and word of it may come.
+-- outcome, and is made again only as the run's next attempt, after a pause (what killed one daemon may kill the next): as
+-- long as a webhook is waited for if it was an order, and one may come.
 -- Runs that somebody has locked are left for the next look of take_over.
 create or replace function private.abandon_runs(p_daemon uuid)
 returns integer language plpgsql volatile set search_path = ''
@@ -411,7 +411,7 @@ begin
   set claim = nextval('private.claims'), claimed_by = null, rank = null, progress = case when r.provider_job_id is null then 0 else r.progress end,
     status = fate.status,
     due_at = case fate.status when 'running' then v_now when 'pending' then v_now + greatest(
-      make_interval(secs => 2 ^ least(r.attempt, 8)), case when private.expects_word(r) then interval '1 min' end) end,
+      make_interval(secs => 2 ^ least(r.attempt, 8)), private.webhook_wait(r)) end,
     finished_at = case when fate.status = 'failed' then v_now end,
     message = case when fate.status = 'pending' then 'The daemon that was making this image went silent; another tries again.' end,
     payload = case when fate.status = 'failed' then jsonb_build_object(
@@ -511,7 +511,7 @@ returns void language sql volatile set search_path = ''
 as $$
   insert into public.run_events (id, run_id, kind, payload)
   select md5('delivery ' || p_run || ' ' || p_provider || ' ' || p_delivery)::uuid, p_run, 'webhook', jsonb_strip_nulls(jsonb_build_object('event', 'webhook',
-    'message', 'The provider sent word.',
+    'message', 'A webhook came from the provider.',
     'data', jsonb_build_object('provider', p_provider, 'type', p_type,
       'delivery', case when not private.has_base64(to_jsonb(p_delivery)) then p_delivery end)))
   on conflict (id) do nothing
@@ -688,6 +688,11 @@ as $$
 declare
   v_order record;
 begin
+  -- Runs come first in the lock order, and the event at the end needs its run.
+  perform from public.runs r
+  where r.id = (
+    select c.run_id from private.cancellations c where c.provider = p_provider and c.provider_job_id = p_provider_job_id)
+  for key share;
   select c.* into v_order from private.cancellations c
   where c.provider = p_provider and c.provider_job_id = p_provider_job_id for update;
   if not found then
@@ -713,6 +718,7 @@ $$;
 
 -- Deliveries whose order no run has, a few seconds after they came (before that, its id may be on its way here): up to
 -- p_limit orders of these providers, leased to the caller for a minute, which asks whose they are and calls attach_order.
+-- The newest first: where others use the same account, most are theirs, and ours must not wait behind them.
 create or replace function private.unmatched_deliveries(p_providers text[], p_limit integer)
 returns setof jsonb language sql volatile set search_path = ''
 as $$
@@ -722,7 +728,7 @@ as $$
       and d.received_at between private.now() - interval '1 hour' and private.now() - interval '3 s'
       and coalesce(d.ask_at, '-infinity') <= private.now()
       and not exists (select from public.runs r where r.kind = 'image_gen' and r.provider_job_id = d.provider_job_id)
-    order by d.received_at limit p_limit
+    order by d.received_at desc limit p_limit
     for update skip locked
   ), leased as (
     update private.webhook_deliveries d set ask_at = private.now() + interval '1 min'
@@ -810,17 +816,18 @@ begin
 end
 $$;
 
--- Whether an attempt that ended without a word was an order of which a webhook may still tell: the daemon that made it
--- said so. Without secrets, no webhook is believed.
-create or replace function private.expects_word(r public.runs)
-returns boolean language sql stable set search_path = ''
+-- How long a webhook may still tell of an attempt that ended with an unknown outcome: the daemon that sent the order said
+-- so. Null if none will: there was no order, or there are no secrets, without which no webhook is believed.
+create or replace function private.webhook_wait(r public.runs)
+returns interval language sql stable set search_path = ''
 as $$
-  select r.provider_job_id is null
+  select make_interval(secs => last.wait)
+  from (
+    select (e.payload #>> '{data,webhookWait}')::double precision as wait from public.run_events e
+    where e.run_id = r.id and e.payload ->> 'event' in ('claimed', 'submitted')
+    order by e.seq desc limit 1) last
+  where r.provider_job_id is null
     and exists (select from private.webhook_secrets w where w.provider = split_part(r.processor, ':', 1))
-    and coalesce((
-      select e.payload -> 'data' -> 'traceable' = 'true' from public.run_events e
-      where e.run_id = r.id and e.payload ->> 'event' in ('claimed', 'submitted')
-      order by e.seq desc limit 1), false)
 $$;
 
 -- An attempt ends without knowing what came of it, and word of its order is here already: the run goes on with that order.
@@ -862,7 +869,7 @@ revoke all on private.cancellations from public, anon, authenticated, service_ro
 revoke all on function private.cancel_order(text, text, varchar), private.drop_order(),
   private.note_order(varchar, text, text, text, text, jsonb), private.take_cancellations(text[], integer),
   private.finish_cancellation(text, text, text, boolean), private.unmatched_deliveries(text[], integer),
-  private.attach_order(text, text, varchar, bigint), private.expects_word(public.runs), private.find_order()
+  private.attach_order(text, text, varchar, bigint), private.webhook_wait(public.runs), private.find_order()
   from public, anon, authenticated, service_role;
 
 alter table private.cancellations enable row level security;

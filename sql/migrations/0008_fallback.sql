@@ -351,7 +351,7 @@ begin
     when new.provider_job_id is distinct from old.provider_job_id and new.provider_job_id is not null then private.now()
     else old.submitted_at end;
   new.refused_since := old.refused_since;
-  -- Nobody waits for word once somebody else says when to look, or that it is over.
+  -- Nobody waits for a webhook once somebody else says when to look, or that it is over.
   new.webhook := case when (new.status, new.due_at) is not distinct from (old.status, old.due_at) then old.webhook end;
   new.via := old.via;
   new.lane := old.lane;
@@ -637,7 +637,8 @@ begin
 end
 $$;
 
--- What a daemon gets to know of a run it has claimed.
+-- What a daemon gets to know of a run it has claimed. made: what an earlier attempt wrote down of a picture it had made,
+-- since the last requeue; that picture may lie in storage.
 create or replace function private.claimed_run(r public.runs, p_due_at timestamptz)
 returns jsonb language sql stable set search_path = ''
 as $$
@@ -648,7 +649,11 @@ as $$
     'attempt', r.attempt, 'max_attempts', r.max_attempts,
     'provider_job_id', r.provider_job_id, 'webhook', r.webhook,
     'submitted_ago', extract(epoch from private.now() - r.submitted_at),
-    'waited', case when isfinite(p_due_at) then extract(epoch from private.now() - p_due_at) else 0 end)
+    'waited', case when isfinite(p_due_at) then extract(epoch from private.now() - p_due_at) else 0 end,
+    'made', case when r.attempt > 1 then (
+      select e.payload -> 'data' from public.run_events e
+      where e.run_id = r.id and e.payload ->> 'event' = 'generated' and e.payload -> 'data' -> 'ticket' = to_jsonb(r.ticket)
+      order by e.seq desc limit 1) end)
 $$;
 
 -- Takes up to p_slots runs for a daemon: due checks of parked runs first, then pending runs; higher priorities first,
@@ -835,7 +840,7 @@ $$;
 --   refund            true: the provider never accepted the request; the attempt comes back, for at most an hour (retry)
 --   provider_job_id   of the order the provider has taken (parked)
 --   progress          0-100 (parked)
---   webhook           true: the provider will send word of the order; due_in is how long that is waited for (parked)
+--   webhook           true: a webhook of the order will come; due_in is how long it is waited for (parked)
 --   ticket, processor of the run that the order was made for, and where: if the claim is gone, the order finds its run by
 --                     them, or is cancelled (parked)
 --   events            [{id, kind, payload}], written before the outcome's own event
@@ -1153,9 +1158,9 @@ begin
     elsif v_delivery.status = 'failed' and v_delivery.code = 'polling_timeout' then
       -- Once, however often it is said.
       insert into public.run_events (id, run_id, kind, payload)
-      select md5('late word ' || v_delivery.run_id || ' ' || v_delivery.ticket)::uuid, v_delivery.run_id, 'log',
-        jsonb_build_object('event', 'late',
-          'message', 'Word of the order came after it had been given up: its image may be there now.',
+      select md5('late webhook ' || v_delivery.run_id || ' ' || v_delivery.ticket)::uuid, v_delivery.run_id, 'log',
+        jsonb_build_object('event', 'late_webhook',
+          'message', 'A webhook of the order came after it had been given up: its image may be there now.',
           'data', jsonb_build_object('providerJobId', v_delivery.provider_job_id,
             'hint', 'Requeue the run: it asks for the same order, and nothing is ordered anew.'))
       on conflict (id) do nothing;
@@ -1167,7 +1172,7 @@ begin
 end
 $$;
 
--- Word may come before the order is written down, or while it is being checked: then the next check is due at once.
+-- A delivery may come before the order is written down, or while it is being checked: then the next check is due at once.
 create or replace function private.hear_deliveries()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
@@ -1248,7 +1253,8 @@ $$;
 -- Gives an order that nobody wrote down to the run that it was made for (p_run_id null: it is none of ours). Answers:
 --   attached   the run waited for its next attempt; now it is parked with this order, and asked about at once
 --   known      it has this order
---   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended
+--   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended. Where no
+--              webhook of the order came, a note in the inbox sees to that
 --   noted      the run has failed; an event says that there is an order
 --   cancelled  the run has no use for it: cancelled, requeued, completed, gone on to another provider, or ordered again;
 --              it is cancelled at the provider
@@ -1291,15 +1297,23 @@ begin
         due_at = v_now, rank = null, attempt = greatest(r.attempt, 1), refused_since = null, payload = null,
         webhook = case when exists (
           select from private.webhook_deliveries d
-          where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id) then 'came' end,
+          where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id
+            and d.type is distinct from 'order taken') then 'came' end,
         message = 'An earlier attempt had ordered it; that order is used.'
       where r.id = p_run_id;
       perform set_config('image_jobs.hand', v_hand, true);
     when 'cancelled' then
       perform private.cancel_order(p_provider, p_provider_job_id, p_run_id);
     when 'noted' then
-      perform private.note_order(p_run_id, 'log', 'late',
+      perform private.note_order(p_run_id, 'log', 'late_order',
         'The provider has an order of this run whose id was never written down; it may be charged.', p_provider_job_id, '{}');
+    when 'held' then
+      insert into private.webhook_deliveries (provider, delivery_id, provider_job_id, run_id, type, received_at)
+      select p_provider, 'order ' || p_provider_job_id, p_provider_job_id, p_run_id, 'order taken', v_now
+      where not exists (
+        select from private.webhook_deliveries d
+        where d.closed_at is null and d.provider = p_provider and d.provider_job_id = p_provider_job_id)
+      on conflict do nothing;
     else
   end case;
 
@@ -1325,28 +1339,29 @@ begin
 end
 $$;
 
--- Whether an attempt that ended without a word was an order of which a webhook may still tell: the daemon that made it
--- said so. Without secrets, no webhook is believed.
-create or replace function private.expects_word(r public.runs)
-returns boolean language sql stable set search_path = ''
+-- How long a webhook may still tell of an attempt that ended with an unknown outcome: the daemon that sent the order said
+-- so. Null if none will: there was no order, or there are no secrets, without which no webhook is believed.
+create or replace function private.webhook_wait(r public.runs)
+returns interval language sql stable set search_path = ''
 as $$
-  select r.provider_job_id is null
+  select make_interval(secs => last.wait)
+  from (
+    select (e.payload #>> '{data,webhookWait}')::double precision as wait from public.run_events e
+    where e.run_id = r.id and e.payload ->> 'event' in ('claimed', 'submitted')
+    order by e.seq desc limit 1) last
+  where r.provider_job_id is null
     and exists (select from private.webhook_secrets w where w.provider = split_part(coalesce(r.via, r.processor), ':', 1))
-    and coalesce((
-      select e.payload -> 'data' -> 'traceable' = 'true' from public.run_events e
-      where e.run_id = r.id and e.payload ->> 'event' in ('claimed', 'submitted')
-      order by e.seq desc limit 1), false)
 $$;
 
--- An attempt ends without knowing what came of it, and word of its order is here already: the run goes on with that order,
+-- An attempt ends without knowing what came of it, and a webhook of its order is here already: the run goes on with that order,
 -- and not to another provider.
 create or replace function private.find_order()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_word record;
+  v_delivery record;
 begin
-  select d.provider_job_id, d.type into v_word from private.webhook_deliveries d
+  select d.provider_job_id, d.type into v_delivery from private.webhook_deliveries d
   where d.closed_at is null and d.run_id = new.id and d.ticket = new.ticket
     and d.received_at > private.now() - interval '1 hour'
     and d.provider in ('hmac', split_part(coalesce(old.via, old.processor), ':', 1))
@@ -1359,14 +1374,14 @@ begin
       new.rank := null;
       new.attempt := old.attempt;
     end if;
-    new.provider_job_id := v_word.provider_job_id;
+    new.provider_job_id := v_delivery.provider_job_id;
     new.submitted_at := private.now();
     new.due_at := private.now();
-    new.webhook := case when v_word.type is distinct from 'order taken' then 'came' end;
+    new.webhook := case when v_delivery.type is distinct from 'order taken' then 'came' end;
     new.finished_at := null;
     new.payload := null;
     new.message := 'An earlier attempt had ordered it; that order is used.';
-    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_word.provider_job_id;
+    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_delivery.provider_job_id;
   end if;
   return new;
 end

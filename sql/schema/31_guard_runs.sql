@@ -30,7 +30,7 @@ begin
     when new.provider_job_id is distinct from old.provider_job_id and new.provider_job_id is not null then private.now()
     else old.submitted_at end;
   new.refused_since := old.refused_since;
-  -- Nobody waits for word once somebody else says when to look, or that it is over.
+  -- Nobody waits for a webhook once somebody else says when to look, or that it is over.
   new.webhook := case when (new.status, new.due_at) is not distinct from (old.status, old.due_at) then old.webhook end;
   new.via := old.via;
   new.lane := old.lane;

@@ -24,7 +24,7 @@ $$;
 --   refund            true: the provider never accepted the request; the attempt comes back, for at most an hour (retry)
 --   provider_job_id   of the order the provider has taken (parked)
 --   progress          0-100 (parked)
---   webhook           true: the provider will send word of the order; due_in is how long that is waited for (parked)
+--   webhook           true: a webhook of the order will come; due_in is how long it is waited for (parked)
 --   ticket, processor of the run that the order was made for, and where: if the claim is gone, the order finds its run by
 --                     them, or is cancelled (parked)
 --   events            [{id, kind, payload}], written before the outcome's own event

@@ -41,8 +41,8 @@ end
 $$;
 
 -- Takes the runs of one daemon away from it. What was parked is checked on; a call that was in flight has an unknown
--- outcome, and is made again only as the run's next attempt, after a pause (what killed one daemon may kill the next); after
--- a minute if it was an order, and word of it may come.
+-- outcome, and is made again only as the run's next attempt, after a pause (what killed one daemon may kill the next): as
+-- long as a webhook is waited for if it was an order, and one may come.
 -- Runs that somebody has locked are left for the next look of take_over.
 create or replace function private.abandon_runs(p_daemon uuid)
 returns integer language plpgsql volatile set search_path = ''
@@ -60,7 +60,7 @@ begin
   set claim = nextval('private.claims'), claimed_by = null, rank = null, progress = case when r.provider_job_id is null then 0 else r.progress end,
     status = fate.status,
     due_at = case fate.status when 'running' then v_now when 'pending' then v_now + greatest(
-      make_interval(secs => 2 ^ least(r.attempt, 8)), case when private.expects_word(r) then interval '1 min' end) end,
+      make_interval(secs => 2 ^ least(r.attempt, 8)), private.webhook_wait(r)) end,
     finished_at = case when fate.status = 'failed' then v_now end,
     message = case when fate.status = 'pending' then 'The daemon that was making this image went silent; another tries again.' end,
     payload = case when fate.status = 'failed' then jsonb_build_object(

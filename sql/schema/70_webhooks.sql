@@ -206,9 +206,9 @@ begin
     elsif v_delivery.status = 'failed' and v_delivery.code = 'polling_timeout' then
       -- Once, however often it is said.
       insert into public.run_events (id, run_id, kind, payload)
-      select md5('late word ' || v_delivery.run_id || ' ' || v_delivery.ticket)::uuid, v_delivery.run_id, 'log',
-        jsonb_build_object('event', 'late_word',
-          'message', 'Word of the order came after it had been given up: its image may be there now.',
+      select md5('late webhook ' || v_delivery.run_id || ' ' || v_delivery.ticket)::uuid, v_delivery.run_id, 'log',
+        jsonb_build_object('event', 'late_webhook',
+          'message', 'A webhook of the order came after it had been given up: its image may be there now.',
           'data', jsonb_build_object('providerJobId', v_delivery.provider_job_id,
             'hint', 'Requeue the run: it asks for the same order, and nothing is ordered anew.'))
       on conflict (id) do nothing;
@@ -226,13 +226,13 @@ returns void language sql volatile set search_path = ''
 as $$
   insert into public.run_events (id, run_id, kind, payload)
   select md5('delivery ' || p_run || ' ' || p_provider || ' ' || p_delivery)::uuid, p_run, 'webhook', jsonb_strip_nulls(jsonb_build_object('event', 'webhook',
-    'message', 'The provider sent word.',
+    'message', 'A webhook came from the provider.',
     'data', jsonb_build_object('provider', p_provider, 'type', p_type,
       'delivery', case when not private.has_base64(to_jsonb(p_delivery)) then p_delivery end)))
   on conflict (id) do nothing
 $$;
 
--- Word may come before the order is written down, or while it is being checked: then the next check is due at once.
+-- A delivery may come before the order is written down, or while it is being checked: then the next check is due at once.
 create or replace function private.hear_deliveries()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$

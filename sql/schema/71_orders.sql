@@ -142,6 +142,7 @@ $$;
 
 -- Deliveries whose order no run has, a few seconds after they came (before that, its id may be on its way here): up to
 -- p_limit orders of these providers, leased to the caller for a minute, which asks whose they are and calls attach_order.
+-- The newest first: where others use the same account, most are theirs, and ours must not wait behind them.
 create or replace function private.unmatched_deliveries(p_providers text[], p_limit integer)
 returns setof jsonb language sql volatile set search_path = ''
 as $$
@@ -151,7 +152,7 @@ as $$
       and d.received_at between private.now() - interval '1 hour' and private.now() - interval '3 s'
       and coalesce(d.ask_at, '-infinity') <= private.now()
       and not exists (select from public.runs r where r.kind = 'image_gen' and r.provider_job_id = d.provider_job_id)
-    order by d.received_at limit p_limit
+    order by d.received_at desc limit p_limit
     for update skip locked
   ), leased as (
     update private.webhook_deliveries d set ask_at = private.now() + interval '1 min'
@@ -173,7 +174,7 @@ $$;
 --   attached   the run waited for its next attempt; now it is parked with this order, and asked about at once
 --   known      it has this order
 --   held       an attempt is at work, perhaps the one that made the order: looked at again when that has ended. Where no
---              word of the order came, a note in the inbox sees to that
+--              webhook of the order came, a note in the inbox sees to that
 --   noted      the run has failed; an event says that there is an order
 --   cancelled  the run has no use for it: cancelled, requeued, completed, gone on to another provider, or ordered again;
 --              it is cancelled at the provider
@@ -258,28 +259,29 @@ begin
 end
 $$;
 
--- Whether an attempt that ended without a word was an order of which a webhook may still tell: the daemon that made it
--- said so. Without secrets, no webhook is believed.
-create or replace function private.expects_word(r public.runs)
-returns boolean language sql stable set search_path = ''
+-- How long a webhook may still tell of an attempt that ended with an unknown outcome: the daemon that sent the order said
+-- so. Null if none will: there was no order, or there are no secrets, without which no webhook is believed.
+create or replace function private.webhook_wait(r public.runs)
+returns interval language sql stable set search_path = ''
 as $$
-  select r.provider_job_id is null
+  select make_interval(secs => last.wait)
+  from (
+    select (e.payload #>> '{data,webhookWait}')::double precision as wait from public.run_events e
+    where e.run_id = r.id and e.payload ->> 'event' in ('claimed', 'submitted')
+    order by e.seq desc limit 1) last
+  where r.provider_job_id is null
     and exists (select from private.webhook_secrets w where w.provider = split_part(coalesce(r.via, r.processor), ':', 1))
-    and coalesce((
-      select e.payload -> 'data' -> 'traceable' = 'true' from public.run_events e
-      where e.run_id = r.id and e.payload ->> 'event' in ('claimed', 'submitted')
-      order by e.seq desc limit 1), false)
 $$;
 
--- An attempt ends without knowing what came of it, and word of its order is here already: the run goes on with that order,
+-- An attempt ends without knowing what came of it, and a webhook of its order is here already: the run goes on with that order,
 -- and not to another provider.
 create or replace function private.find_order()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_word record;
+  v_delivery record;
 begin
-  select d.provider_job_id, d.type into v_word from private.webhook_deliveries d
+  select d.provider_job_id, d.type into v_delivery from private.webhook_deliveries d
   where d.closed_at is null and d.run_id = new.id and d.ticket = new.ticket
     and d.received_at > private.now() - interval '1 hour'
     and d.provider in ('hmac', split_part(coalesce(old.via, old.processor), ':', 1))
@@ -292,14 +294,14 @@ begin
       new.rank := null;
       new.attempt := old.attempt;
     end if;
-    new.provider_job_id := v_word.provider_job_id;
+    new.provider_job_id := v_delivery.provider_job_id;
     new.submitted_at := private.now();
     new.due_at := private.now();
-    new.webhook := case when v_word.type is distinct from 'order taken' then 'came' end;
+    new.webhook := case when v_delivery.type is distinct from 'order taken' then 'came' end;
     new.finished_at := null;
     new.payload := null;
     new.message := 'An earlier attempt had ordered it; that order is used.';
-    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_word.provider_job_id;
+    update private.webhook_deliveries d set closed_at = private.now() where d.run_id = new.id and d.provider_job_id = v_delivery.provider_job_id;
   end if;
   return new;
 end

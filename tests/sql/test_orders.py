@@ -144,7 +144,7 @@ async def test_word_after_we_gave_up_says_once_that_a_requeue_asks_for_the_same_
     for number in range(3):
         await deliver(db, message=f"msg_{number}")
     assert await run_row(db, run) == before
-    (late,) = [event for event in await events(db, run) if event["event"] == "late_word"]
+    (late,) = [event for event in await events(db, run) if event["event"] == "late_webhook"]
     assert late["data"]["providerJobId"] == "order-1"
     assert "Requeue the run" in late["data"]["hint"]
     await set_status(db, run, "pending")
@@ -156,7 +156,7 @@ async def test_word_of_a_run_that_failed_in_another_way_promises_nothing(db: Db,
     await move_clock(db, "6 s")
     await daemon.fail(await daemon.claim_one(), "content_policy")
     await deliver(db)
-    assert "late_word" not in [event["event"] for event in await events(db, run)]
+    assert "late_webhook" not in [event["event"] for event in await events(db, run)]
 
 
 async def test_an_order_of_the_longest_id_that_is_kept_is_written_down_heard_of_and_cancelled(
@@ -373,15 +373,15 @@ async def test_a_locked_run_is_left_for_later(database: str, db: Db, daemon: Dae
 
 
 @pytest.mark.parametrize(
-    ("traceable", "secrets", "wait"), [(True, True, 60), (False, True, 2), (True, False, 2)], ids=str
+    ("said", "secrets", "wait"), [(60, True, 60), (300, True, 300), (None, True, 2), (60, False, 2)], ids=str
 )
-async def test_after_a_take_over_an_order_is_made_again_only_when_word_had_time_to_come(
-    db: Db, daemon: Daemon, traceable: bool, secrets: bool, wait: int
+async def test_after_a_take_over_an_order_is_made_again_only_when_its_webhook_had_time_to_come(
+    db: Db, daemon: Daemon, said: int | None, secrets: bool, wait: int
 ) -> None:
     if not secrets:
         await db.execute("delete from private.webhook_secrets")
     claimed = await claimed_run(db, daemon)
-    data = {"traceable": True} if traceable else {}
+    data = {} if said is None else {"webhookWait": said}
     submitted = {"kind": "log", "payload": {"event": "submitted", "message": "It goes.", "data": data}}
     await daemon.record(claimed, events=[submitted])
     await db.execute("select private.abandon_runs($1)", daemon.id)

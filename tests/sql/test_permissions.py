@@ -74,7 +74,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "private.count_webhook": NOBODY,
     "private.delete_events": NOBODY,
     "private.drop_order": NOBODY,
-    "private.expects_word": NOBODY,
+    "private.webhook_wait": NOBODY,
     "private.find_order": NOBODY,
     "private.finish_cancellation": NOBODY,
     "private.first_open": NOBODY,
