@@ -1,7 +1,7 @@
 """Where a midjourney-proxy sends word of an order, and how the database knows that it is word of ours.
 
 The proxy signs nothing. But it repeats an order's `state` in every word of it, so that is signed, by us: see
-`private.verified_delivery` in `sql/schema/70_webhooks.sql`.
+`private.verified_delivery` in `sql/schema/70_webhook_signatures.sql`.
 """
 
 import hmac
