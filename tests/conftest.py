@@ -1,7 +1,7 @@
 """Servers once a session, a template once a server, a database of its own for every test.
 
 A test that asks for `postgres`, `database` or `db` gets PostgreSQL 18. Below tests/sql, and wherever it is marked
-`every_postgres`, it runs on all three versions. A version that is not installed is an error, never a skip.
+`every_postgres`, it runs on all three versions, unless it is marked `one_postgres`. A version that is not installed is an error, never a skip.
 """
 
 import os
@@ -19,9 +19,9 @@ CONTRACT = Path(__file__).parent / "sql"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    everywhere = metafunc.definition.path.is_relative_to(CONTRACT) or any(
-        metafunc.definition.iter_markers("every_postgres")
-    )
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    contract = metafunc.definition.path.is_relative_to(CONTRACT)
+    everywhere = "every_postgres" in marks or (contract and "one_postgres" not in marks)
     if everywhere and "postgres" in metafunc.fixturenames:
         metafunc.parametrize("postgres", VERSIONS, indirect=True, scope="session")
 

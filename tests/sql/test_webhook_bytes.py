@@ -99,6 +99,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.one_postgres
 @pytest.mark.usefixtures("secrets")
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(

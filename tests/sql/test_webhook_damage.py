@@ -218,6 +218,7 @@ async def test_undamaged_they_are_accepted(db: Db, order: str) -> None:
     assert [answer[1:] for answer in answers] == [("", {"received": True, "duplicate": n == 3}) for n in range(4)]
 
 
+@pytest.mark.one_postgres
 @pytest.mark.timeout(300)
 @settings(max_examples=10_000 // BATCH, phases=[Phase.generate], deadline=None, suppress_health_check=QUIET)
 @given(deliveries=st.lists(damaged, min_size=BATCH, max_size=BATCH))
@@ -250,6 +251,7 @@ async def http(postgres: Cluster, database: str, order: str) -> AsyncIterator[ht
         yield client
 
 
+@pytest.mark.one_postgres
 @settings(max_examples=200, deadline=None, suppress_health_check=QUIET)
 @given(delivery=damaged, twice=st.booleans())
 async def test_over_http_only_the_documented_answers_come(
