@@ -6,6 +6,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
+from daemon.errors import Refused
 from daemon.prompt import PromptSpec
 from daemon.providers import Request
 from daemon.providers.mapping import Warn, content_type, cut, fitting_seed, wanted_shape
@@ -106,7 +107,11 @@ def _line(prompt: PromptSpec, model: str, version: str, warn: Warn) -> str:
         flags |= passed
     text = cut(", ".join(filter(None, texts)), warn, limit=_MAX_PROMPT, field="basePrompt")
     if not text:
-        raise MIDJOURNEY.rejected(400, "nothing is left of the prompt without its flags", {})
+        raise Refused(
+            "Nothing is left of the prompt without its flags.",
+            code="invalid_request",
+            hint="Say in basePrompt what is to be seen: flags alone draw nothing. Then requeue.",
+        )
     if (ratio := _ratio(prompt, warn)) != (1, 1):
         flags["ar"] = f"--ar {ratio[0]}:{ratio[1]}"
     if prompt.seed is not None:

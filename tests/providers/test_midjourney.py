@@ -236,7 +236,8 @@ async def test_a_flag_in_a_style_modifier_takes_nothing_else_with_it(studio: Stu
 async def test_a_prompt_of_nothing_but_flags_is_refused(studio: Studio) -> None:
     error = await studio.fail(basePrompt="--repeat 40")
 
-    assert error.code == "invalid_request"
+    assert (error.code, error.message) == ("invalid_request", "Nothing is left of the prompt without its flags.")
+    assert "basePrompt" in error.hint
     assert studio.api.requests == []
 
 
