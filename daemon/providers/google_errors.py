@@ -9,7 +9,7 @@ from typing import Any, cast
 from google.genai.errors import APIError
 
 from daemon.errors import Retryable, RunError
-from daemon.providers.vendor import Facts, Vendor, capped, retry_after
+from daemon.providers.vendor import Facts, Vendor, as_object, capped, retry_after
 
 GOOGLE = Vendor(
     "Google",
@@ -35,13 +35,13 @@ class _Reported:
 
     @classmethod
     def of(cls, body: object) -> "_Reported":
-        error = _object(_object(body).get("error"))
+        error = as_object(as_object(body).get("error"))
         details = error.get("details")
         listed = cast("list[object]", details) if isinstance(details, list) else []
         return cls(
             str(error.get("status") or ""),
             str(error.get("message") or ""),
-            tuple(_object(detail) for detail in listed),
+            tuple(as_object(detail) for detail in listed),
         )
 
     @property
@@ -64,7 +64,7 @@ class _Reported:
         for detail in self.details:
             violations = detail.get("violations")
             for violation in cast("list[object]", violations) if isinstance(violations, list) else ():
-                quota = str(_object(violation).get("quotaId") or "")
+                quota = str(as_object(violation).get("quotaId") or "")
                 if "PerDay" in quota:
                     return quota
         return None
@@ -120,7 +120,3 @@ def until_midnight(now: datetime) -> timedelta:
     """How long Google's day still is."""
     there = now.astimezone(_PACIFIC)
     return there.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1) - there
-
-
-def _object(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -5,10 +5,10 @@ It answers 200 to almost everything: what happened is in a code of its own, and 
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from daemon.errors import Refused, Retryable, RunError
-from daemon.providers.vendor import Facts, Vendor, order_name, readable
+from daemon.providers.vendor import Facts, Vendor, as_object, order_name, readable
 
 MIDJOURNEY = Vendor(
     "Midjourney",
@@ -119,11 +119,6 @@ def order_id(document: object) -> str:
             raise _failed(said, facts)
         case _:
             raise MIDJOURNEY.unknown("The Midjourney proxy's answer does not name an order.", **facts)
-
-
-def as_object(document: object) -> dict[str, Any]:
-    """A JSON object; an empty one for anything else."""
-    return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
 
 
 def _failed(said: str, facts: Facts) -> Retryable:

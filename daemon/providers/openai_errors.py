@@ -10,7 +10,7 @@ from openai import APIError, APIStatusError
 
 from daemon.errors import Refused, RunError
 from daemon.providers import vendor
-from daemon.providers.vendor import Facts, Vendor, capped, retry_after
+from daemon.providers.vendor import Facts, Vendor, as_object, capped, retry_after
 
 OPENAI = Vendor(
     "OpenAI",
@@ -66,7 +66,7 @@ def reported(
     api: str = "Images API",
 ) -> RunError:
     """Reads the `error` object of an answer, or of an event within a stream (then there is no status)."""
-    error = _object(body)
+    error = as_object(body)
     code = str(error.get("code") or "")
     facts = {key: value for key, value in (facts or {}).items() if value is not None}
     facts |= {name: error[name] for name in ("code", "type", "param") if isinstance(error.get(name), str)}
@@ -88,7 +88,7 @@ def _about_content(error: Mapping[str, Any], code: str, said: str, facts: Facts)
     if code not in _MODERATION:
         return None
     what = _MODERATION[code]
-    details = _object(error.get("moderation_details"))
+    details = as_object(error.get("moderation_details"))
     stage = str(details.get("moderation_stage") or ("unknown" if what == "the request" else "input"))
     listed = details.get("categories")
     categories = [str(category) for category in cast("list[object]", listed)] if isinstance(listed, list) else []
@@ -130,7 +130,3 @@ def _wait(headers: httpx2.Headers) -> timedelta | None:
     if text.replace(".", "", 1).isdigit():
         return capped(timedelta(milliseconds=float(text)))
     return retry_after(headers.get("retry-after"))
-
-
-def _object(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -10,7 +10,7 @@ from daemon.providers import Generated, Waiting
 from daemon.providers.openai_errors import OPENAI, reported
 from daemon.providers.openai_models import settle, settle_mainline
 from daemon.providers.openai_order import read_owner
-from daemon.providers.vendor import order_name
+from daemon.providers.vendor import as_object, order_name
 
 _ENDED = {"completed", "failed", "incomplete", "cancelled"}
 _WORDS = {"queued": "The order waits at OpenAI", "in_progress": "OpenAI is drawing"}
@@ -69,7 +69,7 @@ class Response:
         told = next((call["error"] for call in calls if call.get("error")), None) or self.document.get("error")
         if told:
             return reported(told, model, facts=facts)
-        match self.document.get("status"), _object(self.document.get("incomplete_details")).get("reason"):
+        match self.document.get("status"), as_object(self.document.get("incomplete_details")).get("reason"):
             case "cancelled", _:
                 return Refused(
                     "The order was cancelled at OpenAI.",
@@ -96,7 +96,7 @@ class Response:
     def _cost(self, model: str) -> float | None:
         """USD for the picture and the words; None if either is not known."""
         document = self.document
-        picture = settle(model, _object(document.get("tool_usage")).get("image_gen"))
+        picture = settle(model, as_object(document.get("tool_usage")).get("image_gen"))
         words = settle_mainline(document.get("model"), document.get("usage"))
         if picture is None or words is None or document.get("service_tier") not in _USUAL_TIERS:
             return None
@@ -107,7 +107,7 @@ class Response:
             "response_id": self.id,
             "request_id": self.request_id,
             "usage": self.document.get("usage"),
-            "image_usage": _object(self.document.get("tool_usage")).get("image_gen"),
+            "image_usage": as_object(self.document.get("tool_usage")).get("image_gen"),
         }
         return {name: value for name, value in facts.items() if value is not None}
 
@@ -122,10 +122,6 @@ class Response:
         return " ".join(str(part.get("text") or part.get("refusal") or "") for part in contents).strip()
 
 
-def _object(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
 def _objects(value: object) -> list[dict[str, Any]]:
     listed = cast("list[object]", value) if isinstance(value, list) else []
-    return [_object(entry) for entry in listed]
+    return [as_object(entry) for entry in listed]

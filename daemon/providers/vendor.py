@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import httpx
@@ -251,6 +251,11 @@ def readable(said: str, length: int = 500) -> str:
     """Somebody else's words as they may be shown: short, in one line, without what looks like base64, with a full stop."""
     words = " ".join(_ENCODED.sub("…", said).split())[:length]
     return f"{words}." if words and words[-1] not in _ENDS else words
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """A JSON object of an answer; an empty one for anything else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def order_name(value: object) -> str | None:
