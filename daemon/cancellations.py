@@ -19,7 +19,7 @@ log = structlog.stdlib.get_logger()
 
 INTERVAL = 5.0
 """Seconds between two looks of a daemon that is told of nothing."""
-PATIENCE = 30.0
+ANSWER_TIMEOUT = 30.0
 """Seconds for a provider to answer; the lease on a cancellation is twice as long."""
 AT_ONCE = 8
 """Cancellations under way at the same time at one provider: one that does not answer keeps no other waiting."""
@@ -75,7 +75,7 @@ class Cancellations:
         """Tells one provider, and writes down what came of it."""
         reason, final = None, False
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 await self._providers[order.provider].cancel(order.job_id)
         except TimeoutError:
             reason = "The provider did not answer in time."

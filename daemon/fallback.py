@@ -7,7 +7,7 @@ This is the one place that decides it, by the error's code. Where the run then g
 from daemon.errors import OutcomeUnknown, RunError
 from daemon.queue import Claimed
 
-PATIENCE = 10.0
+LONGEST_RATE_LIMIT = 10.0
 """Seconds of a rate limit that are waited for rather than escaped; `private.why_closed` has the same."""
 
 _CANNOT = {
@@ -38,5 +38,5 @@ def elsewhere(error: RunError, run: Claimed, *, wait: float) -> bool:
     if error.code == "content_policy":
         return run.metadata.get("fallbackOnRefusal") is True
     if error.code == "rate_limited":
-        return wait >= PATIENCE
+        return wait >= LONGEST_RATE_LIMIT
     return error.code in _CANNOT

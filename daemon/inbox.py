@@ -18,7 +18,7 @@ log = structlog.stdlib.get_logger()
 
 INTERVAL = 5.0
 """Seconds between two sweeps."""
-PATIENCE = 30.0
+ANSWER_TIMEOUT = 30.0
 """Seconds for a provider to say whose an order is; the lease on the question is twice as long."""
 AT_ONCE = 10
 """Orders that are asked about in one sweep."""
@@ -63,7 +63,7 @@ class Inbox:
     async def _find_owner(self, order: Order) -> None:
         """Asks whose an order is, and gives it to its run. One that cannot be asked about now is left for later."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 owner = await self._providers[order.provider].owner(order.job_id)
         except (RunError, TimeoutError) as error:
             log.warning("order.owner_unknown", provider=order.provider, order=order.job_id, error=str(error))

@@ -37,7 +37,7 @@ class Listener:
         connected: Called after each (re)connect, as anything may have been missed.
         drop: Called with the claims that this daemon no longer holds; with none if only orders are to be cancelled.
         ping: How often to make sure that the connection is alive.
-        patience: How long to wait for an answer.
+        answer_timeout: How long to wait for an answer.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Listener:
         connected: Callable[[], None],
         drop: Callable[[set[int]], None],
         ping: timedelta = timedelta(seconds=10),
-        patience: timedelta = timedelta(seconds=5),
+        answer_timeout: timedelta = timedelta(seconds=5),
     ) -> None:
         self._dsn = dsn
         self._daemon = daemon
@@ -57,7 +57,7 @@ class Listener:
         self._connected = connected
         self._drop = drop
         self._ping = ping.total_seconds()
-        self._patience = patience.total_seconds()
+        self._answer_timeout = answer_timeout.total_seconds()
         self._locked: UUID | None = None
         self._failures = 0
         self.hears = False
@@ -86,7 +86,8 @@ class Listener:
         gone = asyncio.Event()
         heard = asyncio.Event()
         connection = await asyncio.wait_for(
-            asyncpg.connect(self._dsn, server_settings={"application_name": "image-jobs listener"}), self._patience
+            asyncpg.connect(self._dsn, server_settings={"application_name": "image-jobs listener"}),
+            self._answer_timeout,
         )
         try:
             connection.add_termination_listener(lambda _: gone.set())
@@ -103,7 +104,7 @@ class Listener:
                 try:
                     await asyncio.wait_for(gone.wait(), self._ping)
                 except TimeoutError:
-                    await connection.fetchval("select 1", timeout=self._patience)
+                    await connection.fetchval("select 1", timeout=self._answer_timeout)
                 else:
                     raise ConnectionResetError("the listening connection was closed")
         finally:
@@ -113,7 +114,7 @@ class Listener:
         self, connection: "asyncpg.Connection[asyncpg.Record]", probe: str, heard: asyncio.Event
     ) -> None:
         """Notifies itself: a pooler in between would swallow LISTEN without an error."""
-        await connection.execute("select pg_notify($1, '')", probe, timeout=self._patience)
+        await connection.execute("select pg_notify($1, '')", probe, timeout=self._answer_timeout)
         try:
             await asyncio.wait_for(heard.wait(), 2)
         except TimeoutError:
@@ -132,7 +133,7 @@ class Listener:
         daemon = self._daemon()
         if self.hears and self._locked != daemon:
             free: bool = await connection.fetchval(
-                "select pg_try_advisory_lock(private.session_lock_key($1))", daemon, timeout=self._patience
+                "select pg_try_advisory_lock(private.session_lock_key($1))", daemon, timeout=self._answer_timeout
             )
             self._locked = daemon if free else None
 

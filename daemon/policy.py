@@ -9,7 +9,8 @@ from daemon.queue import Claimed
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """See the settings of the same names. `webhooks` are the providers whose webhooks are verified."""
+    """See the settings of the same names; a webhook is waited for at most until a run is given up (`poll_timeout`).
+    `webhooks` are the providers whose webhooks are verified."""
 
     run_timeout: timedelta
     poll_interval: timedelta
@@ -22,7 +23,7 @@ class Policy:
     def first_check(self, order: Submitted) -> timedelta:
         """From the order to the first question about it, if no word comes before."""
         if order.webhook:
-            return self.patience
+            return self.webhook_wait
         return min(order.check_in or self.poll_interval, self.poll_timeout)
 
     def next_check(self, run: Claimed, *, word: bool) -> timedelta:
@@ -31,8 +32,3 @@ class Policy:
             return self.poll_interval
         left = self.poll_timeout - (run.submitted_ago or timedelta(0))
         return max(min(self.webhook_wait, left), timedelta(0))
-
-    @property
-    def patience(self) -> timedelta:
-        """How long a webhook is waited for: at most until a run is given up."""
-        return min(self.webhook_wait, self.poll_timeout)

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from daemon import images, kept
+from daemon import images, object_metadata
 from daemon.disk import not_stored
 from daemon.errors import Retryable, RunError
 from daemon.heartbeat import Heartbeat
@@ -29,7 +29,7 @@ from daemon.turns import Turns
 
 log = structlog.stdlib.get_logger()
 
-PATIENCE = timedelta(minutes=1)
+STORAGE_AWAY = timedelta(minutes=1)
 """How long a picture is kept while storage is away: to make it again would cost more. Then it is tried once more."""
 
 _WITHOUT = {
@@ -48,7 +48,7 @@ class Publisher:
         turns: Asked right before each upload whether the claim still holds.
         heartbeat: No upload begins without a fresh lease.
         max_bytes, max_pixels: Larger pictures are refused.
-        patience: How long to wait for a storage that is away.
+        storage_away: How long a picture is kept for a storage that is away.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Publisher:
         *,
         max_bytes: int,
         max_pixels: int,
-        patience: timedelta = PATIENCE,
+        storage_away: timedelta = STORAGE_AWAY,
     ) -> None:
         self._storage = storage
         self._contexts = contexts
@@ -68,7 +68,7 @@ class Publisher:
         self._heartbeat = heartbeat
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
-        self._patience = patience.total_seconds()
+        self._storage_away = storage_away.total_seconds()
 
     async def inspect(self, image: Path) -> ImageInfo:
         """What the file is; raises `RunError` if it is not an image we take, `OSError` for trouble with the disk."""
@@ -109,7 +109,7 @@ class Publisher:
         payload = {
             "imageUrl": url,
             "thumbnailUrl": None if "thumbnailUrl" in beside else await self._thumbnail_url(run, info.sha256),
-            "originalUrl": kept.without_query(made.original_url),
+            "originalUrl": made.shown_url,
             "revisedPrompt": made.revised_prompt,
             "width": info.width,
             "height": info.height,
@@ -134,7 +134,7 @@ class Publisher:
         try:
             for extension in images.EXTENSIONS:
                 found = await self._storage.find(object_key(run.workflow_id, run.id, extension))
-                if found is not None and kept.is_for(run, found):
+                if found is not None and object_metadata.is_for(run, found):
                     return await self._adopted(run, model, found)
         except Retryable as error:
             error.accepted = False  # nothing was ordered, and what was may lie there: looking costs no attempt
@@ -142,18 +142,18 @@ class Publisher:
         return None
 
     async def _adopted(self, run: Claimed, model: Resolved, found: StoredObject) -> dict[str, Any]:
-        version = kept.sha256(found)
+        version = object_metadata.sha256(found)
         small = await self._storage.find(thumbnail_key(run.workflow_id, run.id))
-        has_thumbnail = small is not None and kept.sha256(small) == version
+        has_thumbnail = small is not None and object_metadata.sha256(small) == version
         warnings: list[dict[str, Any]] = []
         url = await self._announced(found.key, version, warnings)
         payload = {
-            **kept.payload(run, found),
+            **object_metadata.payload(run, found),
             "imageUrl": url,
             "thumbnailUrl": await self._thumbnail_url(run, version) if has_thumbnail else None,
             **_delivered_by(run, model),
             "timings": {"queuedMs": round(1000 * run.waited.total_seconds())},
-            **await self._images(kept.extra_keys(found), version),
+            **await self._images(object_metadata.extra_keys(found), version),
         }
         message = "An earlier attempt had stored the image already; it is used."
         return {
@@ -226,7 +226,7 @@ class Publisher:
                 if not isinstance(error, Retryable) or until is not None:
                     raise
                 self._turns.record(run, message="Storage does not answer. The image is kept until it does.")
-                until = time.monotonic() + self._patience
+                until = time.monotonic() + self._storage_away
                 if not await storage.returns(until):
                     raise
 
@@ -278,7 +278,7 @@ class Publisher:
                 where = context_key(run.workflow_id, run.id)
                 await self._upload(run, where, made.context, content_type="application/json", into=self._contexts)
 
-        metadata = kept.metadata(run, info, extra)
+        metadata = object_metadata.describe(run, info, extra)
         main, *others = await asyncio.gather(
             self._upload(run, key, made.path, content_type=info.content_type, metadata=metadata),
             thumbnail(),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from daemon import kept
 from daemon.providers import Generated
 from daemon.queue import Claimed
 from daemon.turns import Turns
@@ -110,7 +109,7 @@ class RunReporter:
         picture needs to know. If not, nothing was written.
         """
         known = {
-            "originalUrl": kept.without_query(made.original_url),
+            "originalUrl": made.shown_url,
             "revisedPrompt": made.revised_prompt,
             **made.data,
         }

@@ -171,7 +171,7 @@ class Service:
                 run_timeout=settings.run_timeout,
                 poll_interval=settings.poll_interval,
                 poll_timeout=settings.poll_timeout,
-                webhook_wait=settings.webhook_wait,
+                webhook_wait=min(settings.webhook_wait, settings.poll_timeout),
                 webhooks=frozenset(settings.webhook_secrets),
                 strict_models=settings.strict_models,
                 max_image_bytes=settings.max_image_bytes,

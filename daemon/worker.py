@@ -231,7 +231,7 @@ class Worker:
     def _webhook_wait(self, name: str, provider: Provider) -> timedelta | None:
         """How long a webhook may tell of an order that nothing was heard of; None where none will."""
         told = name in self._policy.webhooks and isinstance(provider, Traceable)
-        return self._policy.patience if told else None
+        return self._policy.webhook_wait if told else None
 
     def _choose(self, run: Claimed) -> tuple[Resolved, Provider]:
         provider = self._providers.get(run.processor.partition(":")[0])
@@ -279,7 +279,7 @@ class Worker:
             )
         await self._heartbeat.wait_fresh()
         if run.webhook == "awaited":
-            seconds = round(self._policy.patience.total_seconds())
+            seconds = round(self._policy.webhook_wait.total_seconds())
             reporter.incident(f"No webhook came within {seconds} s; it is polled from now on.", providerJobId=job_id)
         try:
             async with asyncio.timeout(self._policy.run_timeout.total_seconds()):

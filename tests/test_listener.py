@@ -33,7 +33,7 @@ class Listening:
             connected=self._on_connected,
             drop=self.dropped.update,
             ping=timedelta(seconds=ping),
-            patience=timedelta(seconds=1),
+            answer_timeout=timedelta(seconds=1),
         )
 
     def _on_wake(self) -> None:

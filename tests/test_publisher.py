@@ -2,9 +2,11 @@
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -35,7 +37,7 @@ POLICY = Policy(
     strict_models=False,
     max_image_bytes=1_000_000,
 )
-PATIENCE = timedelta(seconds=0.2)
+STORAGE_AWAY = timedelta(seconds=0.2)
 QUICK = timedelta(milliseconds=1)
 
 
@@ -127,7 +129,13 @@ async def shop(database: str, db: Db) -> AsyncIterator[Shop]:
             contexts=contexts,
             fetcher=Fetcher([]),
             publisher=Publisher(
-                storage, contexts, turns, heartbeat, max_bytes=1_000_000, max_pixels=1_000_000, patience=PATIENCE
+                storage,
+                contexts,
+                turns,
+                heartbeat,
+                max_bytes=1_000_000,
+                max_pixels=1_000_000,
+                storage_away=STORAGE_AWAY,
             ),
             providers={"demo": shop.painter},
             policy=POLICY,
@@ -221,12 +229,11 @@ async def test_a_preview_that_cannot_be_shown_is_left_out(shop: Shop, content: b
     assert (await shop.ended(run))["status"] == "completed"
 
 
-async def test_what_a_cleared_away_directory_refuses_costs_no_outcome(shop: Shop) -> None:
+async def test_what_a_cleared_away_directory_refuses_costs_no_outcome(shop: Shop, tmp_path: Path) -> None:
     async def cleared_away(request: Request, report: Reporter) -> Generated:
         made = await red_fox(request, report)
-        path = request.workdir.with_name(request.workdir.name + "-moved")
-        request.workdir.rename(path)
-        return Generated(path / made.path.name, 0.05)
+        elsewhere = Path(shutil.move(request.workdir, tmp_path / "elsewhere"))
+        return Generated(elsewhere / made.path.name, 0.05)
 
     shop.painter.draw = cleared_away
     run = await insert_run(shop.db)

@@ -13,7 +13,7 @@ from daemon.database import Connection, connected, place, refuse_transaction_poo
 from daemon.errors import ImageJobsError
 from daemon.settings import Settings
 
-PATIENCE = 2.0
+NOTIFICATION_TIMEOUT = 2.0
 """Seconds for a notification to come back."""
 
 OLDEST_POSTGRES = 150000
@@ -135,7 +135,7 @@ async def _listen(connection: Connection) -> Finding:
     await connection.add_listener(channel, hear)
     await connection.execute("select pg_notify($1, '')", channel)
     try:
-        await asyncio.wait_for(heard.wait(), PATIENCE)
+        await asyncio.wait_for(heard.wait(), NOTIFICATION_TIMEOUT)
     except TimeoutError:
         return Finding(
             "listen",

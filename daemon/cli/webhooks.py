@@ -16,7 +16,7 @@ from daemon.cli.finding import Finding
 from daemon.database import Connection
 from daemon.settings import Settings
 
-PATIENCE = 10.0
+ANSWER_TIMEOUT = 10.0
 """Seconds for an answer."""
 
 _DOOR = "Put the Edge Function of sql/README.md (Webhooks) in front, and give providers its address."
@@ -80,7 +80,10 @@ async def try_webhook(settings: Settings, connection: Connection, name: str) -> 
     base = settings.supabase_url.rstrip("/")
     started = time.monotonic()
     try:
-        async with asyncio.timeout(PATIENCE), httpx.AsyncClient(timeout=PATIENCE) as client:  # it follows no redirect
+        async with (
+            asyncio.timeout(ANSWER_TIMEOUT),
+            httpx.AsyncClient(timeout=ANSWER_TIMEOUT) as client,
+        ):  # it follows no redirect
             answer = await client.post(
                 f"{base}/rest/v1/rpc/{webhook}",
                 params={"apikey": settings.anon_key.get_secret_value().strip()},

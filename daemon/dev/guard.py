@@ -12,7 +12,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-PATIENCE = 2.0
+INTERRUPT_INTERVAL = 2.0
 """Seconds until a process is interrupted again: the daemon then hands its runs back."""
 
 TRIES = 5
@@ -65,7 +65,7 @@ def _ended(pid: int, number: signal.Signals) -> bool:
     """Sends a signal, and answers whether that was the end of it."""
     try:
         os.kill(pid, number)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + INTERRUPT_INTERVAL
         while time.monotonic() < deadline:
             os.kill(pid, 0)
             time.sleep(0.05)

@@ -19,7 +19,7 @@ MARKER = "# The data of image-jobs dev. --fresh deletes this directory's content
 """In `.gitignore`: tells git to look away, and us that the directory is ours to delete."""
 
 
-PATIENCE = 20.0
+GUARD_TIMEOUT = 20.0
 """Seconds to wait for the guard of a dev that was killed."""
 
 
@@ -54,7 +54,7 @@ class Home:
             raise ImageJobsError(
                 f"{self.directory} cannot be used ({error.strerror}).", "Choose another directory with --data."
             ) from error
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + GUARD_TIMEOUT
         while not _locked(held):
             holder = self._lock.read_text().strip()
             if _lives(holder) or time.monotonic() > deadline:

@@ -14,6 +14,7 @@ from datetime import date, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit, urlunsplit
 
 from daemon.prompt import PromptSpec
 from daemon.settings import Settings
@@ -89,6 +90,15 @@ class Generated:
     """Further pictures that came with it, in order."""
     context: Path | None = None
     """A JSON file of a `Recalling` provider's, to be kept beside the picture."""
+
+    @property
+    def shown_url(self) -> str | None:
+        """`original_url` without its query, which is often a signature."""
+        return (
+            None
+            if self.original_url is None
+            else urlunsplit(urlsplit(self.original_url)._replace(query="", fragment=""))
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ Receive = Callable[[Path], Awaitable[Path]]
 Ask = Callable[[], Awaitable[bytes]]
 """Gives a picture."""
 
-PATIENCE = timedelta(minutes=20)
+TIMEOUT = timedelta(minutes=20)
 """One machine sends and receives all of it; how long that takes is not the question."""
 
 MODELS = {
@@ -37,8 +37,8 @@ MODELS = {
 BASES = {"openai": "OPENAI_BASE_URL", "google": "GOOGLE_BASE_URL", "stability": "STABILITY_BASE_URL"}
 
 
-http = httpx.AsyncClient(timeout=PATIENCE.total_seconds(), limits=httpx.Limits(max_connections=None))
-openai_images._DOWNLOAD_TIMEOUT = midjourney_proxy._DOWNLOAD_TIMEOUT = PATIENCE
+http = httpx.AsyncClient(timeout=TIMEOUT.total_seconds(), limits=httpx.Limits(max_connections=None))
+openai_images._DOWNLOAD_TIMEOUT = midjourney_proxy._DOWNLOAD_TIMEOUT = TIMEOUT
 
 
 class Silent:
@@ -72,7 +72,7 @@ def by_openai(kind: str, url: str) -> Ask:
     """The official SDK."""
     from openai import AsyncOpenAI
 
-    client = AsyncOpenAI(api_key="key", base_url=url, max_retries=0, timeout=PATIENCE.total_seconds())
+    client = AsyncOpenAI(api_key="key", base_url=url, max_retries=0, timeout=TIMEOUT.total_seconds())
     asked: dict[str, Any] = {"model": MODELS["openai"], "prompt": "a red fox"}
 
     async def one_call() -> bytes:
@@ -95,7 +95,7 @@ def by_google(_: str, url: str) -> Ask:
     from google import genai
     from google.genai.types import HttpOptions
 
-    options = HttpOptions(base_url=url, timeout=round(1000 * PATIENCE.total_seconds()))
+    options = HttpOptions(base_url=url, timeout=round(1000 * TIMEOUT.total_seconds()))
     client: Any = genai.Client(api_key="key", http_options=options)
 
     async def ask() -> bytes:

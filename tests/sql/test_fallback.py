@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from daemon.fallback import LONGEST_RATE_LIMIT
 from tests.postgres import connect, signed_in
 from tests.runs import WORKFLOW, event_names, insert_run, insert_runs, run_row
 from tests.sql.protocol import Daemon, Db, events, insert_node, move_clock, new_daemon, node_data
@@ -381,6 +382,13 @@ async def test_what_will_soon_go_on_is_waited_for(db: Db, daemon: Daemon, limit:
     await daemon.claim(10)
     await daemon.turn()
     assert [await fallbacks(db, run) for run in runs] == [[], []]
+
+
+async def test_the_database_and_the_daemons_wait_equally_long_for_a_rate_limit(db: Db, daemon: Daemon) -> None:
+    for more, why in ((0, None), (1, "blocked")):
+        await close(db, "openai", f"blocked_until = private.now() + interval '{LONGEST_RATE_LIMIT + more} s'")
+        closed = await db.fetchval("select private.why_closed($1)", OPENAI)
+        assert (closed and closed["code"]) == why
 
 
 async def test_a_run_that_is_not_due_waits_where_it_is(db: Db, daemon: Daemon) -> None:

@@ -1,6 +1,6 @@
-"""What is kept of a picture that was made: enough to settle its run with it, should the settlement be lost.
+"""What is written beside a stored picture: enough to settle its run with it, should the settlement be lost.
 
-The object's metadata may be read by whoever may see the picture. So what it cost and which words it was drawn from are
+It may be read by whoever may see the picture. So what it cost and which words it was drawn from are
 not there: they are in the run's event `generated`.
 """
 
@@ -8,15 +8,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from daemon.images import ImageInfo
 from daemon.queue import Claimed
 from daemon.storage import StoredObject
 
 
-def metadata(run: Claimed, info: ImageInfo, extra: Sequence[str]) -> dict[str, str]:
-    """The metadata of the object; `extra` has the keys of further pictures."""
+def describe(run: Claimed, info: ImageInfo, extra: Sequence[str]) -> dict[str, str]:
+    """The metadata of a picture's object; `extra` has the keys of further pictures."""
     return {
         "request": request_hash(run),
         "ticket": str(run.ticket),
@@ -60,8 +59,3 @@ def request_hash(run: Claimed) -> str:
     """What makes two requests the same: processor and prompt."""
     text = json.dumps([run.processor, run.metadata.get("promptSpec")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def without_query(url: str | None) -> str | None:
-    """A provider's URL without its query, which is often a signature."""
-    return None if url is None else urlunsplit(urlsplit(url)._replace(query="", fragment=""))
