@@ -18,6 +18,7 @@ import structlog
 from daemon import disk, outcomes
 from daemon.back_off import BackOff
 from daemon.calls import answered
+from daemon.checks import Checks
 from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.fetch import Fetcher
 from daemon.heartbeat import Heartbeat
@@ -25,7 +26,7 @@ from daemon.inputs import Inputs
 from daemon.metrics import Metrics
 from daemon.policy import Policy
 from daemon.prompt import PromptSpec
-from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Traceable, Waiting, setting
+from daemon.providers import Generated, Provider, Request, Submitted, Traceable, Waiting, setting
 from daemon.providers.catalogue import Resolved, resolve
 from daemon.publisher import Publisher
 from daemon.queue import UNAVAILABLE, Claimed, Queue
@@ -37,10 +38,6 @@ log = structlog.stdlib.get_logger()
 
 MOST_WARNINGS = 10
 """Of one kind: a prompt may have as many unknown fields as fit into a row."""
-
-
-class _NoAnswer(Waiting):
-    """The question about an order came to nothing, which says nothing about the order."""
 
 
 class Worker:
@@ -80,6 +77,7 @@ class Worker:
         self._heartbeat = heartbeat
         self._inputs = Inputs(storage, contexts, fetcher, publisher, max_bytes=policy.max_image_bytes)
         self._publisher = publisher
+        self._checks = Checks(heartbeat, policy)
         self._providers = providers
         self._policy = policy
         self._metrics = metrics
@@ -185,10 +183,10 @@ class Worker:
         reason = disk.untouched(error)
         if run.provider_job_id is None:
             return await self._failed(run, reason, reporter)
-        if (over := self._polled_out(run, run.provider_job_id)) is not None:
+        try:
+            return self._checks.put_off(run, run.provider_job_id, reason)
+        except Refused as over:
             return await self._failed(run, over, reporter)
-        waiting = Waiting(message=reason.message)
-        return outcomes.still_waiting(run.provider_job_id, waiting, due=self._policy.poll_interval, word=False)
 
     async def _attempt(self, run: Claimed, reporter: RunReporter, workdir: Path) -> dict[str, Any]:
         model, provider = self._choose(run)
@@ -204,7 +202,7 @@ class Worker:
 
         started = time.monotonic()
         if run.provider_job_id is not None:
-            made = await self._check(run, provider, run.provider_job_id, request, reporter)
+            made = await self._checks.ask(run, provider, run.provider_job_id, request, reporter)
         else:
             if run.attempt > 1 and (adopted := await self._publisher.adopt(run, model)) is not None:
                 return adopted
@@ -223,10 +221,7 @@ class Worker:
             case Submitted():
                 return outcomes.parked(made, run, due=self._policy.first_check(made))
             case Waiting():
-                await reporter.shown()
-                word = run.webhook == "came" and not isinstance(made, _NoAnswer)
-                due = self._policy.next_check(run, word=word)
-                return outcomes.still_waiting(run.provider_job_id, made, due=due, word=word)
+                return await self._checks.park(run, made, reporter)
 
     def _webhook_wait(self, name: str, provider: Provider) -> timedelta | None:
         """How long a webhook may tell of an order that nothing was heard of; None where none will."""
@@ -266,44 +261,6 @@ class Worker:
         if isinstance(made, Generated) and request.metadata.get("webhookUrl"):
             reporter.warning("webhookUrl has no use here: the image came with the answer.", field="webhookUrl")
         return made
-
-    async def _check(
-        self, run: Claimed, provider: Provider, job_id: str, request: Request, reporter: RunReporter
-    ) -> Generated | Waiting:
-        """Asks a provider about an order. Trouble with asking is no answer: it is asked again later."""
-        if not isinstance(provider, Deferred):
-            raise Refused(
-                "The provider cannot be asked about this order any more.",
-                code="invalid_request",
-                hint="Requeue the run to make the image anew.",
-            )
-        await self._heartbeat.wait_fresh()
-        if run.webhook == "awaited":
-            seconds = round(self._policy.webhook_wait.total_seconds())
-            reporter.incident(f"No webhook came within {seconds} s; it is polled from now on.", providerJobId=job_id)
-        try:
-            async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
-                made = await provider.check(job_id, request, reporter)
-        except TimeoutError:
-            made = _NoAnswer(message="The provider takes its time to answer.")
-        except Retryable as error:
-            if error.accepted:
-                raise
-            made = _NoAnswer(message=error.message)
-        if isinstance(made, Waiting) and (over := self._polled_out(run, job_id)) is not None:
-            raise over
-        return made
-
-    def _polled_out(self, run: Claimed, job_id: str) -> Refused | None:
-        """The end of an order that has been asked about for long enough; None if it has not."""
-        if run.submitted_ago is None or run.submitted_ago <= self._policy.poll_timeout:
-            return None
-        return Refused(
-            "Polling timeout exceeded",
-            code="polling_timeout",
-            hint="The provider may still deliver. Requeue the run to ask for the same image again.",
-            data={"incident": True, "seconds": round(run.submitted_ago.total_seconds()), "providerJobId": job_id},
-        )
 
     async def _block(self, run: Claimed, error: Retryable, wait: float) -> None:
         """Closes the provider or the model for every daemon, where the error says so."""
