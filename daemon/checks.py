@@ -62,9 +62,9 @@ class Checks:
     async def park(self, run: Claimed, waiting: Waiting, reporter: RunReporter) -> dict[str, Any]:
         """Answers the body of the settlement with which a run waits for its next question."""
         await reporter.shown()
-        word = run.webhook == "came" and not isinstance(waiting, _NoAnswer)
-        due = self._policy.next_check(run, word=word)
-        return outcomes.still_waiting(run.provider_job_id, waiting, due=due, word=word)
+        webhook = run.webhook == "came" and not isinstance(waiting, _NoAnswer)
+        due = self._policy.next_check(run, webhook=webhook)
+        return outcomes.still_waiting(run.provider_job_id, waiting, due=due, webhook=webhook)
 
     def put_off(self, run: Claimed, job_id: str, reason: RunError) -> dict[str, Any]:
         """The same where it could not be asked at all, for a reason of ours.
@@ -74,7 +74,7 @@ class Checks:
         """
         self._end_if_over(run, job_id)
         waiting = Waiting(message=reason.message)
-        return outcomes.still_waiting(job_id, waiting, due=self._policy.poll_interval, word=False)
+        return outcomes.still_waiting(job_id, waiting, due=self._policy.poll_interval, webhook=False)
 
     def _end_if_over(self, run: Claimed, job_id: str) -> None:
         if run.submitted_ago is None or run.submitted_ago <= self._policy.poll_timeout:

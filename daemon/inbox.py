@@ -1,5 +1,5 @@
 """Webhook deliveries on their way to the runs they are about. The database receives them and nearly always knows whose
-they are; what is left are words of orders that nobody wrote down: a daemon was killed, or an answer broke off, between
+they are; what is left are those of orders that nobody wrote down: a daemon was killed, or an answer broke off, between
 the provider's taking the order and its id's arrival here. The provider is asked whose they are.
 
 Nothing here settles a run: it is checked, and that decides.

@@ -105,13 +105,13 @@ def parked(order: Submitted, run: Claimed, *, due: timedelta) -> Body:
     }
 
 
-def still_waiting(job_id: str | None, waiting: Waiting, *, due: timedelta, word: bool) -> Body:
-    """Asked, and not ready yet. `word`: the provider will say when it is."""
+def still_waiting(job_id: str | None, waiting: Waiting, *, due: timedelta, webhook: bool) -> Body:
+    """Asked, and not ready yet. `webhook`: the provider will say when it is."""
     return {
         "outcome": "parked",
         "provider_job_id": job_id,
         "due_in": due.total_seconds(),
-        "webhook": word,
+        "webhook": webhook,
         "message": waiting.message or AT_WORK,
         "progress": None if waiting.progress is None else min(int(waiting.progress), 99),
     }

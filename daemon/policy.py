@@ -21,14 +21,14 @@ class Policy:
     max_image_bytes: int
 
     def first_check(self, order: Submitted) -> timedelta:
-        """From the order to the first question about it, if no word comes before."""
+        """From the order to the first question about it, if no webhook comes before."""
         if order.webhook:
             return self.webhook_wait
         return min(order.check_in or self.poll_interval, self.poll_timeout)
 
-    def next_check(self, run: Claimed, *, word: bool) -> timedelta:
-        """From one question to the next. With `word` the provider sends word of what happens: it is not asked before."""
-        if not word:
+    def next_check(self, run: Claimed, *, webhook: bool) -> timedelta:
+        """From one question to the next. With `webhook` the provider tells what happens: it is not asked before."""
+        if not webhook:
             return self.poll_interval
         left = self.poll_timeout - (run.submitted_ago or timedelta(0))
         return max(min(self.webhook_wait, left), timedelta(0))

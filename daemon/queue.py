@@ -46,7 +46,7 @@ TROUBLE: tuple[type[BaseException], ...] = (*UNAVAILABLE, asyncpg.PostgresError)
 BEAT_TIMEOUT = 5.0
 """Seconds for a sign of life: what takes longer is worth less than the next try."""
 
-Word = Literal["awaited", "came"]
+Webhook = Literal["awaited", "came"]
 """Of an order: a webhook is awaited until its next check, or it came and made the check due."""
 
 Result = Literal["settled", "already", "lost", "busy", "recorded"]
@@ -68,7 +68,7 @@ class Claimed:
     attempt: int
     max_attempts: int
     provider_job_id: str | None
-    webhook: Word | None
+    webhook: Webhook | None
     submitted_ago: timedelta | None
     waited: timedelta
     made: Mapping[str, Any] | None = None
@@ -251,7 +251,7 @@ class Queue:
             await connection.execute("select private.sweep_webhooks()")
 
     async def unmatched_deliveries(self, providers: Sequence[str], limit: int) -> list[Order]:
-        """`private.unmatched_deliveries`: orders of which word came and that no run has, leased for a minute."""
+        """`private.unmatched_deliveries`: orders of which a webhook came and that no run has, leased for a minute."""
         async with self._connected() as connection:
             rows = await connection.fetch("select private.unmatched_deliveries($1, $2)", list(providers), limit)
         return [Order.read(row[0]) for row in rows]

@@ -1,4 +1,4 @@
-"""Orders that nobody wrote down are found by their webhooks: whole daemons, and a fake of OpenAI that sends word."""
+"""Orders that nobody wrote down are found by their webhooks: whole daemons, and a fake of OpenAI that sends webhooks."""
 
 import json
 import signal
@@ -47,7 +47,7 @@ async def order(studio: Studio, **metadata: object) -> str:
     return await insert_run(studio.db, processor=f"openai:{FLARE}", workflow=uuid4(), mode="background", **metadata)
 
 
-async def word(studio: Studio, response: str, *, message: str = "msg_1") -> None:
+async def send_webhook(studio: Studio, response: str, *, message: str = "msg_1") -> None:
     """OpenAI says that a response is complete."""
     body = json.dumps({"object": "event", "type": "response.completed", "data": {"id": response}})
     url = f"{studio.project.url}/rest/v1/rpc/webhook_openai?apikey={studio.project.keys.anon_key}"
@@ -57,7 +57,7 @@ async def word(studio: Studio, response: str, *, message: str = "msg_1") -> None
     assert answer.json() == {"received": True, "duplicate": False}
 
 
-async def test_word_of_an_order_that_died_with_its_daemon_brings_it_to_its_run_without_a_second_one(
+async def test_a_webhook_of_an_order_that_died_with_its_daemon_brings_it_to_its_run_without_a_second_one(
     studio: Studio, api: ResponsesAPI, environment: dict[str, str]
 ) -> None:
     api.mute = True
@@ -70,7 +70,7 @@ async def test_word_of_an_order_that_died_with_its_daemon_brings_it_to_its_run_w
         await wait_until(lambda: studio.events(run, "taken_over"), timeout=20)
         assert 40 < await studio.due_in(run) <= 60
         (response,) = api.responses
-        await word(studio, response)
+        await send_webhook(studio, response)
         row = await studio.until(run, "completed")
 
     assert (row["provider_job_id"], row["attempt"]) == (response, 1)
@@ -79,7 +79,7 @@ async def test_word_of_an_order_that_died_with_its_daemon_brings_it_to_its_run_w
     assert (await studio.events(run, "parked"))[0]["data"]["providerJobId"] == response
 
 
-async def test_word_that_comes_while_its_run_is_held_by_a_dead_daemon_is_not_lost(
+async def test_a_webhook_that_comes_while_its_run_is_held_by_a_dead_daemon_is_not_lost(
     studio: Studio, api: ResponsesAPI, environment: dict[str, str]
 ) -> None:
     api.mute = True
@@ -89,7 +89,7 @@ async def test_word_that_comes_while_its_run_is_held_by_a_dead_daemon_is_not_los
     (response,) = api.responses
     await studio.db.execute("update runs set max_attempts = 1")  # there will be no other
     studio.daemon.signal(signal.SIGSTOP)
-    await word(studio, response)
+    await send_webhook(studio, response)
     # Old enough to be asked about, so that this comes before the run is taken over.
     await studio.db.execute("update private.webhook_deliveries set received_at = received_at - interval '3 s'")
     async with daemon(studio.project, **environment) as other:
@@ -101,7 +101,7 @@ async def test_word_that_comes_while_its_run_is_held_by_a_dead_daemon_is_not_los
     assert len(api.orders) == 1
 
 
-async def test_an_order_whose_answer_breaks_off_is_not_made_again_before_word_could_come(
+async def test_an_order_whose_answer_breaks_off_is_not_made_again_before_a_webhook_could_come(
     studio: Studio, api: ResponsesAPI
 ) -> None:
     api.next(Answer(cut=0))
@@ -110,7 +110,7 @@ async def test_an_order_whose_answer_breaks_off_is_not_made_again_before_word_co
     assert 40 < await studio.due_in(run) <= 60
     assert len(await studio.events(run, "unknown_outcome")) == 1
     (response,) = api.responses
-    await word(studio, response)
+    await send_webhook(studio, response)
     row = await studio.until(run, "completed")
 
     assert row["provider_job_id"] == response
@@ -119,15 +119,15 @@ async def test_an_order_whose_answer_breaks_off_is_not_made_again_before_word_co
 
 async def test_an_order_of_somebody_else_is_asked_about_once_and_left_alone(studio: Studio, api: ResponsesAPI) -> None:
     api.known("resp_foreign", metadata={"purpose": "homework"})
-    await word(studio, "resp_foreign")
-    await word(studio, "resp_nowhere", message="msg_2")
+    await send_webhook(studio, "resp_foreign")
+    await send_webhook(studio, "resp_nowhere", message="msg_2")
     await wait_until(lambda: len(studio.daemon.logged("order.traced")) == 2, timeout=20)
     assert [line["result"] for line in studio.daemon.logged("order.traced")] == ["unknown", "unknown"]
     assert len(api.questions) == 2
     waiting = await studio.db.fetch("select ask_at = 'infinity' as asked, closed_at from private.webhook_deliveries")
     assert [tuple(row) for row in waiting] == [(True, None), (True, None)]
     run = await order(studio)
-    await word(studio, (await studio.parked(run))["provider_job_id"], message="msg_3")
+    await send_webhook(studio, (await studio.parked(run))["provider_job_id"], message="msg_3")
     await studio.until(run, "completed")
 
 
@@ -136,7 +136,7 @@ async def test_a_provider_that_cannot_say_whose_an_order_is_is_asked_again(studi
     run = await order(studio)
     await studio.put_off(run)
     (response,) = api.responses
-    await word(studio, response)
+    await send_webhook(studio, response)
     await wait_until(lambda: studio.daemon.logged("order.owner_unknown"), timeout=20)
     await studio.db.execute("update private.webhook_deliveries set ask_at = now()")  # the lease is over
     await studio.until(run, "completed")
@@ -164,7 +164,7 @@ async def test_an_order_that_comes_to_light_after_its_run_was_cancelled_is_cance
     await studio.put_off(run)
     await studio.db.execute("update runs set status = 'cancelled' where id = $1", run)
     (response,) = api.responses
-    await word(studio, response)
+    await send_webhook(studio, response)
     await wait_until(lambda: studio.events(run, "order_cancelled"), timeout=20)
     assert api.cancelled == [response]
     assert (await run_row(studio.db, run))["status"] == "cancelled"

@@ -1,4 +1,4 @@
-"""Word from a midjourney-proxy, all the way: its hook, the REST endpoint, the database, the daemon, the picture."""
+"""Webhooks of a midjourney-proxy, all the way: its hook, the REST endpoint, the database, the daemon, the picture."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ from tests.webhooks import hex_hmac
 SECRET = "a webhook secret of the tests"
 THEIRS = "https://93.184.215.14/hook"
 FOR_EVER = {"IMAGE_JOBS_WEBHOOK_WAIT": "600", "IMAGE_JOBS_POLL_INTERVAL": "600", "IMAGE_JOBS_POLL_TIMEOUT": "3600"}
-"""Nothing is asked but because word came."""
+"""Nothing is asked but because a webhook came."""
 
 
 def signed(name: str, secret: str = SECRET) -> str:
@@ -58,7 +58,7 @@ async def db(database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]
 async def studio(
     project: Supabase, db: "asyncpg.Connection[asyncpg.Record]", api: MidjourneyAPI, **environment: str
 ) -> AsyncIterator[Studio]:
-    """A daemon that orders from the proxy, and that word comes to."""
+    """A daemon that orders from the proxy, and that its webhooks come to."""
     environment = {
         "MIDJOURNEY_API_URL": api.url,
         "MIDJOURNEY_API_KEY": KEY,
@@ -94,7 +94,7 @@ def asked(api: MidjourneyAPI) -> int:
     return sum(call.path.endswith("/fetch") for call in api.requests)
 
 
-async def test_word_has_the_order_checked_at_once_and_shows_its_progress(
+async def test_a_webhook_has_the_order_checked_at_once_and_shows_its_progress(
     project: Supabase, db: "asyncpg.Connection[asyncpg.Record]", api: MidjourneyAPI
 ) -> None:
     async with studio(project, db, api) as it:
@@ -118,7 +118,7 @@ async def test_word_has_the_order_checked_at_once_and_shows_its_progress(
     assert (asked(api), len(api.orders)) == (3, 1)
 
 
-async def test_forged_word_is_refused_and_nobody_is_asked_for_it(
+async def test_a_forged_webhook_is_refused_and_nobody_is_asked_for_it(
     project: Supabase, db: "asyncpg.Connection[asyncpg.Record]", api: MidjourneyAPI
 ) -> None:
     async with studio(project, db, api) as it:
@@ -142,7 +142,7 @@ async def test_forged_word_is_refused_and_nobody_is_asked_for_it(
         assert (await run_row(db, other))["status"] == "running"
 
 
-async def test_an_order_that_a_killed_daemon_could_not_write_down_is_found_and_its_early_word_heard(
+async def test_an_order_that_a_killed_daemon_could_not_write_down_is_found_and_its_early_webhook_heard(
     project: Supabase, db: "asyncpg.Connection[asyncpg.Record]", api: MidjourneyAPI
 ) -> None:
     api.mute = True
@@ -162,7 +162,7 @@ async def test_an_order_that_a_killed_daemon_could_not_write_down_is_found_and_i
     assert (row["provider_job_id"], len(api.orders)) == ("1000", 1)
 
 
-async def test_word_of_an_order_from_before_the_secret_was_replaced_is_still_good(
+async def test_a_webhook_of_an_order_from_before_the_secret_was_replaced_is_still_good(
     project: Supabase, db: "asyncpg.Connection[asyncpg.Record]", api: MidjourneyAPI
 ) -> None:
     async with studio(project, db, api) as it:

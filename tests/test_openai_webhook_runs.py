@@ -1,4 +1,4 @@
-"""OpenAI sends word of a response: to the database, signed as OpenAI signs. Whole daemons, and a fake of the Responses API."""
+"""OpenAI sends webhooks of a response: to the database, signed as OpenAI signs. Whole daemons, and a fake of the Responses API."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ async def order(studio: Studio) -> str:
     return await insert_run(studio.db, processor=f"openai:{FLARE}", workflow=uuid4(), mode="background")
 
 
-async def send_word(studio: Studio, response: str, kind: str = "response.completed", *, secret: str = SECRET) -> int:
+async def send_webhook(studio: Studio, response: str, kind: str = "response.completed", *, secret: str = SECRET) -> int:
     """Posts what OpenAI posts; answers the status."""
     event = {"id": "evt_1", "object": "event", "type": kind, "created_at": int(time.time()), "data": {"id": response}}
     body = json.dumps(event)
@@ -62,46 +62,48 @@ async def send_word(studio: Studio, response: str, kind: str = "response.complet
     return answer.status_code
 
 
-async def test_word_of_a_completed_response_makes_the_check_due_at_once(studio: Studio, api: ResponsesAPI) -> None:
+async def test_a_webhook_of_a_completed_response_makes_the_check_due_at_once(studio: Studio, api: ResponsesAPI) -> None:
     run = await order(studio)
     row = await studio.parked(run)
     assert row["webhook"] == "awaited"
     assert api.questions == []
     api.stages = [api.completed()]
-    assert await send_word(studio, row["provider_job_id"]) == 200
+    assert await send_webhook(studio, row["provider_job_id"]) == 200
     row = await studio.until(run, "completed")
 
     assert row["payload"]["cost"] == pytest.approx(COST)
     assert len(api.questions) == 1
     assert len(api.orders) == 1
     assert await studio.events(run, "incident") == []
-    (word,) = await studio.events(run, "webhook")
-    assert (word["kind"], word["data"]["type"]) == ("webhook", "response.completed")
+    (webhook,) = await studio.events(run, "webhook")
+    assert (webhook["kind"], webhook["data"]["type"]) == ("webhook", "response.completed")
 
 
-async def test_word_of_a_failed_response_is_believed_only_after_asking(studio: Studio, api: ResponsesAPI) -> None:
+async def test_a_webhook_of_a_failed_response_is_believed_only_after_asking(studio: Studio, api: ResponsesAPI) -> None:
     run = await order(studio)
     row = await studio.parked(run)
     api.stages = [failed("invalid_prompt", "Flagged.")]
-    assert await send_word(studio, row["provider_job_id"], "response.failed") == 200
+    assert await send_webhook(studio, row["provider_job_id"], "response.failed") == 200
     row = await studio.until(run, "failed")
 
     assert row["payload"]["code"] == "content_policy"
     assert len(api.questions) == 1
 
 
-async def test_word_that_somebody_else_signed_is_refused_and_asks_nobody(studio: Studio, api: ResponsesAPI) -> None:
+async def test_a_webhook_that_somebody_else_signed_is_refused_and_asks_nobody(
+    studio: Studio, api: ResponsesAPI
+) -> None:
     run = await order(studio)
     row = await studio.parked(run)
     other = "whsec_" + "b" * 44
 
-    assert await send_word(studio, row["provider_job_id"], secret=other) == 401
+    assert await send_webhook(studio, row["provider_job_id"], secret=other) == 401
     assert api.questions == []
     assert (await run_row(studio.db, run))["due_at"] == row["due_at"]
 
 
 @pytest.mark.parametrize("environment", [{"IMAGE_JOBS_WEBHOOK_WAIT": "1"}], indirect=True, ids=[""])
-async def test_without_word_it_is_polled_and_an_incident_says_so(studio: Studio, api: ResponsesAPI) -> None:
+async def test_without_a_webhook_it_is_polled_and_an_incident_says_so(studio: Studio, api: ResponsesAPI) -> None:
     run = await order(studio)
     await wait_until(lambda: len(api.questions) >= 2, timeout=20)
     api.stages = [api.completed()]
@@ -113,7 +115,7 @@ async def test_without_word_it_is_polled_and_an_incident_says_so(studio: Studio,
 
 
 @pytest.mark.parametrize("environment", [{"IMAGE_JOBS_DRAIN_TIMEOUT": "0"}], indirect=True, ids=[""])
-async def test_an_order_of_a_daemon_that_had_to_leave_is_not_made_again_before_word_could_come(
+async def test_an_order_of_a_daemon_that_had_to_leave_is_not_made_again_before_a_webhook_could_come(
     studio: Studio, api: ResponsesAPI
 ) -> None:
     breaks_off = asyncio.Event()
@@ -130,13 +132,13 @@ async def test_an_order_of_a_daemon_that_had_to_leave_is_not_made_again_before_w
     assert 40 < await studio.due_in(run) <= 60
 
 
-async def test_an_order_that_openai_has_forgotten_is_made_again_without_waiting_for_word(
+async def test_an_order_that_openai_has_forgotten_is_made_again_without_waiting_for_a_webhook(
     studio: Studio, api: ResponsesAPI
 ) -> None:
     run = await order(studio)
     row = await studio.parked(run)
     api.responses.clear()
-    assert await send_word(studio, row["provider_job_id"]) == 200
+    assert await send_webhook(studio, row["provider_job_id"]) == 200
     await studio.put_off(run)
 
     assert await studio.due_in(run) < 10

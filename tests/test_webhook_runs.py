@@ -1,4 +1,4 @@
-"""Word first, questions second: whole daemons, the database as the receiver, and a fake of a proxy that sends word."""
+"""Webhook first, poll second: whole daemons, the database as the receiver, and a fake of a proxy that sends webhooks."""
 
 import json
 import signal
@@ -89,7 +89,9 @@ async def incidents(studio: Studio, run: str) -> list[str]:
     return [incident["message"] for incident in await studio.events(run, "incident")]
 
 
-async def test_word_makes_the_check_due_at_once_and_one_question_is_enough(studio: Studio, api: MidjourneyAPI) -> None:
+async def test_a_webhook_makes_the_check_due_at_once_and_one_question_is_enough(
+    studio: Studio, api: MidjourneyAPI
+) -> None:
     run = await order(studio)
     assert (await parked(studio, run))["webhook"] == "awaited"
     assert 30 < await left(studio, run) <= 60
@@ -104,7 +106,7 @@ async def test_word_makes_the_check_due_at_once_and_one_question_is_enough(studi
     assert "webhook" in await studio.story(run)
 
 
-async def test_word_that_is_not_the_last_is_followed_by_waiting_for_the_next(
+async def test_a_webhook_that_is_not_the_last_is_followed_by_waiting_for_the_next(
     studio: Studio, api: MidjourneyAPI
 ) -> None:
     run = await order(studio)
@@ -125,7 +127,7 @@ async def test_word_that_is_not_the_last_is_followed_by_waiting_for_the_next(
 
 
 @soon(IMAGE_JOBS_WEBHOOK_WAIT="1")
-async def test_if_no_word_comes_an_incident_says_so_and_it_is_polled(studio: Studio, api: MidjourneyAPI) -> None:
+async def test_if_no_webhook_comes_an_incident_says_so_and_it_is_polled(studio: Studio, api: MidjourneyAPI) -> None:
     api.deaf = True
     api.stages = [DRAWING, DRAWING, DRAWING, api.done()]
     run = await order(studio)
@@ -137,7 +139,7 @@ async def test_if_no_word_comes_an_incident_says_so_and_it_is_polled(studio: Stu
 
 
 @soon(IMAGE_JOBS_WEBHOOK_WAIT="1", IMAGE_JOBS_POLL_TIMEOUT="2")
-async def test_what_never_ends_is_given_up_and_word_that_comes_later_lets_a_requeue_fetch_the_same_order(
+async def test_what_never_ends_is_given_up_and_a_webhook_that_comes_later_lets_a_requeue_fetch_the_same_order(
     studio: Studio, api: MidjourneyAPI
 ) -> None:
     run = await order(studio)
@@ -159,7 +161,9 @@ async def test_what_never_ends_is_given_up_and_word_that_comes_later_lets_a_requ
 
 
 @soon(IMAGE_JOBS_WEBHOOK_WAIT="60", IMAGE_JOBS_POLL_TIMEOUT="1")
-async def test_word_is_waited_for_no_longer_than_until_a_run_is_given_up(studio: Studio, api: MidjourneyAPI) -> None:
+async def test_a_webhook_is_waited_for_no_longer_than_until_a_run_is_given_up(
+    studio: Studio, api: MidjourneyAPI
+) -> None:
     run = await order(studio)
     await studio.until(run, "failed")
     assert await incidents(studio, run) == [
@@ -168,7 +172,7 @@ async def test_word_is_waited_for_no_longer_than_until_a_run_is_given_up(studio:
     ]
 
 
-async def test_word_twice_in_the_wrong_order_and_of_unknown_orders_does_no_harm(
+async def test_webhooks_twice_in_the_wrong_order_and_of_unknown_orders_do_no_harm(
     studio: Studio, api: MidjourneyAPI
 ) -> None:
     run = await order(studio)
@@ -193,7 +197,7 @@ async def test_word_twice_in_the_wrong_order_and_of_unknown_orders_does_no_harm(
     assert len(await studio.events(run, "completed")) == 1
 
 
-async def test_word_goes_to_another_daemon_when_the_one_that_ordered_was_killed(
+async def test_a_webhook_goes_to_another_daemon_when_the_one_that_ordered_was_killed(
     studio: Studio, api: MidjourneyAPI, environment: dict[str, str]
 ) -> None:
     run = await order(studio)

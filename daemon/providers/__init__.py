@@ -110,7 +110,7 @@ class Submitted:
     check_in: timedelta | None = None
     """When to ask for the first time; None leaves it to the poll interval."""
     webhook: bool = False
-    """Whether word of it will come by `webhook_<provider>`: then it is asked for only if that does not come in time."""
+    """Whether its webhook will come, by `webhook_<provider>`: then it is asked for only if that does not come in time."""
 
 
 @dataclass(frozen=True, slots=True)

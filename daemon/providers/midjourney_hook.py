@@ -1,6 +1,6 @@
-"""Where a midjourney-proxy sends word of an order, and how the database knows that it is word of ours.
+"""Where a midjourney-proxy sends the webhooks of an order, and how the database knows that the order is ours.
 
-The proxy signs nothing. But it repeats an order's `state` in every word of it, so that is signed, by us: see
+The proxy signs nothing. But it repeats an order's `state` in every one, so that is signed, by us: see
 `private.verified_delivery` in `sql/schema/70_webhook_signatures.sql`.
 """
 
@@ -15,7 +15,7 @@ from daemon.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """An address for word.
+    """An address for webhooks.
 
     Args:
         url: The proxy posts the task to it at each change.
@@ -37,7 +37,7 @@ class Hook:
 
     @property
     def ours(self) -> bool:
-        """Whether word comes to the database."""
+        """Whether they come to the database."""
         return self.key is not None
 
     @property

@@ -33,7 +33,7 @@ class MidjourneyProxy:
     Args:
         api_url: The proxy's address, with or without the `/mj` that all its paths begin with.
         api_key: Its `mj-api-secret`; None where it has none. Sent to `api_url` and nowhere else.
-        hook: Where it is to send word of orders; None for nowhere: then it is asked.
+        hook: Where it is to send webhooks; None for nowhere: then it is asked.
         timeout: Longest silence of the proxy.
         max_bytes, max_pixels: Largest image that is accepted.
     """
@@ -55,7 +55,7 @@ class MidjourneyProxy:
         self._max_pixels = max_pixels
         # Pictures lie at Discord, or with the proxy itself.
         self._fetcher = Fetcher([api_url])
-        # Callers name where else word is to be sent, so no address of ours is open to that.
+        # Callers name where else webhooks are to be sent, so no address of ours is open to that.
         self._outside = Destinations([])
         self._client = httpx.AsyncClient(
             base_url=api_url.rstrip("/").removesuffix("/mj"),
@@ -75,7 +75,7 @@ class MidjourneyProxy:
         hook = Hook(own) if isinstance(own, str) and own else self._hook
         call = build(request, hook, report.warning)
         if request.attempt > 1 and (found := await self._find(name_of(request))) is not None:
-            # Word of it verifies only if the key is still the one it was signed with.
+            # Its webhooks verify only if the key is still the one it was signed with.
             heard = hook is not None and hook.ours and found.state == hook.state(call.name)
             return Submitted(found.id, "An earlier attempt had ordered it; that order is used.", webhook=heard)
         if hook is not None and not hook.ours:

@@ -31,7 +31,7 @@ class ImagineCall:
         prompt: The line, flags included.
         name: Comes back with the order, and finds it again.
         bot: Which of Midjourney's two bots draws; proxies that know only one ignore it.
-        hook: Where word of it is to be sent; None for nowhere.
+        hook: Where its webhooks are to be sent; None for nowhere.
         image: The picture to go by; None for none.
         image_type: Its content type.
     """
@@ -70,7 +70,7 @@ def name_of(request: Request) -> str:
 
 
 def build(request: Request, hook: Hook | None, warn: Warn) -> ImagineCall:
-    """Maps a run to an order, word of which is sent to the hook.
+    """Maps a run to an order whose webhooks are sent to the hook.
 
     Raises:
         Refused: If the model cannot be one, nothing is left of the prompt, or the previous image cannot be taken.

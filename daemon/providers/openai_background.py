@@ -34,7 +34,7 @@ class OpenAIBackground:
 
     Args:
         client: Speaks to that server.
-        webhook: Whether OpenAI's word of a finished response is heard here.
+        webhook: Whether OpenAI's webhooks are verified here.
         max_bytes: Largest image that is accepted.
     """
 

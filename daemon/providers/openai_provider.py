@@ -24,7 +24,7 @@ class OpenAI:
         api_key: Sent to `base_url` and nowhere else.
         base_url: A compatible server; None for OpenAI itself.
         models: What that server has on offer, as far as it is known.
-        webhook: Whether OpenAI's word of a finished response is heard here.
+        webhook: Whether OpenAI's webhooks are verified here.
         timeout: Longest silence of the server.
         max_bytes: Largest image that is accepted.
     """

@@ -33,8 +33,8 @@ async def api() -> AsyncIterator[MidjourneyAPI]:
         yield api
 
 
-def words(api: MidjourneyAPI, chance: random.Random) -> list[tuple[str, dict[str, Any]]]:
-    """What is sent, in this order: half of the stages of all orders, the end of each among them, and word of orders that
+def webhooks(api: MidjourneyAPI, chance: random.Random) -> list[tuple[str, dict[str, Any]]]:
+    """What is sent, in this order: half of the stages of all orders, the end of each among them, and webhooks of orders that
     nobody made; and then some of all that again, everything shuffled."""
     done = [(name, api.done()) for name in api.tasks]
     stages = [(name, {"status": "IN_PROGRESS", "progress": f"{p}%"}) for name in api.tasks for p in range(2, 100, 2)]
@@ -46,8 +46,8 @@ def words(api: MidjourneyAPI, chance: random.Random) -> list[tuple[str, dict[str
 
 
 def ends(sent: list[tuple[str, dict[str, Any]]]) -> dict[str, int]:
-    """With which word each order is finished in truth: one half when word first says so, the others with the last new
-    word of theirs, which may say something else, and come while a daemon is asking."""
+    """With which webhook each order is finished in truth: one half when one first says so, the others with the last new
+    one of theirs, which may say something else, and come while a daemon is asking."""
     new: dict[str, dict[str, int]] = {}
     for number, (name, stage) in enumerate(sent):
         new.setdefault(name, {}).setdefault(stage.get("progress", ""), number)
@@ -94,7 +94,7 @@ async def test_every_run_settles_once_in_a_flood_of_deliveries(world: World, api
         "MIDJOURNEY_API_KEY": KEY,
         "WEBHOOK_SECRET": SECRET,
         "IMAGE_JOBS_LEASE": "5",
-        "IMAGE_JOBS_WEBHOOK_WAIT": "3600",  # whatever is asked, is asked because of word
+        "IMAGE_JOBS_WEBHOOK_WAIT": "3600",  # whatever is asked, is asked because of a webhook
         "IMAGE_JOBS_POLL_TIMEOUT": "3600",
     }
     async with world.daemon(**environment) as first, world.daemon(**environment) as second:
@@ -107,7 +107,7 @@ async def test_every_run_settles_once_in_a_flood_of_deliveries(world: World, api
             return await world.db.fetchval(parked) == RUNS
 
         await wait_until(all_parked, timeout=60)
-        sent = words(api, random.Random(4))
+        sent = webhooks(api, random.Random(4))
         half = asyncio.Event()
         pouring = asyncio.create_task(pour(world, api, sent, half))
         await half.wait()

@@ -462,7 +462,7 @@ async def test_an_order_is_found_again_whatever_key_signed_it(state: str, *, hea
     assert studio.api.orders == []
 
 
-async def test_word_is_posted_as_the_proxys_own_task(studio: Studio) -> None:
+async def test_a_webhook_is_posted_as_the_proxys_own_task(studio: Studio) -> None:
     await studio.set_up(**{**HOOKED, "SUPABASE_URL": studio.api.url})
     job_id = await studio.order()
     await studio.api.happen(job_id, status="IN_PROGRESS", progress="46%")

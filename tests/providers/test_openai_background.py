@@ -146,7 +146,7 @@ async def test_it_is_said_that_the_prompt_is_worded_anew_and_that_no_webhook_of_
         ({"WEBHOOK_SECRET": "s" * 32}, True),
     ],
 )
-async def test_word_is_expected_where_a_secret_for_it_is_set(
+async def test_a_webhook_is_expected_where_a_secret_for_it_is_set(
     settings: dict[str, str], webhook: bool, studio: Studio
 ) -> None:
     await studio.set_up(**settings)

@@ -143,7 +143,7 @@ async def test_that_order_is_used_if_the_next_attempt_ends_without_knowing_what_
     assert await daemon.park(claimed, ticket=claimed["ticket"]) == "lost"
     await other.settle(again, "retry", due_in=60, payload={"error": "No answer.", "code": "outcome_unknown"})
     checking = await other.claim_one()
-    assert (checking["provider_job_id"], checking["webhook"]) == ("order-1", None)  # nobody will send word of it
+    assert (checking["provider_job_id"], checking["webhook"]) == ("order-1", None)  # no webhook of it will come
     await other.complete(checking)
     await move_clock(db, "65 s")
     await db.execute("select private.sweep_webhooks()")

@@ -63,7 +63,7 @@ async def test_an_order_of_a_provider_that_a_run_never_named_is_none_of_its(db: 
     assert await attach(db, claimed, provider="stability") == "unknown"
 
 
-async def test_a_run_stays_with_an_order_of_which_word_is_here(db: Db, daemon: Daemon) -> None:
+async def test_a_run_stays_with_an_order_of_which_a_webhook_is_here(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await deliver(db)
     assert await attach(db, claimed) == "held"
@@ -75,7 +75,7 @@ async def test_a_run_stays_with_an_order_of_which_word_is_here(db: Db, daemon: D
     assert (checking["processor"], checking["provider_job_id"]) == (MODEL, "order-1")
 
 
-async def test_word_of_an_order_at_one_provider_is_not_taken_for_one_at_another(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_of_an_order_at_one_provider_is_not_taken_for_one_at_another(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await deliver(db)
     await go_on(daemon, claimed)

@@ -1,4 +1,4 @@
-"""Orders at providers: whose word is awaited, which nobody wrote down, and how each finds its run."""
+"""Orders at providers: whose webhook is awaited, which nobody wrote down, and how each finds its run."""
 
 import json
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ async def daemon(db: Db) -> Daemon:
 
 
 async def deliver(db: Db, order: str = "order-1", message: str = "msg_1") -> None:
-    """Word of an order comes, as the provider signs it."""
+    """A webhook of an order comes, as the provider signs it."""
     body, at = json.dumps({"type": "response.completed", "data": {"id": order}}), datetime.now(UTC)
     headers = {
         "webhook-id": message,
@@ -62,10 +62,10 @@ async def ended_unknown(db: Db, daemon: Daemon) -> dict[str, Any]:
     return claimed
 
 
-# word that is awaited
+# webhooks that are awaited
 
 
-async def test_word_is_awaited_comes_and_is_awaited_again(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_is_awaited_comes_and_is_awaited_again(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     assert claimed["webhook"] is None
     await daemon.park(claimed, due_in=60, webhook=True)
@@ -81,7 +81,7 @@ async def test_word_is_awaited_comes_and_is_awaited_again(db: Db, daemon: Daemon
     assert (await daemon.claim_one())["webhook"] == "came"
 
 
-async def test_a_check_without_word_knows_that_none_came(db: Db, daemon: Daemon) -> None:
+async def test_a_check_without_a_webhook_knows_that_none_came(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.park(claimed, due_in=60, webhook=True)
     await move_clock(db, "61 s")
@@ -92,7 +92,7 @@ async def test_a_check_without_word_knows_that_none_came(db: Db, daemon: Daemon)
 
 
 @pytest.mark.parametrize("when", ["before the order is written down", "while it is checked"])
-async def test_word_that_crosses_with_a_park_counts_as_come(db: Db, daemon: Daemon, when: str) -> None:
+async def test_a_webhook_that_crosses_with_a_park_counts_as_come(db: Db, daemon: Daemon, when: str) -> None:
     claimed = await claimed_run(db, daemon)
     if when == "while it is checked":
         await daemon.park(claimed, due_in=0, webhook=True)
@@ -102,14 +102,14 @@ async def test_word_that_crosses_with_a_park_counts_as_come(db: Db, daemon: Daem
     assert (await daemon.claim_one())["webhook"] == "came"
 
 
-async def test_word_of_a_run_that_is_polled_makes_its_check_due_too(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_of_a_run_that_is_polled_makes_its_check_due_too(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.park(claimed, due_in=60)
     await deliver(db)
     assert (await daemon.claim_one())["webhook"] == "came"
 
 
-async def test_a_check_that_is_handed_back_still_knows_whether_word_came(db: Db, daemon: Daemon) -> None:
+async def test_a_check_that_is_handed_back_still_knows_whether_a_webhook_came(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.park(claimed, due_in=60, webhook=True)
     await deliver(db)
@@ -118,7 +118,7 @@ async def test_a_check_that_is_handed_back_still_knows_whether_word_came(db: Db,
 
 
 @pytest.mark.parametrize("change", ["status = 'pending'", "status = 'cancelled'", "due_at = now() + interval '9 s'"])
-async def test_nobody_waits_for_word_once_somebody_else_decides(db: Db, daemon: Daemon, change: str) -> None:
+async def test_nobody_waits_for_a_webhook_once_somebody_else_decides(db: Db, daemon: Daemon, change: str) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.park(claimed, due_in=60, webhook=True)
     await db.execute("update runs set webhook = 'came', priority = 3")
@@ -128,7 +128,7 @@ async def test_nobody_waits_for_word_once_somebody_else_decides(db: Db, daemon: 
 
 
 @pytest.mark.parametrize("outcome", ["completed", "failed"])
-async def test_a_run_that_has_ended_waits_for_no_word(db: Db, daemon: Daemon, outcome: str) -> None:
+async def test_a_run_that_has_ended_waits_for_no_webhook(db: Db, daemon: Daemon, outcome: str) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.park(claimed, due_in=0, webhook=True)
     checking = await daemon.claim_one()
@@ -136,7 +136,9 @@ async def test_a_run_that_has_ended_waits_for_no_word(db: Db, daemon: Daemon, ou
     assert (await run_row(db, claimed["id"]))["webhook"] is None
 
 
-async def test_word_after_we_gave_up_says_once_that_a_requeue_asks_for_the_same_order(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_after_we_gave_up_says_once_that_a_requeue_asks_for_the_same_order(
+    db: Db, daemon: Daemon
+) -> None:
     run = await run_in(db, daemon, "parked", processor=MODEL)
     await move_clock(db, "6 s")
     await daemon.fail(await daemon.claim_one(), "polling_timeout", "Polling timeout exceeded")
@@ -151,7 +153,7 @@ async def test_word_after_we_gave_up_says_once_that_a_requeue_asks_for_the_same_
     assert (await daemon.claim_one())["provider_job_id"] == "order-1"
 
 
-async def test_word_of_a_run_that_failed_in_another_way_promises_nothing(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_of_a_run_that_failed_in_another_way_promises_nothing(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "parked", processor=MODEL)
     await move_clock(db, "6 s")
     await daemon.fail(await daemon.claim_one(), "content_policy")
@@ -177,7 +179,7 @@ async def test_an_order_of_the_longest_id_that_is_kept_is_written_down_heard_of_
         await db.execute("select private.finish_cancellation('openai', $1, 'No.', true)", order)
 
 
-async def test_word_of_no_order_is_kept_and_nobody_is_asked_about_it(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_of_no_order_is_kept_and_nobody_is_asked_about_it(db: Db, daemon: Daemon) -> None:
     await deliver(db, "")
     await move_clock(db, "4 s")
     assert await unmatched(db) == []
@@ -296,7 +298,7 @@ async def test_what_the_attempt_wrote_down_itself_is_matched_as_ever(db: Db, dae
     assert [event["event"] for event in await events(db, claimed["id"])].count("webhook") == 1
 
 
-async def test_a_refusal_of_the_attempt_stands_although_word_of_an_order_is_here(db: Db, daemon: Daemon) -> None:
+async def test_a_refusal_of_the_attempt_stands_although_a_webhook_of_an_order_is_here(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await deliver(db)
     assert await attach(db, claimed) == "held"
@@ -315,7 +317,7 @@ async def test_what_is_held_is_looked_at_again_by_the_sweeps(db: Db, daemon: Dae
     assert await db.fetchval("select provider_job_id from private.cancellations") == "order-1"
 
 
-async def test_word_and_orders_that_come_late_are_no_images(db: Db, daemon: Daemon) -> None:
+async def test_webhooks_and_orders_that_come_late_are_no_images(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.fail(claimed, "outcome_unknown")
     await deliver(db)

@@ -150,7 +150,7 @@ async def test_midjourney_echoes_our_signature(db: Db) -> None:
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_word_of_midjourney_may_come_twice_and_in_any_order(db: Db) -> None:
+async def test_a_webhook_of_midjourney_may_come_twice_and_in_any_order(db: Db) -> None:
     daemon = await new_daemon(db, "midjourney")
     run = await run_in(db, daemon, "parked", processor="midjourney:v7")
     for status in ("SUCCESS", "IN_PROGRESS", "SUBMITTED"):
@@ -167,7 +167,7 @@ async def test_word_of_midjourney_may_come_twice_and_in_any_order(db: Db) -> Non
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_word_of_midjourney_that_comes_before_the_order_is_written_down_is_heard_by_the_park(db: Db) -> None:
+async def test_a_webhook_of_midjourney_that_comes_before_the_order_is_written_down_is_heard_by_the_park(db: Db) -> None:
     daemon = await new_daemon(db, "midjourney")
     run = await insert_run(db, processor="midjourney:v7")
     claimed = await daemon.claim_one()
@@ -191,7 +191,7 @@ async def test_a_delivery_never_settles_a_run_but_has_it_checked_now(db: Db) -> 
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_word_that_comes_before_the_order_is_written_down_is_heard_by_the_park(db: Db) -> None:
+async def test_a_webhook_that_comes_before_the_order_is_written_down_is_heard_by_the_park(db: Db) -> None:
     daemon = await new_daemon(db, "openai")
     run = await insert_run(db, processor="openai:gpt-image-2")
     claimed = await daemon.claim_one()
@@ -205,7 +205,7 @@ async def test_word_that_comes_before_the_order_is_written_down_is_heard_by_the_
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_word_that_comes_while_the_order_is_checked_is_heard_by_the_next_park(db: Db) -> None:
+async def test_a_webhook_that_comes_while_the_order_is_checked_is_heard_by_the_next_park(db: Db) -> None:
     daemon = await new_daemon(db, "openai")
     run = await run_in(db, daemon, "parked", processor="openai:gpt-image-2")
     await move_clock(db, "6 s")
@@ -218,7 +218,7 @@ async def test_word_that_comes_while_the_order_is_checked_is_heard_by_the_next_p
 
 @pytest.mark.usefixtures("secrets")
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "pending"])
-async def test_late_and_unknown_word_changes_no_run(db: Db, state: str) -> None:
+async def test_a_late_or_unknown_webhook_changes_no_run(db: Db, state: str) -> None:
     daemon = await new_daemon(db, "openai")
     run = await run_in(db, daemon, state, processor="openai:gpt-image-2")
     before = await run_row(db, run)
