@@ -92,6 +92,7 @@ async def test_doctor_has_nothing_to_cure(dev: Dev, image_jobs: ImageJobs):
         "listen": "ok",
         "migrations": "ok",
         "daemons": "info",
+        "webhooks": "info",
         "publication": "info",
         "storage": "ok",
         "providers": "info",

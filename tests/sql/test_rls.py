@@ -226,6 +226,7 @@ OWN_COLUMNS = {
     "submitted_at": "2020-01-01",
     "refused_since": "2020-01-01",
     "webhook": "came",
+    "via": "google:gemini-3-pro-image",
 }
 
 

@@ -165,7 +165,7 @@ async def test_named_fields_win_over_metadata(db: Db) -> None:
         "mode": "kept",
         "mine": {"deep": {"er": [1, None]}},
     }
-    asked = request(uuid4(), metadata=metadata, idempotencyKey="k", fallback={"a": None})
+    asked = request(uuid4(), metadata=metadata, idempotencyKey="k", fallback=["google:a"])
     async with signed_in(db):
         record = await db.fetchval("select start_image_job($1)", asked)
     assert record["metadata"] == {
@@ -175,7 +175,7 @@ async def test_named_fields_win_over_metadata(db: Db) -> None:
         "mode": "kept",
         "mine": {"deep": {"er": [1, None]}},
         "idempotencyKey": "k",
-        "fallback": {"a": None},
+        "fallback": ["google:a"],
     }
 
 

@@ -117,6 +117,7 @@ async def test_a_claim_says_what_the_daemon_needs(db: Db, daemon: Daemon) -> Non
         "provider_job_id": None,
         "webhook": None,
         "submitted_ago": None,
+        "made": None,
     }
 
 
