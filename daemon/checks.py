@@ -56,7 +56,7 @@ class Checks:
                 raise
             made = _NoAnswer(message=error.message)
         if isinstance(made, Waiting):
-            self._end_if_over(run, job_id)
+            self._end_if_over(run, job_id, trouble=made.message if isinstance(made, _NoAnswer) else None)
         return made
 
     async def park(self, run: Claimed, waiting: Waiting, reporter: RunReporter) -> dict[str, Any]:
@@ -72,16 +72,17 @@ class Checks:
         Raises:
             Refused: If the order has been asked about for long enough.
         """
-        self._end_if_over(run, job_id)
+        self._end_if_over(run, job_id, trouble=reason.message)
         waiting = Waiting(message=reason.message)
         return outcomes.still_waiting(job_id, waiting, due=self._policy.poll_interval, webhook=False)
 
-    def _end_if_over(self, run: Claimed, job_id: str) -> None:
+    def _end_if_over(self, run: Claimed, job_id: str, *, trouble: str | None) -> None:
+        """Raises the end of an order that has been asked about for long enough; `trouble` is what the last question met."""
         if run.submitted_ago is None or run.submitted_ago <= self._policy.poll_timeout:
             return
         raise Refused(
             "Polling timeout exceeded",
             code="polling_timeout",
-            hint="The provider may still deliver. Requeue the run to ask for the same image again.",
+            hint=f"{trouble or 'The provider may still deliver.'} Requeue the run to ask for the same image again.",
             data={"incident": True, "seconds": round(run.submitted_ago.total_seconds()), "providerJobId": job_id},
         )

@@ -165,6 +165,20 @@ async def test_a_key_that_is_wrong_for_a_while_loses_no_order(studio: Studio, ap
     assert len(api.orders) == 1
 
 
+async def test_who_gives_up_because_nobody_could_be_asked_says_what_was_in_the_way(
+    database: str, api: ResponsesAPI, environment: dict[str, str]
+) -> None:
+    api.stages = [IN_PROGRESS]
+    async with open_studio(database, OpenAIAPI(), **environment, IMAGE_JOBS_POLL_TIMEOUT="2") as studio:
+        run = await order(studio)
+        await asked(api)
+        api.next(*[Answer.json(401, {"error": error("Incorrect API key provided.", "invalid_api_key")})] * 50)
+        row = await studio.until(run, "failed")
+
+    assert row["payload"]["error"] == "Polling timeout exceeded"
+    assert row["payload"]["hint"].startswith("OpenAI does not accept our key. Requeue the run")
+
+
 async def test_a_response_that_failed_at_openai_is_ordered_anew_as_the_next_attempt(
     studio: Studio, api: ResponsesAPI
 ) -> None:
