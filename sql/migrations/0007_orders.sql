@@ -1,4 +1,4 @@
--- Orders at providers: word that is awaited, orders that are to be cancelled, orders that nobody wrote down.
+-- Orders at providers: webhooks that are awaited, orders that are to be cancelled, orders that nobody wrote down.
 
 set local lock_timeout = '5s';
 set local statement_timeout = '10min';
