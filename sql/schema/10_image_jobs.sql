@@ -1,28 +1,38 @@
--- The private schema: what the daemon calls and what clients must not see. PostgREST never exposes it.
--- Here: the clock, the sequences, and who is asking.
+-- The schema image_jobs: what the daemon calls and what clients must not see. PostgREST never exposes it.
+-- Here: the clock, the sequences, and the caller's identity.
 
-create schema if not exists private;
-comment on schema private is 'Image Job Orchestrator: the daemon''s side. Not exposed to the API.';
+create schema if not exists image_jobs;
+comment on schema image_jobs is 'Image Job Orchestrator: the daemon''s side. Not exposed to the API.';
 
--- One sequence for all claims: a number is never used twice, so an old holder can never pass for the new one.
-create sequence if not exists private.claims;
+-- The ledger: each file of migrations/ writes its own row. That of the Supabase CLI is never touched.
+create table image_jobs.migrations (
+  version text primary key,
+  name text not null,
+  hash text,
+  applied_at timestamptz not null default now()
+);
+comment on table image_jobs.migrations is 'The migrations that have run here, by whatever tool.';
+comment on column image_jobs.migrations.hash is 'SHA-256 of the file''s block, without comments and white space.';
+
+-- One sequence for all claims (the fencing tokens): a number is never used twice, so an old holder never passes for the new one.
+create sequence if not exists image_jobs.claims;
 -- The newest ticket of a node's runs owns the node. Equal timestamps and commit order decide nothing.
-create sequence if not exists private.tickets;
+create sequence if not exists image_jobs.tickets;
 -- Versions of nodes only grow, over all nodes: a client merges by them.
-create sequence if not exists private.node_versions;
--- The order of the audit trail.
-create sequence if not exists private.event_order;
+create sequence if not exists image_jobs.node_versions;
+-- Number events: the audit trail is read by them.
+create sequence if not exists image_jobs.event_numbers;
 
 -- The one clock. Tests move it by the session's setting image_jobs.clock_offset; nothing ever sleeps.
-create or replace function private.now()
+create or replace function image_jobs.now()
 returns timestamptz language sql volatile parallel safe set search_path = ''
 as $$
   select clock_timestamp()
     + coalesce(nullif(current_setting('image_jobs.clock_offset', true), '')::interval, interval '0')
 $$;
 
--- The signed-in user, from the JWT that PostgREST has verified; null for anon, for servers, and for an id that is no uuid.
-create or replace function private.current_user_id()
+-- Returns the signed-in user, from the JWT that PostgREST has verified; null for anon, for servers, and for an id that is no uuid.
+create or replace function image_jobs.current_user_id()
 returns uuid language plpgsql stable set search_path = ''
 as $$
 declare
@@ -36,21 +46,31 @@ exception when invalid_text_representation then
 end
 $$;
 
--- Whether the session acts for an operator (owner, superuser, service_role) and not for an end user.
+-- Returns whether the session acts for an operator (owner, superuser, service_role) and not for an end user.
 -- Reads the role that was set, because inside a security definer function current_user is the owner.
-create or replace function private.is_operator()
+create or replace function image_jobs.is_operator()
 returns boolean language sql stable set search_path = ''
 as $$
   select coalesce((
     select r.rolsuper or r.rolbypassrls or pg_has_role(r.oid, c.relowner, 'usage')
     from pg_catalog.pg_roles r, pg_catalog.pg_class c
-    where c.oid = 'private.claims'::regclass
+    where c.oid = 'image_jobs.claims'::regclass
       and r.rolname = case current_setting('role') when 'none' then session_user else current_setting('role') end
   ), false)
 $$;
 
--- Refuses bad input: 22023, which PostgREST answers as 400, with a sentence and a cure.
-create or replace function private.refuse(p_message text, p_hint text)
+-- Refuse a user whom no uuid names: there is nobody who could become a member of a workflow.
+create or replace function image_jobs.refuse_nameless()
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  raise exception using errcode = '42501', message = 'Your token names no user: its claim sub is not a uuid.',
+    hint = 'Sign in with Supabase Auth, or have the token carry a uuid as sub; ids of Clerk or Firebase are none.';
+end
+$$;
+
+-- Refuse bad input: 22023, which PostgREST returns as 400, with a sentence and a cure.
+create or replace function image_jobs.refuse(p_message text, p_hint text)
 returns void language plpgsql volatile set search_path = ''
 as $$
 begin

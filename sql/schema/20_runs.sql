@@ -1,6 +1,35 @@
 -- runs: one row, one request for an image. The table is shared with other orchestrators:
 -- rows of another kind are never touched, which is why every check begins with the kind.
 
+-- Returns true, or raises the rule that a run of ours breaks, by its name. One function for all rules: a statement that writes
+-- rows of other kinds pays for each check that it has to look at, though none of them is about those.
+create or replace function image_jobs.is_sound(
+  p_id varchar, p_status varchar, p_finished_at timestamptz, p_claimed_by uuid, p_payload jsonb, p_progress integer, p_webhook text,
+  p_ticket bigint)
+returns boolean language plpgsql immutable set search_path = ''
+as $$
+declare
+  -- Null: older than the migration.
+  v_ours boolean := p_ticket is not null;
+  v_rule text := case
+    when p_id !~ '^[A-Za-z0-9_-]{1,200}$' then 'runs_id_is_safe_in_a_path'
+    when v_ours and p_status not in ('pending', 'running', 'completed', 'failed', 'cancelled') then 'runs_status_is_known'
+    when v_ours and (p_finished_at is null) <> (p_status in ('pending', 'running')) then 'runs_finished_at_only_when_terminal'
+    when p_claimed_by is not null and p_status <> 'running' then 'runs_held_only_while_running'
+    when v_ours and p_status = 'completed' and p_payload ->> 'imageUrl' is null then 'runs_image_when_completed'
+    when v_ours and p_status = 'failed' and p_payload ->> 'error' is null then 'runs_reason_when_failed'
+    when p_progress not between 0 and 100 then 'runs_progress_is_a_percentage'
+    when p_webhook not in ('awaited', 'came') then 'runs_webhook_is_awaited_or_came'
+  end;
+begin
+  if v_rule is not null then
+    raise exception using errcode = '23514', schema = 'public', table = 'runs', constraint = v_rule,
+      message = format('The image run %s breaks the rule %s.', left(p_id, 200), v_rule);
+  end if;
+  return true;
+end
+$$;
+
 create table public.runs (
   id varchar primary key
     default 'job_' || floor(extract(epoch from clock_timestamp()) * 1000)::bigint
@@ -29,37 +58,24 @@ create table public.runs (
   preview_url text,
   lane text,
   rank bigint,
+  workflow_rank bigint,
   submitted_at timestamptz,
   refused_since timestamptz,
   webhook text,
-  via varchar
+  routed_to varchar,
+  call bigint,
+  unheld boolean,
+  source_workflow uuid
 );
 
 alter table public.runs
-  add constraint runs_id_is_safe_in_a_path
-    check (kind is distinct from 'image_gen' or id ~ '^[A-Za-z0-9_-]{1,200}$') not valid,
-  add constraint runs_status_is_known
-    check (kind is distinct from 'image_gen' or ticket is null
-      or status in ('pending', 'running', 'completed', 'failed', 'cancelled')) not valid,
-  add constraint runs_finished_at_only_when_terminal
-    check (kind is distinct from 'image_gen' or ticket is null
-      or (finished_at is null) = (status in ('pending', 'running'))) not valid,
-  add constraint runs_held_only_while_running
-    check (kind is distinct from 'image_gen' or claimed_by is null or status = 'running') not valid,
-  add constraint runs_image_when_completed
-    check (kind is distinct from 'image_gen' or ticket is null or status <> 'completed'
-      or payload ->> 'imageUrl' is not null) not valid,
-  add constraint runs_reason_when_failed
-    check (kind is distinct from 'image_gen' or ticket is null or status <> 'failed'
-      or payload ->> 'error' is not null) not valid,
-  add constraint runs_progress_is_a_percentage
-    check (kind is distinct from 'image_gen' or progress between 0 and 100) not valid,
-  add constraint runs_webhook_is_awaited_or_came
-    check (kind is distinct from 'image_gen' or webhook in ('awaited', 'came')) not valid,
+  add constraint runs_are_sound
+    check (kind is distinct from 'image_gen' or image_jobs.is_sound(
+      id, status, finished_at, claimed_by, payload, progress, webhook, ticket)) not valid,
   add constraint runs_payload_holds_no_base64
-    check (kind is distinct from 'image_gen' or not private.has_base64(payload)) not valid,
+    check (kind is distinct from 'image_gen' or not image_jobs.has_base64(payload)) not valid,
   add constraint runs_metadata_holds_no_base64
-    check (kind is distinct from 'image_gen' or not private.has_base64(metadata)) not valid;
+    check (kind is distinct from 'image_gen' or not image_jobs.has_base64(metadata)) not valid;
 
 comment on table public.runs is 'One row, one request for an image (kind image_gen); other kinds belong to others.';
 comment on column public.runs.subject_id is 'The workflow''s id.';
@@ -68,21 +84,29 @@ comment on column public.runs.started_at is 'Latest start of work; until then th
 comment on column public.runs.payload is 'Ours: the result, or the reason.';
 comment on column public.runs.metadata is 'The caller''s: nodeId, promptSpec and anything else.';
 comment on column public.runs.due_at is 'The one clock: scheduled start, back-off, next check. Null while held or terminal.';
-comment on column public.runs.claim is 'The one fence: new at each claim and each outside change of status, never reused.';
-comment on column public.runs.ticket is 'Drawn at insert and requeue; a node''s highest owns it. Null: older than the migration.';
+comment on column public.runs.claim is 'Fencing token: new at each claim and each outside change of status, never reused.';
+comment on column public.runs.ticket is 'Generation, drawn at insert and requeue; a node''s highest owns it. Null: older than the migration.';
 comment on column public.runs.claimed_by is 'The daemon that holds the run; null while running means parked at the provider.';
-comment on column public.runs.message is 'What it is doing or waiting for, for the person at the canvas.';
-comment on column public.runs.lane is 'The line it stands in: a provider, or provider:model where that model has a limit.';
-comment on column public.runs.rank is 'Its place in the line, interleaving workflows. Null while it is not due.';
-comment on column public.runs.submitted_at is 'When the provider took the order that provider_job_id names.';
-comment on column public.runs.refused_since is 'Since when the provider has not even accepted it; its attempts come back for an hour.';
+comment on column public.runs.message is 'What the run does or waits for, for the person at the canvas.';
+comment on column public.runs.lane is 'Queue key: a provider, or provider:model where that model has a limit.';
+comment on column public.runs.rank is 'Place in the lane, interleaving users. Null while it is not due.';
+comment on column public.runs.workflow_rank is 'Place among the runs of its user in the lane, interleaving workflows.';
+comment on column public.runs.submitted_at is 'When the provider accepted the job that provider_job_id names.';
+comment on column public.runs.refused_since is 'Since when the provider has refused requests without charge; their attempts come back for a while.';
 comment on column public.runs.webhook is
-  'Of a parked run: awaited until its next check, or it came and made the check due. Null: it is polled.';
-comment on column public.runs.via is 'The step of metadata.fallback that the next attempt goes to, or the last went to. Null: processor.';
+  'Of a parked run: awaited until its next check, or came, which made the check due. Null: it is polled.';
+comment on column public.runs.routed_to is 'The step of metadata.fallback that the next attempt goes to, or the last went to. Null: processor.';
+comment on column public.runs.call is 'Of a run with a provider job: the claim under which that was made, which is the id of its call.';
+comment on column public.runs.unheld is 'A daemon has given it back as unheld since the last requeue: the next time costs an attempt.';
+comment on column public.runs.source_workflow is
+  'Of the picture that promptSpec.previousImage named at insert, where it lies in storage: one that the creator may see.';
 
 create index if not exists idx_runs_subject on public.runs (subject_id, kind);
 -- The claim walks this one and nothing else.
-create index if not exists runs_ready on public.runs (lane, priority, rank, id)
+create index if not exists runs_ready on public.runs (lane, priority, rank, ticket)
+  where kind = 'image_gen' and status = 'pending' and rank is not null;
+-- And this one while a model of the lane is blocked.
+create index if not exists runs_ready_by_name on public.runs (lane, priority, (coalesce(routed_to, processor)), rank, ticket)
   where kind = 'image_gen' and status = 'pending' and rank is not null;
 create index if not exists runs_delayed on public.runs (due_at)
   where kind = 'image_gen' and status = 'pending' and rank is null;
@@ -90,7 +114,19 @@ create index if not exists runs_delayed on public.runs (due_at)
 create index if not exists runs_running on public.runs (lane, due_at)
   where kind = 'image_gen' and status = 'running';
 create index if not exists runs_held on public.runs (claimed_by) where claimed_by is not null;
-create index if not exists runs_last_in_line on public.runs (subject_id, lane, rank) where kind = 'image_gen';
+-- Places of a user, and of one of the user's workflows; what operators insert for nobody counts by its workflow.
+-- Only a query that names a user implies the last condition: without statistics others would take one of these for runs_ready.
+create index if not exists runs_last_in_line on public.runs ((coalesce(created_by, subject_id)), lane, priority, rank)
+  where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+create index if not exists runs_last_of_workflow
+  on public.runs ((coalesce(created_by, subject_id)), subject_id, lane, priority, workflow_rank)
+  where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+create index if not exists runs_waiting_of_user
+  on public.runs ((coalesce(created_by, subject_id)), (num_nulls(rank)), lane, priority, workflow_rank, ticket)
+  where kind = 'image_gen' and status = 'pending' and coalesce(created_by, subject_id) is not null;
+-- Which runs start from pictures of a workflow: those are not pruned.
+create index if not exists runs_that_refine on public.runs (source_workflow)
+  where kind = 'image_gen' and status in ('pending', 'running') and source_workflow is not null;
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
   where kind = 'image_gen' and ticket is not null;
 create unique index if not exists runs_idempotency

@@ -14,33 +14,104 @@ alter table public.run_events
   add constraint run_events_kind_is_known
     check (run_kind is distinct from 'image_gen' or kind in ('progress', 'log', 'error', 'webhook')) not valid,
   add constraint run_events_payload_holds_no_base64
-    check (run_kind is distinct from 'image_gen' or not private.has_base64(payload)) not valid;
+    check (run_kind is distinct from 'image_gen' or not image_jobs.has_base64(payload)) not valid;
 
 comment on table public.run_events is 'The audit trail of runs.';
 comment on column public.run_events.seq is 'The order; timestamps may be equal.';
-comment on column public.run_events.run_kind is 'The kind of the run, copied so that the checks leave other kinds alone.';
+comment on column public.run_events.run_kind is 'image_gen, where the run is: the checks leave events of other kinds alone.';
 
 create index if not exists run_events_of_a_run on public.run_events (run_id, seq);
 
--- Numbers the event and copies the run's kind, whoever writes: the kind decides whether our checks apply, so nobody may
--- choose it. No default, which would ask every writer of other kinds for rights on the sequence.
-create or replace function private.stamp_event()
+-- Number events of image runs and copy their kind, which decides whether our checks apply, so no writer may choose it: write_events
+-- does so itself, and this for every other writer. By the statement, since a row of another kind is only looked at.
+create or replace function image_jobs.stamp_events()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
+declare
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+  v_events uuid[];
 begin
-  if tg_op = 'INSERT' then
-    new.seq := nextval('private.event_order');
+  -- A client's own setting of the variable is not enough.
+  if v_writer = 'events' and (pg_trigger_depth() > 1 or image_jobs.is_operator()) then
+    return null;
   end if;
-  select r.kind into new.run_kind from public.runs r where r.id = new.run_id;
-  return new;
+  -- No join, whose plan would have to be pinned: by settings, which a statement about events of other kinds would pay for.
+  select array_agg(n.id) into v_events
+  from new_rows n
+  where n.run_kind is not null or (select r.kind from public.runs r where r.id = n.run_id and r.kind = 'image_gen') is not null;
+  if v_events is not null then
+    perform set_config('image_jobs.writer', 'events', true);
+    update public.run_events e
+    set run_kind = (select r.kind from public.runs r where r.id = e.run_id and r.kind = 'image_gen'),
+      seq = case when tg_op = 'INSERT' then nextval('image_jobs.event_numbers') else e.seq end
+    where e.id = any (v_events);
+    perform set_config('image_jobs.writer', v_writer, true);
+  end if;
+  return null;
 end
 $$;
 
-create or replace trigger stamp_event before insert or update on public.run_events
-  for each row execute function private.stamp_event();
+create or replace trigger image_jobs_events_inserted after insert on public.run_events
+  referencing new table as new_rows for each statement execute function image_jobs.stamp_events();
+create or replace trigger image_jobs_events_updated after update on public.run_events
+  referencing new table as new_rows for each statement execute function image_jobs.stamp_events();
 
--- A table that was there before may refuse to delete a run that has events; ours all have.
-create or replace function private.delete_events()
+-- An event to be written. id: null for a new one.
+create type image_jobs.event as (
+  id uuid,
+  run_id varchar,
+  kind text,
+  payload jsonb
+);
+
+-- Write events, in order. One that comes again with its id, since an acknowledgement was lost, is left out. An event that
+-- the database refuses (by a trigger or a rule of the application) costs nothing but itself: a warning takes its place, or
+-- nothing where that is refused, too.
+create or replace function image_jobs.write_events(p_events image_jobs.event[])
+returns void language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+  v_event image_jobs.event;
+begin
+  begin
+    perform set_config('image_jobs.writer', 'events', true);
+    insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
+    select coalesce(e.id, gen_random_uuid()), e.run_id, e.kind, e.payload, nextval('image_jobs.event_numbers'), 'image_gen'
+    from (select * from unnest(p_events) with ordinality order by ordinality) e
+    on conflict (id) do nothing;
+    perform set_config('image_jobs.writer', v_writer, true);
+    return;
+  exception when others or query_canceled or assert_failure then
+    null;
+  end;
+  foreach v_event in array p_events loop
+    v_event.id := coalesce(v_event.id, gen_random_uuid());
+    begin
+      perform set_config('image_jobs.writer', 'events', true);
+      insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
+      values (v_event.id, v_event.run_id, v_event.kind, v_event.payload, nextval('image_jobs.event_numbers'), 'image_gen')
+      on conflict (id) do nothing;
+    exception when others or query_canceled or assert_failure then
+      begin
+        perform set_config('image_jobs.writer', 'events', true);
+        insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
+        values (md5('refused ' || v_event.id)::uuid, v_event.run_id, 'error', jsonb_build_object(
+          'event', 'warning', 'message', 'The database refuses an event of this run: ' || left(sqlerrm, 500),
+          'data', jsonb_build_object('refused', v_event.payload ->> 'event', 'sqlstate', sqlstate)),
+          nextval('image_jobs.event_numbers'), 'image_gen')
+        on conflict (id) do nothing;
+      exception when others or query_canceled or assert_failure then
+        raise log 'An event of run % is refused (%): %', v_event.run_id, sqlstate, sqlerrm;
+      end;
+    end;
+  end loop;
+  perform set_config('image_jobs.writer', v_writer, true);
+end
+$$;
+
+-- Delete the events of a deleted run. A table that was there before may refuse to delete a run that has events; ours all have.
+create or replace function image_jobs.delete_events()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
@@ -49,5 +120,5 @@ begin
 end
 $$;
 
-create or replace trigger delete_events before delete on public.runs
-  for each row when (old.kind = 'image_gen') execute function private.delete_events();
+create or replace trigger image_jobs_delete_events before delete on public.runs
+  for each row when (old.kind = 'image_gen') execute function image_jobs.delete_events();

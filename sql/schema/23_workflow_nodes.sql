@@ -13,8 +13,8 @@ create table public.workflow_nodes (
 );
 
 alter table public.workflow_nodes
-  add constraint workflow_nodes_node_data_holds_no_base64 check (not private.has_base64(node_data)) not valid,
-  add constraint workflow_nodes_position_holds_no_base64 check (not private.has_base64(position)) not valid;
+  add constraint workflow_nodes_node_data_holds_no_base64 check (not image_jobs.has_base64(node_data)) not valid,
+  add constraint workflow_nodes_position_holds_no_base64 check (not image_jobs.has_base64(position)) not valid;
 
 comment on table public.workflow_nodes is 'Nodes of the canvas.';
 comment on column public.workflow_nodes.node_data is
@@ -24,11 +24,17 @@ comment on column public.workflow_nodes.run_ticket is 'Ticket of the run that th
 
 create index if not exists idx_nodes_workflow on public.workflow_nodes (workflow_id);
 
--- Nodes that were locked when a run of theirs changed. The next turn shows them the run: a settlement never waits for
--- somebody who drags a node, or went home in the middle of a transaction.
--- Append-only, so that a turn which is just dealing with an older entry cannot swallow a newer one.
-create table private.stale_nodes (
+-- Nodes that were locked when a run of theirs changed. The next sync shows them the run: a settlement never waits for a
+-- client that drags a node, or left a transaction open.
+-- Append-only, so that a sync which is just dealing with an older entry cannot swallow a newer one.
+create table if not exists image_jobs.stale_nodes (
   id bigint generated always as identity primary key,
-  node_id varchar not null
+  node_id varchar not null,
+  due_at timestamptz not null default '-infinity',
+  failures integer not null default 0
 );
-comment on table private.stale_nodes is 'Nodes that still have to be shown their run.';
+comment on table image_jobs.stale_nodes is 'Nodes that still have to be shown their run.';
+comment on column image_jobs.stale_nodes.failures is
+  'How often the node was refused, by a trigger or a rule of the application: it is tried again after growing pauses.';
+
+create index if not exists stale_nodes_due on image_jobs.stale_nodes (due_at);

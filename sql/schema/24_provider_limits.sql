@@ -1,105 +1,140 @@
--- Limits of providers and models, global over all daemons, and the lines in which runs wait for them.
+-- Limits of providers and models, global over all daemons, and the lanes in which runs wait for them.
 
-create table public.provider_limits (
+create table if not exists image_jobs.provider_limits (
   id bigint generated always as identity primary key,
   provider text not null,
   model text,
   per_minute integer check (per_minute >= 0),
   max_running integer check (max_running >= 0),
   paused boolean not null default false,
-  blocked_until timestamptz,
-  blocked_reason text,
   recent_at bigint[] not null default '{}',
   recent_starts integer[] not null default '{}',
   constraint provider_limits_one_row_each unique nulls not distinct (provider, model)
 );
-comment on table public.provider_limits is 'Change by SQL at any time. model null: all models. A null limit: unlimited.';
-comment on column public.provider_limits.per_minute is 'Starts in any 60 seconds, over all daemons; exact.';
-comment on column public.provider_limits.max_running is 'Runs in status running, parked ones included; exact.';
-comment on column public.provider_limits.paused is 'Nothing new is started. What runs goes on.';
-comment on column public.provider_limits.blocked_until is 'Set by the daemons when the provider says 429 or is out of credit.';
-comment on column public.provider_limits.recent_at is 'The seconds (epoch) of the last minute in which runs started …';
-comment on column public.provider_limits.recent_starts is '… and how many started in each.';
+comment on table image_jobs.provider_limits is 'Change by SQL at any time. model null: all models. A null limit: unlimited.';
+comment on column image_jobs.provider_limits.per_minute is 'Starts in any 60 seconds, over all daemons; exact.';
+comment on column image_jobs.provider_limits.max_running is 'Runs in status running, parked ones included; exact.';
+comment on column image_jobs.provider_limits.paused is 'Nothing new is started. What runs goes on.';
+comment on column image_jobs.provider_limits.recent_at is 'The seconds (epoch) of the last minute in which runs started …';
+comment on column image_jobs.provider_limits.recent_starts is '… and how many started in each.';
 
-insert into public.provider_limits (provider, per_minute) values ('openai', 50), ('google', 60)
-on conflict (provider, model) do nothing;
-
--- Names that may head a lane. Everything else waits in the lane '?', so that invented names cannot make lanes.
-create table private.providers (
+-- Providers that may have a lane. Runs of all others wait in the lane '?', so that invented names cannot make lanes.
+create table if not exists image_jobs.providers (
   name text primary key
 );
-comment on table private.providers is 'Providers that the daemons know.';
-insert into private.providers (name) values ('openai'), ('google'), ('stability'), ('midjourney'), ('demo')
+comment on table image_jobs.providers is 'Providers that the daemons know.';
+insert into image_jobs.provider_limits (provider, per_minute) values ('openai', 50), ('google', 60);
+insert into image_jobs.providers (name) values ('openai'), ('google'), ('stability'), ('midjourney'), ('demo')
 on conflict (name) do nothing;
 
--- One line per provider (or model with a limit of its own) and priority.
-create table private.lanes (
+-- One row per lane (a provider, or a model with a limit of its own) and priority.
+create table if not exists image_jobs.lanes (
   lane text not null,
   priority integer not null,
-  floor bigint not null default 0,
+  watermark bigint not null default 0,
+  passed_over bigint,
   primary key (lane, priority)
 );
-comment on table private.lanes is 'The lines in which pending runs stand.';
--- There from the start: whoever opens a lane makes others who insert into it wait for his commit.
-insert into private.lanes (lane, priority) select p.name, 0 from private.providers p union all select '?', 0
+comment on table image_jobs.lanes is 'Queues of pending runs, one per lane and priority.';
+-- There from the start: a transaction that opens a lane makes others that insert into it wait for its commit.
+insert into image_jobs.lanes (lane, priority) select p.name, 0 from image_jobs.providers p union all select '?', 0
 on conflict (lane, priority) do nothing;
-comment on column private.lanes.floor is
-  'Rank of the last run that was claimed. New runs rank from here; claims look from here, past dead index entries.';
+comment on column image_jobs.lanes.watermark is
+  'Rank of the last run that was claimed. New runs rank from here; claims scan from here, past dead index entries.';
+comment on column image_jobs.lanes.passed_over is
+  'Below the watermark: from here on wait runs that claims have passed over, since their model was blocked. Claims scan from here.';
 
--- The lane of a processor.
-create or replace function private.lane_of(p_processor text)
+-- Returns the lane of a processor.
+create or replace function image_jobs.lane_of(p_processor text)
 returns text language sql stable set search_path = ''
 as $$
   select case
     when exists (
-      select from public.provider_limits l
+      select from image_jobs.provider_limits l
       where l.provider = split_part(p_processor, ':', 1)
         and l.model = substr(p_processor, strpos(p_processor, ':') + 1)
     ) then p_processor
-    else coalesce((select p.name from private.providers p where p.name = split_part(p_processor, ':', 1)), '?')
+    else coalesce((select p.name from image_jobs.providers p where p.name = split_part(p_processor, ':', 1)), '?')
   end
 $$;
 
--- The place of a new run: behind the last of its workflow, but never behind others who have fewer waiting.
--- (Start-time fair queueing with the lane's floor as virtual time.) A guess under concurrency, and good enough.
-create or replace function private.place_in_line(p_workflow uuid, p_lane text, p_priority integer)
+-- Returns the rank of a run that gets in line: behind the last of its user (coalesce(created_by, subject_id)), but never behind
+-- other users who have fewer waiting. (Start-time fair queueing with the lane's watermark as virtual time.) A guess under
+-- concurrency, and good enough.
+create or replace function image_jobs.next_rank(p_user uuid, p_lane text, p_priority integer)
 returns bigint language plpgsql volatile set search_path = ''
 as $$
 declare
-  v_floor bigint;
+  v_watermark bigint;
   v_last bigint;
 begin
-  select l.floor into v_floor from private.lanes l where l.lane = p_lane and l.priority = p_priority;
+  select l.watermark into v_watermark from image_jobs.lanes l where l.lane = p_lane and l.priority = p_priority;
   if not found then
-    insert into private.lanes (lane, priority) values (p_lane, p_priority) on conflict do nothing;
+    insert into image_jobs.lanes (lane, priority) values (p_lane, p_priority) on conflict do nothing;
   end if;
   select r.rank into v_last
   from public.runs r
-  where r.kind = 'image_gen' and r.subject_id = p_workflow and r.lane = p_lane and r.rank is not null
+  where r.kind = 'image_gen' and coalesce(r.created_by, r.subject_id) = p_user and r.lane = p_lane and r.priority = p_priority
+    and r.rank is not null
   order by r.rank desc limit 1;
-  return greatest(coalesce(v_floor, 0), coalesce(v_last, -1) + 1);
+  return greatest(coalesce(v_watermark, 0), coalesce(v_last, -1) + 1);
 end
 $$;
 
--- A limit for a model gives that model a lane of its own, and takes it away again: its pending runs change lines.
--- Runs that somebody has locked, or is just inserting, are left behind; the claim finds and moves them.
-create or replace function private.change_lanes()
+-- Returns how far the workflows of a user have been served in a lane: the workflow_rank of the run that was claimed last, in a
+-- place below the watermark; null if that is none of the last few there. A hint: claims look from there.
+create or replace function image_jobs.served_rank(p_user uuid, p_lane text, p_priority integer)
+returns bigint language plpgsql volatile set search_path = ''
+as $$
+begin
+  return (
+    select last.workflow_rank
+    from (
+      select r.workflow_rank, r.status from public.runs r
+      where r.kind = 'image_gen' and coalesce(r.created_by, r.subject_id) = p_user and r.lane = p_lane and r.priority = p_priority
+        and r.rank <= (select l.watermark from image_jobs.lanes l where l.lane = p_lane and l.priority = p_priority)
+      order by r.rank desc limit 20
+    ) last
+    where last.status <> 'pending' limit 1);
+end
+$$;
+
+-- Returns the workflow_rank of a run that gets in line: behind the last of its workflow, but never behind other workflows of
+-- its user that have fewer waiting. A claim gives the places of a user to the user's runs by workflow_rank.
+create or replace function image_jobs.next_workflow_rank(p_user uuid, p_workflow uuid, p_lane text, p_priority integer)
+returns bigint language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_last bigint;
+begin
+  select r.workflow_rank into v_last
+  from public.runs r
+  where r.kind = 'image_gen' and coalesce(r.created_by, r.subject_id) = p_user and r.subject_id = p_workflow
+    and r.lane = p_lane and r.priority = p_priority and r.workflow_rank is not null
+  order by r.workflow_rank desc limit 1;
+  return 1 + greatest(coalesce(v_last, -1), coalesce(image_jobs.served_rank(p_user, p_lane, p_priority), -1));
+end
+$$;
+
+-- Move pending runs when a limit gives a model a lane of its own, or takes it away again.
+-- Runs that are locked, or just being inserted, are left behind; the claim finds and moves them.
+create or replace function image_jobs.change_lanes()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   with misplaced as materialized (
     select r.id from public.runs r
     where r.kind = 'image_gen' and r.status = 'pending' and r.ticket is not null
-      and split_part(coalesce(r.via, r.processor), ':', 1) in (new.provider, old.provider)
-      and r.lane is distinct from private.lane_of(coalesce(r.via, r.processor))
+      and split_part(coalesce(r.routed_to, r.processor), ':', 1) in (new.provider, old.provider)
+      and r.lane is distinct from image_jobs.lane_of(coalesce(r.routed_to, r.processor))
     order by r.id
     for update skip locked
   )
-  update public.runs r set lane = private.lane_of(coalesce(r.via, r.processor))
+  update public.runs r set lane = image_jobs.lane_of(coalesce(r.routed_to, r.processor))
   from misplaced where r.id = misplaced.id;
   return null;
 end
 $$;
 
-create or replace trigger change_lanes after insert or delete or update of provider, model on public.provider_limits
-  for each row execute function private.change_lanes();
+create or replace trigger change_lanes after insert or delete or update of provider, model on image_jobs.provider_limits
+  for each row execute function image_jobs.change_lanes();

@@ -1,6 +1,6 @@
 -- Daemons: one row per process start. Liveness is one row per daemon, not per run.
 
-create table private.daemons (
+create table if not exists image_jobs.daemons (
   id uuid primary key,
   name text not null,
   version text not null,
@@ -17,24 +17,27 @@ create table private.daemons (
   ended text check (ended in ('stopped', 'taken over')),
   constraint daemons_ended_with_a_reason check ((ended_at is null) = (ended is null))
 ) with (fillfactor = 50);
-comment on table private.daemons is 'Who is alive. One row per process start, never reused.';
-comment on column private.daemons.fresh_since is 'Beats have come without a gap since then; only after one lease may it judge others.';
-comment on column private.daemons.session_lock is 'Its LISTEN session holds an advisory lock: when that is free, it is gone.';
+comment on table image_jobs.daemons is 'Liveness of daemons. One row per process start, never reused.';
+comment on column image_jobs.daemons.fresh_since is 'Beats have come without a gap since then; only after one lease may it take over from others.';
+comment on column image_jobs.daemons.session_lock is 'Its LISTEN session holds an advisory lock: when that is free, it is gone.';
 
 -- While busy daemons keep this ahead, inserts need no NOTIFY (which takes a global lock until commit).
-create table private.wake (
+create table if not exists image_jobs.wake (
+  provider text primary key,
   awake_until timestamptz not null
 ) with (fillfactor = 50);
-comment on table private.wake is 'One row: until when some daemon looks by itself, often.';
-create unique index if not exists wake_has_one_row on private.wake ((true));
-insert into private.wake (awake_until) values ('-infinity') on conflict do nothing;
+comment on table image_jobs.wake is 'Until when some daemon that serves a provider syncs by itself, often; ?: any daemon.';
+insert into image_jobs.wake (provider, awake_until)
+select p.name, '-infinity'::timestamptz from image_jobs.providers p union all select '?', '-infinity'
+on conflict do nothing;
 
 -- The models on offer, published by the daemons; the provider code is the one source.
-create table private.models (
+create table if not exists image_jobs.models (
   provider text not null,
   model text not null,
   sizes text[] not null default '{}',
   ratios text[] not null default '{}',
+  qualities text[] not null default '{}',
   seed boolean not null default false,
   negative_prompt boolean not null default false,
   previous_image boolean not null default false,
@@ -45,8 +48,38 @@ create table private.models (
   successor text,
   as_of date,
   source text,
-  qualities text[] not null default '{}',
   primary key (provider, model)
 );
-comment on table private.models is 'What image_models shows.';
-comment on column private.models.qualities is 'What promptSpec.quality may be and make a difference; empty: there is one quality.';
+comment on table image_jobs.models is 'What image_models shows.';
+comment on column image_jobs.models.qualities is 'What promptSpec.quality may be and make a difference; empty: there is one quality.';
+
+-- Returns the model that draws for a processor: that of its name, or the first successor of a retired one that is not retired.
+-- Nothing draws for one without such a successor; then it is the name itself. As daemon/providers/catalogue.py resolves it.
+create or replace function image_jobs.drawing_model(p_processor text)
+returns text language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_today date := (image_jobs.now() at time zone 'utc')::date;
+  v_provider text := split_part(p_processor, ':', 1);
+  v_name text := substr(p_processor, strpos(p_processor, ':') + 1);
+  v_model record;
+  v_seen text[] := '{}';
+begin
+  -- A dated snapshot is listed under the name without its date.
+  select m.model, m.retired, m.successor into v_model from image_jobs.models m
+  where m.provider = v_provider and m.model in (v_name, regexp_replace(v_name, '-\d{4}-\d{2}-\d{2}$', ''))
+  order by m.model = v_name desc limit 1;
+  if not found or v_model.retired is null or v_model.retired > v_today then
+    return v_name;
+  end if;
+  while found and not v_model.model = any (v_seen) loop
+    if v_model.retired is null or v_model.retired > v_today then
+      return v_model.model;
+    end if;
+    v_seen := v_seen || v_model.model;
+    select m.model, m.retired, m.successor into v_model from image_jobs.models m
+    where m.provider = v_provider and m.model = v_model.successor;
+  end loop;
+  return v_name;
+end
+$$;

@@ -1,14 +1,14 @@
--- Nodes: ours stay ours, theirs stay theirs.
+-- Nodes: which keys of node_data are ours, and what keeps them so.
 
--- The keys of node_data that we own.
-create or replace function private.own_keys()
+-- Returns the keys of node_data that we own.
+create or replace function image_jobs.owned_keys()
 returns text[] language sql immutable parallel safe set search_path = ''
 as $$
   select array['status', 'runId', 'progress', 'message', 'previewUrl', 'imageUrl', 'thumbnailUrl', 'error', 'updatedAt']
 $$;
 
--- What a node shows of a run, on top of what it had. An old image stays until a new one replaces it.
-create or replace function private.node_data(
+-- Returns the node_data that shows a run, on top of what the node had. An old image stays until a new one replaces it.
+create or replace function image_jobs.node_data(
   p_data jsonb, p_run_id varchar, p_status varchar, p_progress integer, p_message text, p_preview_url text, p_payload jsonb)
 returns jsonb language sql volatile set search_path = ''
 as $$
@@ -22,28 +22,32 @@ as $$
       'message', case p_status when 'failed' then p_payload ->> 'hint' else p_message end,
       'previewUrl', case when p_status = 'running' then p_preview_url end,
       'error', case when p_status = 'failed' then p_payload ->> 'error' end,
-      'updatedAt', to_char(private.now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')))
+      'updatedAt', to_char(image_jobs.now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')))
     || case when p_status = 'completed' then jsonb_strip_nulls(jsonb_build_object(
       'imageUrl', p_payload ->> 'imageUrl', 'thumbnailUrl', p_payload ->> 'thumbnailUrl')) else '{}' end
 $$;
 
--- Before a node is written. A frontend that writes the whole node_data (dragging a node) can neither change nor forge our
--- keys; a node that is new here shows its newest run.
-create or replace function private.keep_node()
+-- Keep our keys when a node is written: a frontend that writes the whole node_data (dragging a node) can neither change nor
+-- forge them. A node that is new here shows its newest run.
+create or replace function image_jobs.keep_node()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_own text[] := private.own_keys();
+  v_own text[] := image_jobs.owned_keys();
   v_run record;
 begin
-  -- Projection writes from a trigger of runs, or from a daemon's turn: a client who only says so is not believed.
-  if current_setting('image_jobs.hand', true) = 'projection' and (pg_trigger_depth() > 1 or private.is_operator()) then
-    new.version := nextval('private.node_versions');
-    new.updated_at := private.now();
+  -- Projection writes from a trigger of runs, or from a daemon's sync: a client's own setting of the variable is not enough.
+  if current_setting('image_jobs.writer', true) = 'projection' and (pg_trigger_depth() > 1 or image_jobs.is_operator()) then
+    new.version := nextval('image_jobs.node_versions');
+    new.updated_at := image_jobs.now();
     return new;
   end if;
+  -- Before its content is looked at, here and by the checks; not where an old one is only moved.
+  if (tg_op = 'INSERT' or new.node_data is distinct from old.node_data) and octet_length(new.node_data::text) > 1048576 then
+    perform image_jobs.refuse('node_data is larger than 1 MiB.', 'Upload what is large and give its URL.');
+  end if;
   if jsonb_typeof(new.node_data) is distinct from 'object' then
-    perform private.refuse('node_data must be an object.', 'Set it to {} if there is nothing to say.');
+    perform image_jobs.refuse('node_data must be an object.', 'Set it to {} if there is nothing to say.');
   end if;
   new.run_ticket := null;
   if tg_op = 'UPDATE' then
@@ -58,10 +62,10 @@ begin
       return new;
     end if;
   else
-    new.created_at := private.now();
+    new.created_at := image_jobs.now();
     new.node_data := new.node_data - v_own;
   end if;
-  perform private.use_workflow(new.workflow_id);
+  perform image_jobs.found_workflow(new.workflow_id);
   if tg_op = 'INSERT' or new.id <> old.id or new.workflow_id <> old.workflow_id then
     new.node_data := new.node_data - v_own;
     new.run_ticket := null;
@@ -71,21 +75,21 @@ begin
       and r.metadata ->> 'nodeId' = new.id and r.subject_id = new.workflow_id
     order by r.ticket desc limit 1;
     if found then
-      new.node_data := private.node_data(new.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
+      new.node_data := image_jobs.node_data(new.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
         v_run.preview_url, v_run.payload);
       new.run_ticket := v_run.ticket;
     end if;
-    -- A run that is changing just now neither sees this node nor is seen here: the next turn looks once more. A lock
+    -- A run that is changing just now neither sees this node nor is seen here: the next sync refreshes the node. A lock
     -- on the run would do as well, and deadlock with operators who change many runs.
     if tg_op = 'UPDATE' or not exists (select from public.workflow_nodes n where n.id = new.id) then
-      insert into private.stale_nodes (node_id) values (new.id);
+      insert into image_jobs.stale_nodes (node_id) values (new.id);
     end if;
   end if;
-  new.version := nextval('private.node_versions');
-  new.updated_at := private.now();
+  new.version := nextval('image_jobs.node_versions');
+  new.updated_at := image_jobs.now();
   return new;
 end
 $$;
 
-create or replace trigger keep_node before insert or update on public.workflow_nodes
-  for each row execute function private.keep_node();
+create or replace trigger image_jobs_keep_node before insert or update on public.workflow_nodes
+  for each row execute function image_jobs.keep_node();

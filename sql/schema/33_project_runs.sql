@@ -1,11 +1,11 @@
--- Projection: any change of runs, whoever made it, becomes events, node data and notifications.
+-- Projection: any change of runs, by any writer, becomes events, node data and notifications.
 --
--- Statement-level triggers with transition tables say what changed (private.run_change); private.follow_up does the rest.
+-- Statement-level triggers with transition tables collect the changes (image_jobs.run_change); image_jobs.project_changes does the rest.
 -- The two are apart because they want opposite plans: pairing old and new rows must hash (a nested loop over transition
 -- tables is quadratic), everything after it must walk indexes.
--- Each says so in full, since the settings of a caller reach into what it calls.
+-- Each sets its plan in full, since the settings of a caller reach into what it calls.
 
-create type private.run_change as (
+create type image_jobs.run_change as (
   id varchar,
   subject_id uuid,
   node_id text,
@@ -31,20 +31,26 @@ create type private.run_change as (
   old_provider_job_id text,
   payload jsonb,
   old_payload jsonb,
-  old_processor varchar
+  old_processor varchar,
+  call bigint,
+  old_call bigint
 );
 
--- Shows nodes the newest of their runs. Nodes that somebody has locked are left for the next turn (private.stale_nodes);
--- a node whose own data breaks a rule of ours (older than the rule) must not keep its run from ending.
-create or replace function private.show_runs(p_nodes varchar[])
+-- Show nodes the newest of their runs. Locked nodes are left for the next sync (image_jobs.stale_nodes). A node that is
+-- refused, by a trigger or a rule of the application or since its own data are older than a rule of ours, must not keep its
+-- run from ending. p_failures: how often these nodes have been refused before.
+create or replace function image_jobs.project_nodes(p_nodes varchar[], p_failures integer default 0)
 returns void language plpgsql volatile security definer set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
   set lock_timeout = '50ms'
 as $$
 declare
-  v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+  v_began timestamptz;
   v_locked varchar[];
   v_node varchar;
+  v_sqlstate text;
+  v_reason text;
 begin
   -- Postgres waits in spite of `skip locked` if a row's last writer commits just now and the next has written already.
   begin
@@ -55,38 +61,70 @@ begin
   exception when lock_not_available then
     v_locked := null;
   end;
-  insert into private.stale_nodes (node_id)
+  insert into image_jobs.stale_nodes (node_id)
   select n.id from public.workflow_nodes n
   where n.id = any (p_nodes) and not n.id = any (coalesce(v_locked, '{}'));
   if v_locked is null then
     return;
   end if;
 
-  perform set_config('image_jobs.hand', 'projection', true);
+  perform set_config('image_jobs.writer', 'projection', true);
+  v_began := clock_timestamp();
   begin
-    perform private.write_nodes(v_locked);
-  exception when check_violation then
-    foreach v_node in array v_locked loop
-      begin
-        perform private.write_nodes(array[v_node]);
-      exception when check_violation then
-        insert into public.run_events (run_id, kind, payload)
-        select r.id, 'error', jsonb_build_object('event', 'warning',
-          'message', 'The node breaks the base64 rule, so it cannot show this run.', 'data', jsonb_build_object('nodeId', v_node))
-        from public.workflow_nodes n
-        join public.runs r on r.kind = 'image_gen' and r.ticket is not null
-          and r.metadata ->> 'nodeId' = n.id and r.subject_id = n.workflow_id
-        where n.id = v_node
-        order by r.ticket desc limit 1;
-      end;
-    end loop;
+    perform image_jobs.write_nodes(v_locked);
+    v_locked := '{}';
+  exception when others or query_canceled or assert_failure then
+    v_sqlstate := sqlstate;
+    v_reason := sqlerrm;
   end;
-  perform set_config('image_jobs.hand', v_hand, true);
+  foreach v_node in array v_locked loop
+    begin
+      -- A statement that was cancelled because it took too long is not done over for each node.
+      if cardinality(v_locked) = 1 or clock_timestamp() > v_began + interval '1 s' then
+        perform image_jobs.postpone_node(v_node, p_failures, v_sqlstate, v_reason);
+      else
+        perform image_jobs.write_nodes(array[v_node]);
+      end if;
+    exception when others or query_canceled or assert_failure then
+      perform image_jobs.postpone_node(v_node, p_failures, sqlstate, sqlerrm);
+    end;
+  end loop;
+  perform set_config('image_jobs.writer', v_writer, true);
 end
 $$;
 
--- Writes the newest run of each node into it, if it does not show that yet. The caller holds the nodes' locks.
-create or replace function private.write_nodes(p_nodes varchar[])
+-- Put a refused node off, for 1 s to 5 min, and warn on the run that it should show; once for each SQLSTATE.
+create or replace function image_jobs.postpone_node(p_node varchar, p_failures integer, p_sqlstate text, p_reason text)
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  if p_failures > 0 or not exists (
+    select from image_jobs.stale_nodes s where s.node_id = p_node and s.failures > 0)
+  then
+    insert into image_jobs.stale_nodes (node_id, due_at, failures)
+    values (p_node, image_jobs.now() + make_interval(secs => least(2 ^ least(p_failures, 9), 300)), p_failures + 1);
+  end if;
+  perform image_jobs.write_events(array[row(null, r.id, 'error', jsonb_build_object(
+    'event', 'warning',
+    'message', case when p_reason like '%base64%' then 'The node breaks the base64 rule, so it cannot show this run.'
+      else 'The node cannot show this run: ' || left(p_reason, 500) end,
+    'data', jsonb_build_object('nodeId', p_node, 'sqlstate', p_sqlstate)))::image_jobs.event])
+  from (
+    select newest.id from public.workflow_nodes n
+    join public.runs newest on newest.kind = 'image_gen' and newest.ticket is not null
+      and newest.metadata ->> 'nodeId' = n.id and newest.subject_id = n.workflow_id
+    where n.id = p_node
+    order by newest.ticket desc limit 1
+  ) r
+  where not exists (
+    select from public.run_events e
+    where e.run_id = r.id and e.payload ->> 'event' = 'warning'
+      and e.payload -> 'data' ->> 'nodeId' = p_node and e.payload -> 'data' ->> 'sqlstate' = p_sqlstate);
+end
+$$;
+
+-- Write the newest run of each node into it, if it does not show that yet. The caller holds the nodes' locks.
+create or replace function image_jobs.write_nodes(p_nodes varchar[])
 returns void language sql volatile security definer set search_path = ''
 as $$
   update public.workflow_nodes n
@@ -100,33 +138,64 @@ as $$
     order by newest.ticket desc limit 1
   ) r
   cross join lateral (
-    select private.node_data(r.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
+    select image_jobs.node_data(r.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
   ) shown
   where n.id = target.id
     and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt')
 $$;
 
--- Everything that follows from changed runs, in the lock order: nodes, then events. Notifications go out at commit.
-create or replace function private.follow_up(p_changes private.run_change[])
+-- Project changed runs, in the lock order: calls, nodes, then events. Notifications go out at commit.
+create or replace function image_jobs.project_changes(p_changes image_jobs.run_change[])
 returns void language plpgsql volatile security definer set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
 declare
+  v_calls bigint[];
   v_nodes varchar[];
+  v_events image_jobs.event[];
   v_lost text;
 begin
-  -- A node of another workflow is nobody's to touch, whatever metadata.nodeId says.
+  -- Cancel the provider job of a run that an outside writer took away from it. Taking over from a silent daemon keeps the job,
+  -- and so does a requeue after polling_timeout; a daemon that submits anew knows from the provider that the first job failed.
+  -- One that reroutes after polling_timeout does not know that, so the job is cancelled, too.
+  perform image_jobs.cancel_provider_job(split_part(c.old_processor, ':', 1), c.old_provider_job_id, c.id, c.old_call)
+  from unnest(p_changes) c
+  where c.old_provider_job_id is not null and c.old_status in ('pending', 'running')
+    and (c.claim is distinct from c.old_claim
+        and (c.status = 'cancelled' or c.provider_job_id is distinct from c.old_provider_job_id)
+      or c.processor is distinct from c.old_processor and c.payload ->> 'code' = 'polling_timeout');
+  -- A held or parked run that was taken away lets go of its call, unless it keeps the provider job.
+  select array_agg(coalesce(c.old_call, c.old_claim)) into v_calls
+  from unnest(p_changes) c
+  where c.claim <> c.old_claim and (c.old_holder is not null or c.old_call is not null)
+    and c.call is distinct from coalesce(c.old_call, c.old_claim);
+  if v_calls is not null then
+    perform image_jobs.lose_calls(v_calls);
+  end if;
+  -- A requeue that resumes a provider job takes its cost along.
+  if exists (select from unnest(p_changes) c where c.ticket <> c.old_ticket and c.call is not null) then
+    update image_jobs.calls k set ticket = c.ticket
+    from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = c.call;
+  end if;
+  -- What a run that is given up has cost; where its holder settles it, that is there already.
+  if exists (select from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed') then
+    perform image_jobs.refresh_costs(array(
+      select c.id from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed'));
+  end if;
+
+  -- A node of another workflow is never touched, whatever metadata.nodeId says.
   select array_agg(distinct n.id) into v_nodes
   from unnest(p_changes) c join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
   where (c.status, c.progress, c.message, c.ticket)
     is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket);
   if v_nodes is not null then
-    perform private.show_runs(v_nodes);
+    perform image_jobs.project_nodes(v_nodes);
   end if;
 
-  insert into public.run_events (run_id, kind, payload)
-  select c.id, e.kind, jsonb_strip_nulls(jsonb_build_object(
-    'event', e.event, 'message', e.message, 'progress', c.progress, 'data', e.data))
+  select array_agg(row(null, c.id, e.kind, jsonb_strip_nulls(jsonb_build_object(
+    'event', e.event, 'message', e.message, 'progress', c.progress, 'data', e.data)))::image_jobs.event
+    order by c.ordinality, e.place)
+  into v_events
   from unnest(p_changes) with ordinality as c
   cross join lateral (
     select 1 as place, 'log' as kind, 'created' as event, 'Waiting in line.' as message,
@@ -135,7 +204,7 @@ begin
     union all
     select 2, 'log', 'requeued', 'In line again.', jsonb_strip_nulls(jsonb_build_object(
       'before', c.old_status, 'attempts', c.old_attempt,
-      'payload', case when not private.has_base64(c.old_payload) then c.old_payload end,
+      'payload', case when not image_jobs.has_base64(c.old_payload) then c.old_payload end,
       'providerJobId', case when c.provider_job_id is null then c.old_provider_job_id end))
     where c.old_status is not null and c.ticket is distinct from c.old_ticket
     union all
@@ -143,16 +212,8 @@ begin
         when c.status = 'running' then 'The daemon that was checking this run went silent; another goes on.'
         else 'The daemon that was making this image went silent. Whether the provider made and charged it is unknown.' end,
       jsonb_strip_nulls(jsonb_build_object('daemon', c.old_holder, 'processor', c.processor, 'possibleCost', case when c.status <> 'running' then (
-        -- What the daemon said before it sent the request; the usual price if it did not get to say it; nothing if the
-        -- image came, for then its cost is known.
-        select case last.event when 'submitted' then (last.data ->> 'estimate')::numeric when 'claimed' then m.price end
-        from (
-          select e.payload ->> 'event' as event, e.payload -> 'data' as data from public.run_events e
-          where e.run_id = c.id and e.payload ->> 'event' in ('claimed', 'submitted', 'generated')
-          order by e.seq desc limit 1
-        ) last
-        left join private.models m
-          on m.provider = split_part(c.processor, ':', 1) and m.model = substr(c.processor, strpos(c.processor, ':') + 1)) end))
+        -- None if the image came, for then its cost is known.
+        select k.estimate from image_jobs.calls k where k.id = c.old_claim and k.state = 'unknown') end))
     where c.old_status = 'running' and c.ticket = c.old_ticket and c.claim <> c.old_claim
       and c.old_holder is not null and c.holder is null and c.status <> 'cancelled'
     union all
@@ -188,10 +249,13 @@ begin
     select 10, 'progress', 'progress', coalesce(c.message, c.progress || ' %'), null
     where c.status = 'running' and c.old_status = 'running' and c.claim = c.old_claim and c.holder is not distinct from c.old_holder
       and (c.progress, c.message) is distinct from (c.old_progress, c.old_message)
-  ) e
-  order by c.ordinality, e.place;
+  ) e;
+  if v_events is not null then
+    perform image_jobs.write_events(v_events);
+  end if;
+  perform image_jobs.broadcast_runs(p_changes);
 
-  -- "You no longer hold this": to whoever held a claim that is not the run's any more. At most 8,000 bytes a message.
+  -- "You no longer hold this": to the holder of a claim that is not the run's any more. At most 8,000 bytes a message.
   for v_lost in
     select string_agg(lost.old_claim::text, ',') from (
       select c.old_claim, row_number() over () / 300 as part from unnest(p_changes) c
@@ -201,71 +265,117 @@ begin
     perform pg_notify('image_jobs_drop', v_lost);
   end loop;
 
-  -- "Look again": only for what can be claimed now, and only if nobody is looking anyway.
+  -- "Look again": only for what can be claimed now, and only if no daemon that serves its provider syncs by itself anyway.
   if exists (
       select from unnest(p_changes) c
-      where c.due_at <= private.now() and c.holder is null and c.status in ('pending', 'running')
-        and (c.claim is distinct from c.old_claim or c.old_holder is null))
-    and (select w.awake_until from private.wake w) <= private.now()
+      where c.due_at <= image_jobs.now() and c.holder is null and c.status in ('pending', 'running')
+        and (c.claim is distinct from c.old_claim or c.old_holder is null)
+        and not exists (
+          select from image_jobs.wake w
+          where w.provider = coalesce(
+              (select p.name from image_jobs.providers p where p.name = split_part(c.processor, ':', 1)), '?')
+            and w.awake_until > image_jobs.now()))
   then
     perform pg_notify('image_jobs_wake', '');
   end if;
 end
 $$;
 
-create or replace function private.runs_inserted()
+create or replace function image_jobs.runs_inserted()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_changes private.run_change[];
+  v_slices refcursor;
+  v_changes image_jobs.run_change[];
 begin
-  select array_agg(row(n.id, n.subject_id, n.metadata ->> 'nodeId', n.ticket, null, null, n.status, null, n.claim, null,
-    n.claimed_by, n.attempt, null, n.max_attempts, n.progress, null, n.message, null, n.preview_url, n.processor, n.due_at,
-    n.provider_job_id, null, n.payload, null, null)::private.run_change)
-  into v_changes
-  from new_rows n where n.kind = 'image_gen';
-  if v_changes is not null then
-    perform private.follow_up(v_changes);
+  if not exists (select from new_rows n where n.kind = 'image_gen') then
+    return null;
   end if;
+  -- Limits lead the lock order. When the rows are there: a repeat of an idempotencyKey has added none, and is not refused.
+  if not image_jobs.is_operator() then
+    perform image_jobs.check_waiting(
+      array(select distinct n.created_by from new_rows n where n.kind = 'image_gen' and n.created_by is not null),
+      array(select distinct n.subject_id from new_rows n where n.kind = 'image_gen'), 0);
+  end if;
+  -- One slice at a time: a bulk insert would not fit into memory.
+  open v_slices for
+    select array_agg(row(n.id, n.subject_id, n.metadata ->> 'nodeId', n.ticket, null, null, n.status, null, n.claim, null,
+      n.claimed_by, n.attempt, null, n.max_attempts, n.progress, null, n.message, null, n.preview_url, n.processor, n.due_at,
+      n.provider_job_id, null, n.payload, null, null, n.call, null)::image_jobs.run_change order by n.ticket)
+    from (select i.*, row_number() over (order by i.ticket) / 1000 as slice from new_rows i where i.kind = 'image_gen') n
+    group by n.slice order by n.slice;
+  loop
+    fetch v_slices into v_changes;
+    exit when not found;
+    perform image_jobs.project_changes(v_changes);
+  end loop;
+  close v_slices;
   return null;
 end
 $$;
 
-create or replace function private.runs_updated()
+create or replace function image_jobs.runs_updated()
 returns trigger language plpgsql volatile security definer set search_path = ''
-  set enable_nestloop = off set enable_hashjoin = on
 as $$
 declare
-  v_changes private.run_change[];
+  v_slices refcursor;
+  v_changes image_jobs.run_change[];
+  v_nestloop text := current_setting('enable_nestloop');
+  v_hashjoin text := current_setting('enable_hashjoin');
 begin
-  select array_agg(row(n.id, n.subject_id, n.metadata ->> 'nodeId', n.ticket, o.ticket, o.status, n.status, o.claim, n.claim,
-    o.claimed_by, n.claimed_by, n.attempt, o.attempt, n.max_attempts, n.progress, o.progress, n.message, o.message,
-    n.preview_url, coalesce(n.via, n.processor), n.due_at, n.provider_job_id, o.provider_job_id, n.payload, o.payload,
-    coalesce(o.via, o.processor))::private.run_change
-    order by n.id)
-  into v_changes
-  from new_rows n join old_rows o on o.id = n.id
-  where n.kind = 'image_gen' and (n.ticket is not null or n.status <> o.status)
-    and (n.status, n.claim, n.claimed_by, n.progress, n.message, n.preview_url, n.provider_job_id, n.due_at, n.via,
-      n.metadata ->> 'nodeId')
-      is distinct from
-      (o.status, o.claim, o.claimed_by, o.progress, o.message, o.preview_url, o.provider_job_id, o.due_at, o.via,
-      o.metadata ->> 'nodeId');
-  if v_changes is not null then
-    perform private.follow_up(v_changes);
+  if not exists (select from new_rows n where n.kind = 'image_gen') then
+    return null;
   end if;
+  -- Not as settings of the function, which a statement about rows of other kinds would pay for.
+  perform set_config('enable_nestloop', 'off', true), set_config('enable_hashjoin', 'on', true);
+  -- One slice at a time, as above: a requeue of 80,000 runs was one array of 305 MB.
+  open v_slices for
+    select array_agg(c.change order by c.id)
+    from (
+      select n.id, row_number() over (order by n.id) / 1000 as slice,
+        row(n.id, n.subject_id, n.metadata ->> 'nodeId', n.ticket, o.ticket, o.status, n.status, o.claim, n.claim,
+          o.claimed_by, n.claimed_by, n.attempt, o.attempt, n.max_attempts, n.progress, o.progress, n.message, o.message,
+          n.preview_url, coalesce(n.routed_to, n.processor), n.due_at, n.provider_job_id, o.provider_job_id, n.payload, o.payload,
+          coalesce(o.routed_to, o.processor), n.call, o.call)::image_jobs.run_change as change
+      from new_rows n join old_rows o on o.id = n.id
+      where n.kind = 'image_gen' and (n.ticket is not null or n.status <> o.status)
+        and (n.status, n.claim, n.claimed_by, n.progress, n.message, n.preview_url, n.provider_job_id, n.due_at, n.routed_to,
+          n.metadata ->> 'nodeId')
+          is distinct from
+          (o.status, o.claim, o.claimed_by, o.progress, o.message, o.preview_url, o.provider_job_id, o.due_at, o.routed_to,
+          o.metadata ->> 'nodeId')
+    ) c
+    group by c.slice order by c.slice;
+  perform set_config('enable_nestloop', v_nestloop, true), set_config('enable_hashjoin', v_hashjoin, true);
+  loop
+    fetch v_slices into v_changes;
+    exit when not found;
+    perform image_jobs.project_changes(v_changes);
+  end loop;
+  close v_slices;
   return null;
 end
 $$;
 
--- A deleted run: its holder drops it, and its node shows the next newest run, or none.
-create or replace function private.runs_deleted()
+-- Project deleted runs: the holder drops each, and its node shows the next newest run, or none.
+create or replace function image_jobs.runs_deleted()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
   v_run record;
-  v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
+  if not exists (select from old_rows o where o.kind = 'image_gen') then
+    return null;
+  end if;
+  perform image_jobs.cancel_provider_job(split_part(coalesce(o.routed_to, o.processor), ':', 1), o.provider_job_id, o.id, o.call)
+  from old_rows o
+  where o.kind = 'image_gen' and o.provider_job_id is not null and o.status in ('pending', 'running');
+  perform image_jobs.lose_calls(array(
+    select coalesce(o.call, o.claim) from old_rows o where o.kind = 'image_gen' and o.status in ('pending', 'running')));
+  perform image_jobs.remove_files(
+    array_agg(o.subject_id order by o.id), array_agg(o.id order by o.id), array_agg(o.claimed_by is not null order by o.id))
+  from old_rows o where o.kind = 'image_gen';
   for v_run in
     select o.id, o.claim, o.claimed_by, o.ticket, o.subject_id, o.metadata ->> 'nodeId' as node_id
     from old_rows o where o.kind = 'image_gen' order by o.metadata ->> 'nodeId', o.ticket
@@ -273,21 +383,46 @@ begin
     if v_run.claimed_by is not null then
       perform pg_notify('image_jobs_drop', v_run.claim::text);
     end if;
-    perform set_config('image_jobs.hand', 'projection', true);
-    update public.workflow_nodes n set node_data = n.node_data - private.own_keys(), run_ticket = null
+    perform set_config('image_jobs.writer', 'projection', true);
+    update public.workflow_nodes n set node_data = n.node_data - image_jobs.owned_keys(), run_ticket = null
     where n.id = v_run.node_id and n.workflow_id = v_run.subject_id and n.run_ticket = v_run.ticket;
     if found then
-      perform private.show_runs(array[v_run.node_id]::varchar[]);
+      perform image_jobs.project_nodes(array[v_run.node_id]::varchar[]);
     end if;
-    perform set_config('image_jobs.hand', v_hand, true);
+    perform set_config('image_jobs.writer', v_writer, true);
   end loop;
+  perform image_jobs.broadcast_deleted_runs((
+    select jsonb_agg(jsonb_build_object('id', o.id, 'workflow', o.subject_id, 'node', o.metadata ->> 'nodeId'))
+    from old_rows o where o.kind = 'image_gen'));
   return null;
 end
 $$;
 
-create or replace trigger runs_inserted after insert on public.runs
-  referencing new table as new_rows for each statement execute function private.runs_inserted();
-create or replace trigger runs_updated after update on public.runs
-  referencing old table as old_rows new table as new_rows for each statement execute function private.runs_updated();
-create or replace trigger runs_deleted after delete on public.runs
-  referencing old table as old_rows for each statement execute function private.runs_deleted();
+-- Move a run to another node, since an operator has changed metadata.nodeId: the old one shows its newest other run, or none.
+create or replace function image_jobs.run_moved()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+begin
+  perform set_config('image_jobs.writer', 'projection', true);
+  update public.workflow_nodes n set node_data = n.node_data - image_jobs.owned_keys(), run_ticket = null
+  where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id and n.run_ticket = old.ticket;
+  perform set_config('image_jobs.writer', v_writer, true);
+  perform image_jobs.project_nodes(array(
+    select n.id from public.workflow_nodes n
+    where n.id in (old.metadata ->> 'nodeId', new.metadata ->> 'nodeId') and n.workflow_id = new.subject_id));
+  return null;
+end
+$$;
+
+-- A daemon's statements leave metadata alone, so this costs them nothing.
+create or replace trigger image_jobs_run_moved after update of metadata on public.runs
+  for each row when (new.kind = 'image_gen' and old.metadata ->> 'nodeId' is distinct from new.metadata ->> 'nodeId')
+  execute function image_jobs.run_moved();
+create or replace trigger image_jobs_runs_inserted after insert on public.runs
+  referencing new table as new_rows for each statement execute function image_jobs.runs_inserted();
+create or replace trigger image_jobs_runs_updated after update on public.runs
+  referencing old table as old_rows new table as new_rows for each statement execute function image_jobs.runs_updated();
+create or replace trigger image_jobs_runs_deleted after delete on public.runs
+  referencing old table as old_rows for each statement execute function image_jobs.runs_deleted();

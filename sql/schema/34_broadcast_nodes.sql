@@ -1,50 +1,50 @@
 -- Broadcast from the database: changed nodes go out on the private topic workflow:<uuid>, event nodes_changed.
 --
--- One message per statement and workflow, cut below the payload limit. A client merges by version, and asks for what a
--- message left out. Broadcasting must never hurt what it tells about: it happens only where realtime.send exists, never
--- waits for a lock, and what goes wrong is a warning.
+-- One message per statement and workflow, cut below the payload limit. A client merges by version, and fetches what a
+-- message left out. Broadcasting must never hurt the write it reports: it happens only where realtime.send exists, never
+-- waits for a lock, and a failure is a warning.
 
--- A node in a message: the whole row if it is small, else what is ours of it, marked as partial.
-create or replace function private.node_message(p_node public.workflow_nodes)
+-- Returns a node for a message: the whole row if it is small, else our keys of it, marked as partial.
+create or replace function image_jobs.node_message(p_node public.workflow_nodes)
 returns jsonb language sql immutable set search_path = ''
 as $$
   select case
     when octet_length(p_node.node_data::text) <= 8192 then to_jsonb(p_node) - 'run_ticket'
     else jsonb_build_object('id', p_node.id, 'version', p_node.version, 'partial', true, 'node_data', (
       select coalesce(jsonb_object_agg(ours.key, ours.value), '{}')
-      from jsonb_each(p_node.node_data) ours where ours.key = any (private.own_keys())))
+      from jsonb_each(p_node.node_data) ours where ours.key = any (image_jobs.owned_keys())))
   end
 $$;
 
--- Sends messages about nodes. p_nodes: [{"workflow": uuid, "node": …}, …].
-create or replace function private.broadcast_nodes(p_nodes jsonb)
+-- Send messages on the topics of workflows. p_items: [{"workflow": uuid, "item": …}, …]; p_list: the key of the items in the payload.
+create or replace function image_jobs.broadcast(p_event text, p_list text, p_items jsonb)
 returns void language plpgsql volatile security definer set search_path = '' set lock_timeout = '100ms'
 as $$
 declare
   v_message record;
 begin
   for v_message in
-    select cut.workflow, jsonb_agg(cut.node order by cut.place) as nodes
+    select cut.workflow, jsonb_agg(cut.item order by cut.place) as items
     from (
-      select n.value ->> 'workflow' as workflow, n.value -> 'node' as node, n.place,
+      select n.value ->> 'workflow' as workflow, n.value -> 'item' as item, n.place,
         sum(octet_length(n.value::text)) over (partition by n.value ->> 'workflow' order by n.place) / 100000 as part
-      from jsonb_array_elements(p_nodes) with ordinality as n (value, place)
+      from jsonb_array_elements(p_items) with ordinality as n (value, place)
     ) cut
     group by cut.workflow, cut.part
     order by cut.workflow, cut.part
   loop
     begin
       execute 'select realtime.send($1, $2, $3, true)'
-      using jsonb_build_object('nodes', v_message.nodes), 'nodes_changed', 'workflow:' || v_message.workflow;
+      using jsonb_build_object(p_list, v_message.items), p_event, 'workflow:' || v_message.workflow;
     exception when others then
-      raise warning 'nodes_changed was not broadcast: %', sqlerrm;
+      raise warning '% was not broadcast: %', p_event, sqlerrm;
     end;
   end loop;
 end
 $$;
 
--- Tells about the nodes that a statement has inserted, changed or deleted.
-create or replace function private.nodes_changed()
+-- Broadcast the nodes that a statement has inserted, changed or deleted.
+create or replace function image_jobs.nodes_changed()
 returns trigger language plpgsql volatile security definer set search_path = ''
   set enable_nestloop = off set enable_hashjoin = on
 as $$
@@ -55,35 +55,42 @@ begin
     return null;
   end if;
   if tg_op = 'INSERT' then
-    select jsonb_agg(jsonb_build_object('workflow', n.workflow_id, 'node', private.node_message(n)) order by n.version) into v_nodes
+    select jsonb_agg(jsonb_build_object('workflow', n.workflow_id, 'item', image_jobs.node_message(n)) order by n.version) into v_nodes
     from new_rows n;
   elsif tg_op = 'UPDATE' then
     -- A node that leaves a workflow is gone there.
-    select jsonb_agg(jsonb_build_object('workflow', c.workflow_id, 'node', c.node) order by c.version) into v_nodes
+    select jsonb_agg(jsonb_build_object('workflow', c.workflow_id, 'item', c.node) order by c.version) into v_nodes
     from (
-      select n.workflow_id, private.node_message(n) as node, n.version
+      select n.workflow_id, image_jobs.node_message(n) as node, n.version
       from new_rows n left join old_rows o on o.id = n.id
       where n.version is distinct from o.version
       union all
       select o.workflow_id, jsonb_build_object('id', o.id, 'version', n.version, 'deleted', true), n.version
       from old_rows o join new_rows n on n.id = o.id
       where n.workflow_id <> o.workflow_id
+      union all
+      -- One that is renamed is gone under its old id.
+      select gone.workflow_id, jsonb_build_object('id', gone.id, 'version', gone.next_version, 'deleted', true), gone.next_version
+      from (
+        select o.workflow_id, o.id, nextval('image_jobs.node_versions') as next_version from old_rows o
+        where not exists (select from new_rows n where n.id = o.id)
+      ) gone
     ) c;
   else
     select jsonb_agg(jsonb_build_object('workflow', o.workflow_id,
-      'node', jsonb_build_object('id', o.id, 'version', nextval('private.node_versions'), 'deleted', true))) into v_nodes
+      'item', jsonb_build_object('id', o.id, 'version', nextval('image_jobs.node_versions'), 'deleted', true))) into v_nodes
     from old_rows o;
   end if;
   if v_nodes is not null then
-    perform private.broadcast_nodes(v_nodes);
+    perform image_jobs.broadcast('nodes_changed', 'nodes', v_nodes);
   end if;
   return null;
 end
 $$;
 
-create or replace trigger nodes_inserted after insert on public.workflow_nodes
-  referencing new table as new_rows for each statement execute function private.nodes_changed();
-create or replace trigger nodes_updated after update on public.workflow_nodes
-  referencing old table as old_rows new table as new_rows for each statement execute function private.nodes_changed();
-create or replace trigger nodes_deleted after delete on public.workflow_nodes
-  referencing old table as old_rows for each statement execute function private.nodes_changed();
+create or replace trigger image_jobs_nodes_inserted after insert on public.workflow_nodes
+  referencing new table as new_rows for each statement execute function image_jobs.nodes_changed();
+create or replace trigger image_jobs_nodes_updated after update on public.workflow_nodes
+  referencing old table as old_rows new table as new_rows for each statement execute function image_jobs.nodes_changed();
+create or replace trigger image_jobs_nodes_deleted after delete on public.workflow_nodes
+  referencing old table as old_rows for each statement execute function image_jobs.nodes_changed();

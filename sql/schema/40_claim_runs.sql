@@ -1,191 +1,268 @@
--- pending → running, and parked → held: the daemon takes work.
+-- pending → running, and parked → held: the daemon claims work.
 
--- How many more runs a provider (or one model of it) may start now; null: as many as you like.
--- Exact only if the caller holds the locks of the rows: then no other start can be on its way.
-create or replace function private.allowance(p_provider text, p_lane text)
-returns integer language plpgsql volatile set search_path = ''
-as $$
-declare
-  v_now timestamptz := private.now();
-  v_second bigint := floor(extract(epoch from v_now));
-  v_limit record;
-  v_left integer;
-  v_least integer;
-begin
-  for v_limit in
-    select l.* from public.provider_limits l
-    where l.provider = p_provider
-      and (l.model is null or l.provider || ':' || l.model = p_lane)
-  loop
-    if v_limit.paused or v_limit.blocked_until > v_now then
-      return 0;
-    end if;
-    if v_limit.per_minute is not null then
-      -- Whole seconds: a start counts for 60 to 61 seconds, so no minute ever sees more than its limit.
-      select v_limit.per_minute - coalesce(sum(recent.starts), 0) into v_left
-      from unnest(v_limit.recent_at, v_limit.recent_starts) as recent (at, starts)
-      where recent.at >= v_second - 60;
-      v_least := least(v_least, v_left);
-    end if;
-    if v_limit.max_running is not null then
-      -- By processor, not by lane: what was started before its model had a limit stands in the provider's lane.
-      -- Counted no further than the limit, whatever else is running.
-      select v_limit.max_running - count(*) into v_left
-      from (
-        select from public.runs r
-        where r.kind = 'image_gen' and r.status = 'running'
-          and r.lane in (select distinct n.lane from private.lanes n where split_part(n.lane, ':', 1) = p_provider)
-          and (v_limit.model is null or coalesce(r.via, r.processor) = p_provider || ':' || v_limit.model)
-        limit v_limit.max_running
-      ) counted;
-      v_least := least(v_least, v_left);
-    end if;
-  end loop;
-  return case when v_least is not null then greatest(v_least, 0) end;
-end
-$$;
-
--- Writes down that runs have started, in each limit that counts them. The caller holds the rows' locks.
-create or replace function private.count_starts(p_provider text, p_lane text, p_starts integer)
-returns void language sql volatile set search_path = ''
-as $$
-  update public.provider_limits l
-  set (recent_at, recent_starts) = (
-    select array_agg(s.at order by s.at), array_agg(s.starts order by s.at)
-    from (
-      select r.at, sum(r.starts) as starts
-      from (select * from unnest(l.recent_at, l.recent_starts) union all select second.now, p_starts) r (at, starts)
-      where r.at >= second.now - 60
-      group by r.at
-    ) s)
-  from (select floor(extract(epoch from private.now()))::bigint as now) second
-  where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
-    and l.per_minute is not null
-$$;
-
--- What a daemon gets to know of a run it has claimed. made: what an earlier attempt wrote down of a picture it had made,
--- since the last requeue; that picture may lie in storage.
-create or replace function private.claimed_run(r public.runs, p_due_at timestamptz)
+-- Returns a claimed run for the daemon. generated: the data of the `generated` event of an earlier attempt since the last
+-- requeue; its picture may lie in storage. contested: a claim that was taken away had a picture, which it may still be storing.
+create or replace function image_jobs.claimed_run(r public.runs, p_due_at timestamptz)
 returns jsonb language sql stable set search_path = ''
 as $$
   select jsonb_build_object(
     'id', r.id, 'claim', r.claim, 'ticket', r.ticket, 'subject_id', r.subject_id,
-    'processor', coalesce(r.via, r.processor), 'requested', r.processor,
+    'processor', coalesce(r.routed_to, r.processor), 'requested', r.processor,
     'metadata', case when jsonb_path_exists(r.metadata, '$.**{65}') then '{}' else coalesce(r.metadata, '{}') end,
     'attempt', r.attempt, 'max_attempts', r.max_attempts,
-    'provider_job_id', r.provider_job_id, 'webhook', r.webhook,
-    'submitted_ago', extract(epoch from private.now() - r.submitted_at),
-    'waited', case when isfinite(p_due_at) then extract(epoch from private.now() - p_due_at) else 0 end,
-    'made', case when r.attempt > 1 then (
+    'provider_job_id', r.provider_job_id, 'call', coalesce(r.call, r.claim), 'webhook', r.webhook,
+    'created_by', r.created_by, 'source_workflow', r.source_workflow,
+    'submitted_ago', extract(epoch from image_jobs.now() - r.submitted_at),
+    'waited', case when isfinite(p_due_at) then extract(epoch from image_jobs.now() - p_due_at) else 0 end,
+    'generated', case when r.attempt > 1 then (
       select e.payload -> 'data' from public.run_events e
       where e.run_id = r.id and e.payload ->> 'event' = 'generated' and e.payload -> 'data' -> 'ticket' = to_jsonb(r.ticket)
-      order by e.seq desc limit 1) end)
+      order by e.seq desc limit 1) end,
+    'contested', case
+      when exists (select from image_jobs.calls c where c.run_id = r.id and c.id < r.claim and c.image) then coalesce((
+        select e.payload ->> 'event' = 'generated' from public.run_events e
+        where e.run_id = r.id and e.payload ->> 'event' in ('generated', 'completed')
+        order by e.seq desc limit 1), false)
+      else false end)
 $$;
 
--- Takes up to p_slots runs for a daemon: due checks of parked runs first, then pending runs; higher priorities first,
--- lanes evenly, workflows in turn within a lane. p_thorough looks at whole lanes instead of from their floors: at least
--- once a second of idleness, since a slow transaction may commit a lower rank.
--- Never takes more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
--- Locks: the daemon's row (against a take-over), then provider_limits, and only then runs (skipping locked ones).
-create or replace function private.claim_runs(p_daemon uuid, p_slots integer, p_thorough boolean default false)
+-- Returns parked runs whose check is due, and their priorities: of each lane the p_limit that have waited longest, at least 50,
+-- since one of a higher priority may be among them.
+create or replace function image_jobs.due_checks(p_providers text[], p_limit integer)
+returns table (id varchar, priority integer) language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_aside varchar[] := image_jobs.runs_set_aside();
+begin
+  return query
+  select due.id::varchar, due.priority::integer  -- tables that were there before may have other types of texts and numbers
+  from (select distinct l.lane from image_jobs.lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
+  cross join lateral (
+    select r.id, r.priority, r.due_at from public.runs r
+    where r.kind = 'image_gen' and r.status = 'running' and r.lane = o.lane
+      and r.due_at <= v_now and r.claimed_by is null and not r.id = any (v_aside)
+    order by r.due_at limit greatest(p_limit, 50)
+  ) due
+  order by due.due_at;
+end
+$$;
+
+-- Claim these parked runs, at most p_limit, those that have waited longest first. Pausing and limits are about new starts;
+-- checks go on.
+create or replace function image_jobs.claim_checks(p_daemon uuid, p_runs varchar[], p_limit integer)
+returns setof jsonb language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_runs varchar[];
+begin
+  select array_agg(due.id) into v_runs
+  from (
+    select r.id from public.runs r
+    where r.id = any (p_runs) and r.status = 'running' and r.due_at <= image_jobs.now() and r.claimed_by is null
+    order by r.due_at limit p_limit
+    for update skip locked
+  ) due;
+  if v_runs is not null then
+    return query select unnest(image_jobs.change_runs('check_runs', v_runs, p_daemon));
+  end if;
+end
+$$;
+
+create or replace function image_jobs.check_runs(p_runs varchar[], p_daemon uuid)
+returns jsonb[] language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_claimed jsonb[];
+begin
+  with claimed as (
+    update public.runs r
+    set claim = o.next_claim, claimed_by = p_daemon, due_at = null, call = coalesce(o.call, o.next_claim)
+    from (
+      select q.id, q.due_at, q.call, nextval('image_jobs.claims') as next_claim
+      from unnest(p_runs) as p (id) join public.runs q on q.id = p.id
+    ) o
+    where r.id = o.id
+    returning image_jobs.claimed_run(r, o.due_at) as run
+  )
+  select array_agg(c.run) into v_claimed from claimed c;
+  -- Of a provider job that no call is known for, an operator's for example.
+  perform image_jobs.open_calls(p_runs);
+  return v_claimed;
+end
+$$;
+
+-- Start the first p_limit runs of one lane, passing over those of blocked models, counts them in the limits, and moves the
+-- lane's watermark. With p_probe, one that has lost the fewest attempts. The caller holds the locks of the limits.
+create or replace function image_jobs.claim_starts(
+  p_daemon uuid, p_lane image_jobs.lanes, p_limit integer, p_full_scan boolean, p_probe boolean)
+returns setof jsonb language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_aside varchar[] := image_jobs.runs_set_aside();
+  v_models boolean := image_jobs.move_to_model_lanes(p_lane, p_limit);
+  v_names varchar[] := image_jobs.unblocked_names(p_lane);
+  v_from bigint := case when p_full_scan then 0 else least(p_lane.watermark, p_lane.passed_over) end;
+  v_passing boolean := p_probe or v_names is not null;
+  v_first varchar[];
+  v_runs varchar[];
+  v_claimed jsonb[];
+  v_last bigint;
+begin
+  if not v_passing then
+    select array_agg(next.id), max(next.rank) into v_runs, v_last
+    from (
+      select r.id, r.rank from public.runs r
+      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+        and r.lane = p_lane.lane and r.priority = p_lane.priority and r.rank >= v_from
+        and (not v_models or image_jobs.lane_of(coalesce(r.routed_to, r.processor)) = r.lane)
+        and not r.id = any (v_aside)
+      order by r.rank, r.ticket limit p_limit
+      for update skip locked
+    ) next;
+  else
+    -- A few more than wanted, since others may be claiming them.
+    v_first := image_jobs.first_waiting(p_lane, v_names, v_from, v_aside, case when p_probe then 100 else p_limit + 20 end);
+    select array_agg(next.id), max(next.rank) into v_runs, v_last
+    from (
+      select r.id, r.rank from public.runs r
+      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null and r.id = any (v_first)
+        and (not v_models or image_jobs.lane_of(coalesce(r.routed_to, r.processor)) = r.lane)
+      order by case when p_probe then r.attempt end, r.rank, r.ticket limit p_limit
+      for update skip locked
+    ) next;
+  end if;
+  if v_runs is null then
+    return;
+  end if;
+  if not p_probe then
+    v_runs := image_jobs.share_places(p_lane, v_runs, v_names, v_models, v_aside, p_full_scan);
+  end if;
+  v_claimed := image_jobs.change_runs('start_runs', v_runs, p_daemon);
+  if v_claimed is null then
+    return;
+  end if;
+  return query select unnest(v_claimed);
+  perform image_jobs.record_starts(split_part(p_lane.lane, ':', 1), p_lane.lane, cardinality(v_claimed));
+  if p_probe then
+    update image_jobs.provider_streaks s
+    set probe = (v_claimed[1] ->> 'claim')::bigint, probed_at = image_jobs.now()
+    where s.provider = split_part(p_lane.lane, ':', 1);
+  end if;
+  -- The watermark is a hint: if another daemon is moving it just now, that will do. But never without a note of the runs that
+  -- it passes over.
+  perform from image_jobs.lanes l
+  where l.lane = p_lane.lane and l.priority = p_lane.priority and (l.watermark < v_last or l.passed_over < v_last)
+  for update skip locked;
+  if found then
+    update image_jobs.lanes l
+    set watermark = greatest(l.watermark, v_last),
+      passed_over = case
+        when v_passing then least(l.passed_over, p_lane.watermark)
+        when v_from > l.passed_over then l.passed_over
+        when v_last < l.watermark then v_last end
+    where l.lane = p_lane.lane and l.priority = p_lane.priority;
+  end if;
+end
+$$;
+
+create or replace function image_jobs.start_runs(p_runs varchar[], p_daemon uuid)
+returns jsonb[] language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_claimed jsonb[];
+begin
+  with claimed as (
+    update public.runs r
+    set status = 'running', claim = o.next_claim, claimed_by = p_daemon, attempt = r.attempt + 1,
+      started_at = v_now, due_at = null, payload = null, message = null, preview_url = null,
+      call = case when o.provider_job_id is not null then coalesce(o.call, o.next_claim) end
+    from (
+      select q.id, q.due_at, q.call, q.provider_job_id, nextval('image_jobs.claims') as next_claim
+      from unnest(p_runs) as p (id) join public.runs q on q.id = p.id
+    ) o
+    where r.id = o.id
+    returning image_jobs.claimed_run(r, o.due_at) as run
+  )
+  select array_agg(c.run) into v_claimed from claimed c;
+  perform image_jobs.open_calls(p_runs);
+  return v_claimed;
+end
+$$;
+
+-- Claim up to p_slots runs for a daemon, higher priorities first: due checks of parked runs, in the sequence in which they fell
+-- due, and pending runs share the slots where there are both; pending ones of lanes evenly, users interleaved within a lane, and their workflows within their places. p_full_scan reads whole lanes instead of from their watermarks: at
+-- least once a second of idleness, since a slow transaction may commit a lower rank.
+-- Nothing of the providers that this daemon cannot reach (p_unreachable).
+-- Never claims more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
+-- Locks: the daemon's row (against a take-over), then provider_limits, provider_streaks (skipping locked ones: another
+-- daemon is at it), and only then runs (skipping locked ones).
+create or replace function image_jobs.claim_runs(
+  p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
 returns setof jsonb language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
   set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
-  v_now timestamptz := private.now();
-  v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
   v_daemon record;
   v_left integer := p_slots;
   v_providers text[];
-  v_lanes private.lanes[];
-  v_lane private.lanes;
+  v_lanes image_jobs.lanes[];
+  v_lane image_jobs.lanes;
+  v_checks varchar[];
+  v_priorities integer[];
+  v_due varchar[];
   v_priority integer;
-  v_provider text;
   v_peers integer;
   v_quota integer;
-  v_claimed jsonb;
-  v_rank bigint;
   v_count integer;
-  v_last bigint;
-  v_models boolean;
+  v_provider text;
+  v_probing text[];
+  v_probe boolean;
 begin
   if p_slots <= 0 then
     return;
   end if;
-  select d.* into v_daemon from private.daemons d where d.id = p_daemon and d.ended_at is null for key share;
+  select d.* into v_daemon from image_jobs.daemons d where d.id = p_daemon and d.ended_at is null for key share;
   if not found then
     raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
   end if;
-  perform set_config('image_jobs.hand', 'daemon', true);
+  perform set_config('image_jobs.writer', 'daemon', true);
 
-  -- Providers this daemon serves. Those that nobody alive serves, or has served in the last ten minutes (a deploy),
-  -- are anybody's: somebody has to say that the key is missing.
-  select array_agg(p.name) into v_providers
-  from (select name from private.providers union all select '?') p
-  where p.name = any (v_daemon.providers)
-    or not exists (
-      select from private.daemons d
-      where p.name = any (d.providers) and d.seen_at > v_now - interval '10 minutes');
-
-  -- Lanes in which somebody waits and may go; then the locks of their limits, all at once and in order.
-  with put_off as materialized (
-    select r.lane, r.priority from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
-    order by r.due_at limit 200
-  )
-  select array_agg(l order by l.priority desc, random()) into v_lanes
-  from private.lanes l
-  where split_part(l.lane, ':', 1) = any (v_providers)
-    and private.allowance(split_part(l.lane, ':', 1), l.lane) is distinct from 0
-    and (
-      exists (
-        select from public.runs r
-        where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
-          and r.lane = l.lane and r.priority = l.priority and r.rank >= case when p_thorough then 0 else l.floor end)
-      or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
-  perform from public.provider_limits l
+  v_providers := array(
+    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers)) as p (name)
+    where p.name <> all (coalesce(p_unreachable, '{}')));
+  v_lanes := coalesce(image_jobs.open_lanes(v_providers, p_full_scan), '{}');
+  -- The locks of the limits, all at once and in order.
+  perform from image_jobs.provider_limits l
   where l.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
     and (l.per_minute is not null or l.max_running is not null)
   order by l.id
   for update;
+  v_probing := array(
+    select s.provider from image_jobs.provider_streaks s
+    where s.closings > 0 and s.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
+    for update skip locked);
+  perform image_jobs.promote_due();
 
-  -- Whatever was put off and is due now goes to the front of its line.
-  with due as materialized (
-    select r.id, private.lane_of(coalesce(r.via, r.processor)) as lane from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
-    order by r.due_at limit 200
-    for update skip locked
-  )
-  update public.runs r
-  set lane = due.lane,
-    rank = coalesce((select l.floor from private.lanes l where l.lane = due.lane and l.priority = r.priority),
-      private.place_in_line(r.subject_id, due.lane, r.priority))
-  from due where r.id = due.id;
-
-  -- Parked runs whose check is due. Pausing and limits are about new starts; asking goes on.
-  for v_lane in
-    select distinct on (l.lane) l.* from private.lanes l where split_part(l.lane, ':', 1) = any (v_providers)
+  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots) d;
+  for v_priority in
+    select o.priority from unnest(v_lanes) o union select c.priority from unnest(v_priorities) as c (priority) order by 1 desc
   loop
-    exit when v_left <= 0;
-    for v_claimed in
-      with due as materialized (
-        select r.id, r.due_at from public.runs r
-        where r.kind = 'image_gen' and r.status = 'running' and r.lane = v_lane.lane
-          and r.due_at <= v_now and r.claimed_by is null
-        order by r.due_at limit v_left
-        for update skip locked
-      )
-      update public.runs r set claim = nextval('private.claims'), claimed_by = p_daemon, due_at = null
-      from due where r.id = due.id
-      returning private.claimed_run(r, due.due_at)
-    loop
-      v_left := v_left - 1;
-      return next v_claimed;
-    end loop;
-  end loop;
-
-  for v_priority in select distinct o.priority from unnest(v_lanes) o order by o.priority desc loop
+    v_due := array(
+      select c.id from unnest(v_checks, v_priorities) as c (id, priority) where c.priority = v_priority);
+    if cardinality(v_due) > 0 then
+      -- Half of them, where runs wait to be started; of an odd one a coin decides.
+      v_quota := v_left;
+      if exists (select from unnest(v_lanes) o where o.priority = v_priority) then
+        v_quota := floor(v_left / 2.0 + random());
+      end if;
+      return query select image_jobs.claim_checks(p_daemon, v_due, v_quota);
+      get diagnostics v_count = row_count;
+      v_left := v_left - v_count;
+    end if;
     -- First an even share for each lane, then what the others left.
     for v_pass in 1..2 loop
       select count(*) into v_peers from unnest(v_lanes) o where o.priority = v_priority;
@@ -195,62 +272,22 @@ begin
         exit when v_left <= 0;
         v_provider := split_part(v_lane.lane, ':', 1);
         v_quota := case v_pass when 1 then ceil(v_left::numeric / v_peers) else v_left end;
-        v_quota := least(v_quota, private.allowance(v_provider, v_lane.lane));
+        v_quota := least(v_quota, image_jobs.available_starts(v_provider, v_lane.lane));
         v_peers := v_peers - 1;
-        continue when v_quota <= 0;
-
-        -- A run that was inserted while its model got a limit may stand in the provider's lane: it changes lines.
-        v_models := exists (
-          select from public.provider_limits l where l.provider = v_lane.lane and l.model is not null);
-        if v_models then
-          with next as materialized (
-            select r.id from public.runs r
-            where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
-              and r.lane = v_lane.lane and r.priority = v_lane.priority
-            order by r.rank, r.id limit v_quota
-            for update skip locked
-          )
-          update public.runs r
-          set lane = private.lane_of(coalesce(r.via, r.processor)),
-            rank = private.place_in_line(r.subject_id, private.lane_of(coalesce(r.via, r.processor)), r.priority)
-          from next where r.id = next.id and private.lane_of(coalesce(r.via, r.processor)) <> v_lane.lane;
-        end if;
-
-        v_count := 0;
-        v_last := null;
-        for v_claimed, v_rank in
-          with next as materialized (
-            select r.id, r.due_at from public.runs r
-            where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
-              and r.lane = v_lane.lane and r.priority = v_lane.priority
-              and r.rank >= case when p_thorough then 0 else v_lane.floor end
-              and (not v_models or private.lane_of(coalesce(r.via, r.processor)) = r.lane)
-            order by r.rank, r.id limit v_quota
-            for update skip locked
-          )
-          update public.runs r
-          set status = 'running', claim = nextval('private.claims'), claimed_by = p_daemon, attempt = r.attempt + 1,
-            started_at = v_now, due_at = null, payload = null, message = null, preview_url = null
-          from next where r.id = next.id
-          returning private.claimed_run(r, next.due_at), r.rank
-        loop
-          v_count := v_count + 1;
-          v_last := greatest(v_last, v_rank);
-          return next v_claimed;
-        end loop;
-
-        continue when v_count = 0;
+        v_probe := exists (select from image_jobs.provider_streaks s where s.provider = v_provider and s.closings > 0);
+        continue when v_quota <= 0 or v_probe and not v_provider = any (v_probing);
+        return query select image_jobs.claim_starts(p_daemon, v_lane, v_quota, p_full_scan, v_probe);
+        get diagnostics v_count = row_count;
         v_left := v_left - v_count;
-        perform private.count_starts(v_provider, v_lane.lane, v_count);
-        -- The floor is a hint: if another daemon is moving it just now, that will do.
-        perform from private.lanes l
-        where l.lane = v_lane.lane and l.priority = v_lane.priority and l.floor < v_last for update skip locked;
-        if found then
-          update private.lanes l set floor = v_last where l.lane = v_lane.lane and l.priority = v_lane.priority;
-        end if;
       end loop;
     end loop;
+    if v_left > 0 and cardinality(v_due) > 0 then
+      return query select image_jobs.claim_checks(p_daemon, v_due, v_left);
+      get diagnostics v_count = row_count;
+      v_left := v_left - v_count;
+    end if;
+    exit when v_left <= 0;
   end loop;
-  perform set_config('image_jobs.hand', v_hand, true);
+  perform set_config('image_jobs.writer', v_writer, true);
 end
 $$;

@@ -1,92 +1,148 @@
--- A turn: one statement, one round trip. What has finished is settled and free slots are filled; whatever happens
--- meanwhile goes with the next turn. A daemon has one turn in flight, never two.
+-- sync: one statement, one round trip. Finished runs are settled and free slots are filled; whatever happens meanwhile
+-- goes with the next sync. A daemon has one sync in flight, never two.
 
--- Gives back what the database thinks a daemon holds and it does not: claims whose reply was lost on the way.
--- p_held are the claims it holds. Their work never began, so the attempt comes back.
-create or replace function private.release_unheld(p_daemon uuid, p_held bigint[])
+-- Release runs that the database thinks a daemon holds and it does not: claims whose reply was lost on the way.
+-- p_held are the claims it holds. Their work never began, so the attempt comes back, once; if it happens again, or the request
+-- went out, they are not what they seem, and cost an attempt: else a run could be paid for again without end.
+-- A sync that its daemon had given up may be done late, when later ones have claimed what its list does not name yet: of claims
+-- that are newer than p_newest, the newest there was before the list was made, it says nothing. Null: it names them all.
+create or replace function image_jobs.release_unheld(p_daemon uuid, p_held bigint[], p_newest bigint)
 returns void language plpgsql volatile set search_path = ''
 as $$
 declare
-  v_now timestamptz := private.now();
-  v_hand text := coalesce(current_setting('image_jobs.hand', true), '');
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+  v_aside varchar[] := image_jobs.runs_set_aside();
+  v_runs varchar[];
 begin
-  perform set_config('image_jobs.hand', 'daemon', true);
-  with unheld as materialized (
+  select array_agg(unheld.id) into v_runs
+  from (
     select r.id from public.runs r
-    where r.claimed_by = p_daemon and not r.claim = any (p_held)
+    where r.claimed_by = p_daemon and not r.claim = any (p_held) and r.claim <= coalesce(p_newest, r.claim)
+      and not r.id = any (v_aside)
     order by r.id
     for update skip locked
-  )
-  update public.runs r
-  set status = case when r.provider_job_id is null then 'pending' else 'running' end,
-    attempt = r.attempt - case when r.provider_job_id is null then 1 else 0 end,
-    claimed_by = null, due_at = v_now, rank = null
-  from unheld where r.id = unheld.id;
-  perform set_config('image_jobs.hand', v_hand, true);
-end
-$$;
-
--- Shows nodes what they missed while somebody had them locked.
-create or replace function private.refresh_stale_nodes()
-returns void language plpgsql volatile set search_path = ''
-as $$
-declare
-  v_nodes varchar[];
-begin
-  with taken as (
-    delete from private.stale_nodes s
-    where s.id in (select q.id from private.stale_nodes q order by q.id limit 1000 for update skip locked)
-    returning s.node_id
-  )
-  select array_agg(distinct node_id) into v_nodes from taken;
-  if v_nodes is not null then
-    perform private.show_runs(v_nodes);
+  ) unheld;
+  if v_runs is not null then
+    perform set_config('image_jobs.writer', 'daemon', true);
+    perform image_jobs.change_runs('release_runs', v_runs);
+    perform set_config('image_jobs.writer', v_writer, true);
   end if;
 end
 $$;
 
--- One turn of a daemon.
+create or replace function image_jobs.release_runs(p_runs varchar[], p_daemon uuid)
+returns jsonb[] language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_calls jsonb;
+  v_spent bigint[];
+begin
+  select jsonb_agg(jsonb_build_object('id', r.claim,
+      'state', case when r.unheld or c.sent or c.state <> 'open' then 'unknown' else 'free' end)),
+    array_agg(r.claim) filter (where r.unheld or c.sent or c.state <> 'open')
+  into v_calls, v_spent
+  from unnest(p_runs) as p (id) join public.runs r on r.id = p.id left join image_jobs.calls c on c.id = r.claim
+  where r.provider_job_id is null;
+  perform image_jobs.close_calls(v_calls);
+  update public.runs r
+  set status = fate.status,
+    attempt = r.attempt - case when fate.status = 'pending' and not fate.spent then 1 else 0 end,
+    unheld = case when fate.status = 'running' then r.unheld else true end,
+    claimed_by = null, rank = null, due_at = case when fate.status <> 'failed' then v_now end,
+    finished_at = case when fate.status = 'failed' then v_now end,
+    payload = case when fate.status = 'failed' then jsonb_build_object(
+      'error', 'The daemon lost sight of this run while it was at work.', 'code', 'outcome_unknown', 'attempts', r.attempt,
+      'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
+      || image_jobs.costs_of(r.id, r.ticket) end
+  from unnest(p_runs) as p (id)
+  join public.runs o on o.id = p.id
+  cross join lateral (select coalesce(o.claim = any (v_spent), false) as spent) held
+  cross join lateral (select held.spent, case
+    when o.provider_job_id is not null then 'running'
+    when held.spent and o.attempt >= o.max_attempts then 'failed' else 'pending' end as status) fate
+  where r.id = o.id;
+  return null;
+end
+$$;
+
+-- Show nodes the runs they missed while they were locked, or were refused.
+create or replace function image_jobs.refresh_stale_nodes()
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_due record;
+begin
+  for v_due in
+    with taken as (
+      delete from image_jobs.stale_nodes s
+      where s.id in (
+        select q.id from image_jobs.stale_nodes q where q.due_at <= image_jobs.now()
+        order by q.due_at, q.id limit 1000 for update skip locked)
+      returning s.node_id, s.failures
+    )
+    select t.failures, array_agg(t.node_id) as nodes
+    from (select node_id, max(failures) as failures from taken group by node_id) t
+    group by t.failures
+  loop
+    perform image_jobs.project_nodes(v_due.nodes, v_due.failures);
+  end loop;
+end
+$$;
+
+-- One sync of a daemon.
 --   p_slots        free slots to fill
---   p_thorough     see claim_runs
+--   p_full_scan    see claim_runs
 --   p_settlements  see settle_runs
 --   p_progress     see record_progress
 --   p_held         the claims it holds, now and then (after a reconnect, every few beats); null: not this time.
---                  Those it holds no longer are answered as lost: the notification may have missed it
---   p_awake        seconds for which this daemon will look by itself, so that inserts need no NOTIFY; null: it will not
--- Answers rows {part: lost | claimed | settled | recorded, run: …}. Claims come first: limits lead the lock order.
-create or replace function private.turn(
-  p_daemon uuid, p_slots integer, p_thorough boolean, p_settlements jsonb, p_progress jsonb, p_held bigint[],
-  p_awake double precision)
+--                  Those it holds no longer are returned as lost: the notification may have missed it
+--   p_awake        seconds for which this daemon will sync by itself, so that inserts for its providers need no NOTIFY;
+--                  null: it will not
+--   p_unreachable  see claim_runs
+--   p_newest       the last value of image_jobs.claims, read before p_held was put together: see release_unheld
+-- Returns rows {part: lost | claimed | settled | recorded, run: …}. Claims come before settlements: limits lead the lock order.
+create or replace function image_jobs.sync(
+  p_daemon uuid, p_slots integer, p_full_scan boolean, p_settlements jsonb, p_progress jsonb, p_held bigint[],
+  p_awake double precision, p_unreachable text[] default null, p_newest bigint default null)
 returns table (part text, run jsonb) language plpgsql volatile set search_path = ''
 as $$
 begin
+  -- As a rule there is no streak, and no server error that could begin one.
+  if exists (select from image_jobs.provider_streaks)
+    or exists (select from jsonb_array_elements(p_settlements) s where (s.value ->> 'http_status')::integer >= 500)
+  then
+    perform image_jobs.note_responses(p_daemon, p_settlements);
+  end if;
   if p_held is not null then
-    perform private.release_unheld(p_daemon, p_held);
+    perform image_jobs.release_unheld(p_daemon, p_held, p_newest);
     return query
     select 'lost', jsonb_build_object('claim', held.claim)
     from unnest(p_held) as held (claim)
     where held.claim not in (select r.claim from public.runs r where r.claimed_by = p_daemon);
   end if;
-  return query select 'claimed', c from private.claim_runs(p_daemon, p_slots, p_thorough) c;
-  return query select 'recorded', r from private.record_progress(p_daemon, p_progress) r;
-  return query select 'settled', s from private.settle_runs(p_daemon, p_settlements) s;
-  if p_thorough then
-    perform private.pass_on();
+  return query select 'claimed', c from image_jobs.claim_runs(p_daemon, p_slots, p_full_scan, p_unreachable) c;
+  return query select 'recorded', r from image_jobs.record_progress(p_daemon, p_progress) r;
+  return query select 'settled', s from image_jobs.settle_runs(p_daemon, p_settlements) s;
+  if p_full_scan then
+    perform image_jobs.reroute_runs();
   end if;
-  if exists (select from private.stale_nodes) then
-    perform private.refresh_stale_nodes();
+  if exists (select from image_jobs.stale_nodes s where s.due_at <= image_jobs.now()) then
+    perform image_jobs.refresh_stale_nodes();
   end if;
   if p_awake is not null then
-    perform from private.wake w where w.awake_until < private.now() + make_interval(secs => p_awake / 2) for update skip locked;
-    if found then
-      update private.wake w set awake_until = private.now() + make_interval(secs => p_awake);
-    end if;
+    update image_jobs.wake w set awake_until = image_jobs.now() + make_interval(secs => p_awake)
+    where w.provider in (
+      select q.provider from image_jobs.wake q
+      where q.awake_until < image_jobs.now() + make_interval(secs => p_awake / 2)
+        and (q.provider = '?' or q.provider in (select unnest(d.providers) from image_jobs.daemons d where d.id = p_daemon))
+      for update skip locked);
   end if;
 end
 $$;
 
--- Wakes all daemons. Called by one that stops looking by itself, once its awake_until has lapsed.
-create or replace function private.wake_all()
+-- Wake all daemons. Called by one that stops syncing by itself, once its awake_until has lapsed.
+create or replace function image_jobs.wake_all()
 returns void language sql volatile set search_path = ''
 as $$
   select pg_notify('image_jobs_wake', '')

@@ -1,15 +1,15 @@
 -- What clients call: start_image_job, cancel_run, requeue_run. The public ones run with the caller's rights and RLS;
--- those that must change runs go through a private function that checks membership first.
+-- those that must change runs go through a function in image_jobs that checks membership first.
 
--- Stops a run that is pending or running; a finished one is left as it is. For members and operators.
-create or replace function private.cancel_run(p_run_id varchar)
+-- Cancel a run that is pending or running; a finished one is left as it is. For members and operators.
+create or replace function image_jobs.cancel_run(p_run_id varchar)
 returns void language plpgsql volatile security definer set search_path = ''
 as $$
 declare
   v_run record;
 begin
   select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;
-  if not found or not (private.is_operator() or private.can_access_workflow(v_run.subject_id)) then
+  if not found or not (image_jobs.is_operator() or image_jobs.can_access_workflow(v_run.subject_id)) then
     raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
   end if;
   if v_run.status in ('pending', 'running') then
@@ -18,20 +18,29 @@ begin
 end
 $$;
 
--- Puts a failed or cancelled run in line again. For members; operators may requeue any run.
-create or replace function private.requeue_run(p_run_id varchar)
+-- Requeue a failed or cancelled run. For members; operators may requeue any run.
+create or replace function image_jobs.requeue_run(p_run_id varchar)
 returns void language plpgsql volatile security definer set search_path = ''
 as $$
 declare
   v_run record;
-  v_operator boolean := private.is_operator();
+  v_operator boolean := image_jobs.is_operator();
 begin
+  -- Limits before the row, as inserts have it.
+  if not v_operator then
+    select r.created_by, r.subject_id into v_run from public.runs r
+    where r.id = p_run_id and r.kind = 'image_gen' and r.status in ('failed', 'cancelled')
+      and image_jobs.can_access_workflow(r.subject_id);
+    if found then
+      perform image_jobs.check_waiting(array_remove(array[v_run.created_by], null), array[v_run.subject_id], 1);
+    end if;
+  end if;
   select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;
-  if not found or not (v_operator or private.can_access_workflow(v_run.subject_id)) then
+  if not found or not (v_operator or image_jobs.can_access_workflow(v_run.subject_id)) then
     raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
   end if;
   if not v_operator and v_run.status not in ('failed', 'cancelled') then
-    perform private.refuse(format('A run that is %s cannot be requeued.', v_run.status),
+    perform image_jobs.refuse(format('A run that is %s cannot be requeued.', v_run.status),
       case v_run.status when 'completed' then 'Insert a new run to make another image.'
         else 'It is on its way; cancel it first to start anew.' end);
   end if;
@@ -39,8 +48,8 @@ begin
 end
 $$;
 
--- A run as an ImageJobRecord, if the caller may see it.
-create or replace function private.image_job_record(p_run_id varchar)
+-- Returns a run as an ImageJobRecord, if the caller may see it.
+create or replace function image_jobs.image_job_record(p_run_id varchar)
 returns jsonb language sql stable set search_path = ''
 as $$
   select to_jsonb(j) from public.image_jobs j where j."jobId" = p_run_id
@@ -50,21 +59,22 @@ create or replace function public.cancel_run(run_id varchar)
 returns jsonb language plpgsql volatile set search_path = ''
 as $$
 begin
-  perform private.cancel_run(run_id);
-  return private.image_job_record(run_id);
+  perform image_jobs.cancel_run(run_id);
+  return image_jobs.image_job_record(run_id);
 end
 $$;
-comment on function public.cancel_run(varchar) is 'Stops a run; answers its ImageJobRecord. A finished run is left as it is.';
+comment on function public.cancel_run(varchar) is 'Image Job Orchestrator: stops a run; returns its ImageJobRecord. A finished run is left as it is.';
 
 create or replace function public.requeue_run(run_id varchar)
 returns jsonb language plpgsql volatile set search_path = ''
 as $$
 begin
-  perform private.requeue_run(run_id);
-  return private.image_job_record(run_id);
+  perform image_jobs.requeue_run(run_id);
+  return image_jobs.image_job_record(run_id);
 end
 $$;
-comment on function public.requeue_run(varchar) is 'Puts a failed or cancelled run in line again; answers its ImageJobRecord.';
+comment on function public.requeue_run(varchar) is
+  'Image Job Orchestrator: puts a failed or cancelled run in line again; returns its ImageJobRecord.';
 
 -- StartImageJobRequest in, ImageJobRecord out. metadata is merged at the top level, the named fields win.
 -- The same idempotency key (of the same user, in the same workflow) returns the first run.
@@ -77,19 +87,19 @@ declare
   v_id varchar;
 begin
   if jsonb_typeof(request) is distinct from 'object' then
-    perform private.refuse('The request must be an object.', 'Send {nodeId, workflowId, promptSpec, provider, model}.');
+    perform image_jobs.refuse('The request must be an object.', 'Send {nodeId, workflowId, promptSpec, provider, model}.');
   end if;
   if coalesce(jsonb_typeof(request -> 'metadata'), 'null') not in ('object', 'null') then
-    perform private.refuse('metadata must be an object.', 'Leave it out if there is none.');
+    perform image_jobs.refuse('metadata must be an object.', 'Leave it out if there is none.');
   end if;
   if coalesce(request ->> 'nodeId', '') = '' then
-    perform private.refuse('nodeId is missing.', 'Name the canvas node that shall show the image.');
+    perform image_jobs.refuse('nodeId is missing.', 'Name the canvas node that shall show the image.');
   end if;
   if coalesce(request ->> 'provider', '') = '' or coalesce(request ->> 'model', '') = '' then
-    perform private.refuse('provider and model are missing.', 'The view image_models lists what is on offer.');
+    perform image_jobs.refuse('provider and model are missing.', 'The view image_models lists what is on offer.');
   end if;
   if request ->> 'workflowId' !~* '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' or request ->> 'workflowId' is null then
-    perform private.refuse('workflowId must be a uuid.', 'For example crypto.randomUUID().');
+    perform image_jobs.refuse('workflowId must be a uuid.', 'For example crypto.randomUUID().');
   end if;
   v_workflow := request ->> 'workflowId';
   v_metadata := coalesce(nullif(request -> 'metadata', 'null'), '{}')
@@ -108,10 +118,10 @@ begin
   if v_id is null then
     select r.id into v_id from public.runs r
     where r.kind = 'image_gen' and r.subject_id = v_workflow and r.ticket is not null
-      and r.created_by is not distinct from private.current_user_id()
+      and r.created_by is not distinct from image_jobs.current_user_id()
       and r.metadata ->> 'idempotencyKey' = v_metadata ->> 'idempotencyKey';
   end if;
-  return private.image_job_record(v_id);
+  return image_jobs.image_job_record(v_id);
 end
 $$;
-comment on function public.start_image_job(jsonb) is 'StartImageJobRequest in, ImageJobRecord out.';
+comment on function public.start_image_job(jsonb) is 'Image Job Orchestrator: StartImageJobRequest in, ImageJobRecord out.';

@@ -1,16 +1,16 @@
--- Whether a webhook is what it says it is: nothing else is looked at before that.
+-- Signatures of webhooks: verified before anything else is read.
 
-create table if not exists private.webhook_secrets (
+create table if not exists image_jobs.webhook_secrets (
   provider text not null,
   key bytea not null,
   primary key (provider, key),
   -- With an empty key, forged deliveries would verify.
   constraint webhook_secrets_are_long check (octet_length(key) >= 16)
 );
-comment on table private.webhook_secrets is 'The keys that deliveries may be signed with; several while one is replaced.';
+comment on table image_jobs.webhook_secrets is 'The keys that deliveries may be signed with; several while one is replaced.';
 
--- HMAC-SHA256 (RFC 2104) with what every Postgres has: pgcrypto is not everywhere.
-create or replace function private.hmac_sha256(p_key bytea, p_message bytea)
+-- Returns the HMAC-SHA256 (RFC 2104), by built-in functions alone: pgcrypto is not everywhere.
+create or replace function image_jobs.hmac_sha256(p_key bytea, p_message bytea)
 returns bytea language plpgsql immutable parallel safe strict set search_path = ''
 as $$
 declare
@@ -29,9 +29,9 @@ begin
 end
 $$;
 
--- The key that a secret stands for. Standard Webhooks: `whsec_` and base64, or any text as it stands; the other schemes
+-- Returns the key that a secret stands for. Standard Webhooks: `whsec_` and base64, or any text as it stands; the other schemes
 -- take every text as it stands. Null if it cannot be read.
-create or replace function private.webhook_key(p_provider text, p_secret text)
+create or replace function image_jobs.webhook_key(p_provider text, p_secret text)
 returns bytea language plpgsql immutable parallel safe set search_path = ''
 as $$
 begin
@@ -44,8 +44,8 @@ exception when data_exception then
 end
 $$;
 
--- Replaces the secrets of the providers that are named: {"openai": ["whsec_…", …], …}. Others keep theirs.
-create or replace function private.set_webhook_secrets(p_secrets jsonb)
+-- Replace the secrets of the providers that are named: {"openai": ["whsec_…", …], …}. Others keep theirs.
+create or replace function image_jobs.set_webhook_secrets(p_secrets jsonb)
 returns void language plpgsql volatile set search_path = ''
 as $$
 begin
@@ -53,21 +53,21 @@ begin
     select from jsonb_each(p_secrets) p
     where jsonb_typeof(p.value) <> 'array' or p.value = '[]' or exists (
       select from jsonb_array_elements_text(p.value) s
-      where coalesce(octet_length(private.webhook_key(p.key, s.value)), 0) < 16)
+      where coalesce(octet_length(image_jobs.webhook_key(p.key, s.value)), 0) < 16)
   ) then
-    perform private.refuse('A webhook secret is empty or shorter than 16 bytes.',
+    perform image_jobs.refuse('A webhook secret is empty or shorter than 16 bytes.',
       'Use the one the provider gave you, or make one: openssl rand -hex 32.');
   end if;
-  delete from private.webhook_secrets w where p_secrets ? w.provider;
-  insert into private.webhook_secrets (provider, key)
-  select p.key, private.webhook_key(p.key, s.value)
+  delete from image_jobs.webhook_secrets w where p_secrets ? w.provider;
+  insert into image_jobs.webhook_secrets (provider, key)
+  select p.key, image_jobs.webhook_key(p.key, s.value)
   from jsonb_each(p_secrets) p cross join lateral jsonb_array_elements_text(p.value) s
   on conflict do nothing;
 end
 $$;
 
--- A text as JSON; null if it is none, or none that jsonb can hold.
-create or replace function private.json_or_null(p_text text)
+-- Returns a text as JSON; null if it is none, or none that jsonb can hold.
+create or replace function image_jobs.json_or_null(p_text text)
 returns jsonb language plpgsql immutable parallel safe set search_path = ''
 as $$
 begin
@@ -77,24 +77,28 @@ exception when data_exception or statement_too_complex or program_limit_exceeded
 end
 $$;
 
--- Whether one of the provider's secrets signed p_message and made one of p_signatures. Both sides are digested before
--- they are compared, so how long it takes tells nothing about the signature.
-create or replace function private.is_signed(
+-- Returns whether one of the provider's secrets signed p_message and made one of p_signatures, of which there are at most 10.
+-- Both sides are digested before they are compared, so the time it takes says nothing about the signature. The HMAC is made
+-- once for each secret: who sends it is not known yet, so it must not cost more for more signatures.
+create or replace function image_jobs.is_signed(
   p_provider text, p_message text, p_signatures text[], p_prefix text, p_encoding text)
 returns boolean language sql stable set search_path = ''
 as $$
-  select coalesce(bool_or(
-    sha256(convert_to(p_prefix || encode(private.hmac_sha256(w.key, convert_to(p_message, 'UTF8')), p_encoding), 'UTF8'))
-      = sha256(convert_to(given.signature, 'UTF8'))), false)
-  from private.webhook_secrets w cross join unnest(p_signatures) as given (signature)
-  where w.provider = p_provider
+  with right_ones as materialized (
+    select sha256(convert_to(
+      p_prefix || encode(image_jobs.hmac_sha256(w.key, convert_to(p_message, 'UTF8')), p_encoding), 'UTF8')) as digest
+    from image_jobs.webhook_secrets w
+    where w.provider = p_provider and cardinality(p_signatures) <= 10
+  )
+  select coalesce(bool_or(r.digest = sha256(convert_to(given.signature, 'UTF8'))), false)
+  from right_ones r cross join unnest(p_signatures) as given (signature)
 $$;
 
--- The id of a delivery if its signature is right and fresh; null if not. Three schemes:
+-- Returns the id of a delivery if its signature is right and fresh; null if not. Three schemes:
 --   hmac        webhook-signature is the hex HMAC-SHA256 of the body; the same body again is the same delivery
 --   midjourney  unsigned callbacks that echo a value of ours: state is '<run id>:<ticket>.<hex HMAC-SHA256 of that>'
 --   all others  Standard Webhooks: webhook-id, webhook-timestamp, webhook-signature 'v1,<base64> v1,<base64> …'
-create or replace function private.verified_delivery(p_provider text, p_headers jsonb, p_body text, p_json jsonb)
+create or replace function image_jobs.verified_delivery(p_provider text, p_headers jsonb, p_body text, p_json jsonb)
 returns text language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -105,19 +109,19 @@ declare
 begin
   case p_provider
     when 'hmac' then
-      if private.is_signed(p_provider, p_body, array[v_signature], '', 'hex') then
+      if image_jobs.is_signed(p_provider, p_body, array[v_signature], '', 'hex') then
         return encode(sha256(convert_to(p_body, 'UTF8')), 'hex');
       end if;
     when 'midjourney' then
-      if private.is_signed(p_provider, split_part(v_state, '.', 1), array[split_part(v_state, '.', 2)], '', 'hex')
+      if image_jobs.is_signed(p_provider, split_part(v_state, '.', 1), array[split_part(v_state, '.', 2)], '', 'hex')
         and v_state = split_part(v_state, '.', 1) || '.' || split_part(v_state, '.', 2)
       then
         return encode(sha256(convert_to(p_body, 'UTF8')), 'hex');
       end if;
     else
       if length(v_id) between 1 and 200 and length(v_signature) <= 2000 and v_at ~ '^[0-9]{1,12}$'
-        and abs(extract(epoch from private.now()) - v_at::numeric) <= 300
-        and private.is_signed(
+        and abs(extract(epoch from image_jobs.now()) - v_at::numeric) <= 300
+        and image_jobs.is_signed(
           p_provider, v_id || '.' || v_at || '.' || p_body, string_to_array(v_signature, ' '), 'v1,', 'base64')
       then
         return v_id;

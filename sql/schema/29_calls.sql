@@ -1,0 +1,285 @@
+-- The books: one row for each request to a provider that may be charged. Costs in payloads, events and views are read from
+-- here and nowhere else.
+--
+-- A call is opened by the claim that starts a run and closed by whoever knows what became of it: open → charged, unknown or
+-- free, and unknown → charged or free. Lock order: runs, then calls, then nodes and events.
+
+-- No foreign key: a call outlives its run.
+create table if not exists image_jobs.calls (
+  id bigint primary key,
+  run_id varchar not null,
+  workflow_id uuid,
+  user_id uuid,
+  provider text not null,
+  model text not null,
+  requested_model text not null,
+  provider_job_id text,
+  estimate numeric,
+  cost numeric,
+  state text not null default 'open',
+  opened_at timestamptz not null,
+  closed_at timestamptz,
+  ticket bigint not null,
+  sent boolean not null default false,
+  image boolean not null default false,
+  constraint calls_state_is_known check (state in ('open', 'charged', 'unknown', 'free')),
+  constraint calls_cost_only_when_charged check (cost is null or state = 'charged'),
+  constraint calls_closed_at_unless_open check ((closed_at is null) = (state = 'open'))
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05);
+comment on table image_jobs.calls is 'One row for each request to a provider that may be charged: what it was, and what it cost.';
+comment on column image_jobs.calls.id is 'The claim under which the request left.';
+comment on column image_jobs.calls.model is 'The model that draws: of a retired one the successor.';
+comment on column image_jobs.calls.requested_model is 'The model of runs.processor.';
+comment on column image_jobs.calls.estimate is 'USD; counts while the cost is not known.';
+comment on column image_jobs.calls.cost is 'USD. Null of a charged call: the price is not known.';
+comment on column image_jobs.calls.state is 'open; charged; free; unknown: it may have been charged, and whoever learns more says so.';
+comment on column image_jobs.calls.ticket is 'The ticket of the run that the cost belongs to.';
+comment on column image_jobs.calls.sent is 'Whether the daemon has said that the request goes out.';
+comment on column image_jobs.calls.image is 'Whether an image came.';
+create index if not exists calls_of_a_user on image_jobs.calls (user_id) where user_id is not null;
+create index if not exists calls_of_a_run on image_jobs.calls (run_id);
+create index if not exists calls_open on image_jobs.calls (id) where state = 'open';
+create index if not exists calls_of_a_provider_job on image_jobs.calls (provider_job_id) where provider_job_id is not null;
+
+-- Refuse a change of state that would falsify the books, and note when a call was closed.
+create or replace function image_jobs.guard_call()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  if not (old.state = 'open' or old.state = 'unknown' and new.state in ('charged', 'free')) then
+    perform image_jobs.refuse(format('A call that is %s cannot become %s.', old.state, new.state),
+      'An open call may become charged, unknown or free, and an unknown one charged or free.');
+  end if;
+  new.closed_at := image_jobs.now();
+  return new;
+end
+$$;
+
+create or replace trigger guard_call before update of state on image_jobs.calls
+  for each row when (old.state is distinct from new.state) execute function image_jobs.guard_call();
+
+-- Open the calls of runs that were claimed just now, where the claim begins a request. The caller holds the runs' locks.
+-- A run that has a provider job is checked: its call is that of the claim which made the job (runs.call).
+create or replace function image_jobs.open_calls(p_runs varchar[])
+returns void language sql volatile set search_path = ''
+as $$
+  insert into image_jobs.calls
+    (id, run_id, workflow_id, user_id, provider, model, requested_model, provider_job_id, estimate, opened_at, ticket)
+  select r.claim, r.id, r.subject_id, r.created_by, at.provider,
+    image_jobs.drawing_model(at.processor),
+    coalesce(substr(r.processor, strpos(r.processor, ':') + 1), ''), r.provider_job_id,
+    image_jobs.estimate_cost(at.processor, r.metadata -> 'promptSpec'), image_jobs.now(), r.ticket
+  from unnest(p_runs) as p (id)
+  join public.runs r on r.id = p.id
+  cross join lateral (
+    select coalesce(r.routed_to, r.processor, '') as processor, split_part(coalesce(r.routed_to, r.processor, ''), ':', 1) as provider
+  ) at
+  where coalesce(r.call, r.claim) = r.claim
+  on conflict (id) do nothing
+$$;
+
+-- Write down what became of calls: [{"id", "state", …}, …], see sql/README.md. What is exact replaces what is unknown, and
+-- nothing replaces what is exact; so it may come twice, late, and in any order. The caller holds the locks of their runs.
+create or replace function image_jobs.close_calls(p_calls jsonb)
+returns void language plpgsql volatile set search_path = ''
+  set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
+as $$
+begin
+  with said as materialized (
+    select distinct on (k.id) k.*
+    from jsonb_to_recordset(p_calls) as k (
+      id bigint, state text, cost numeric, estimate numeric, model text, provider_job_id text, sent boolean, image boolean)
+    order by k.id, array_position(array['charged', 'free', 'unknown', 'open'], k.state)
+  ),
+  locked as materialized (
+    select s.*, c.state as was,
+      case when c.state = 'open' or c.state = 'unknown' and s.state in ('charged', 'free')
+        then coalesce(s.state, c.state) else c.state end as becomes
+    from said s join image_jobs.calls c on c.id = s.id
+    order by s.id
+    for update of c
+  )
+  update image_jobs.calls c
+  set state = l.becomes,
+    cost = coalesce(c.cost, case when l.state = 'charged' and l.becomes = 'charged' then l.cost end),
+    image = c.image or l.becomes = 'charged' and coalesce(l.image, false),
+    estimate = case when l.was in ('open', 'unknown') then coalesce(l.estimate, c.estimate) else c.estimate end,
+    model = case when l.was in ('open', 'unknown') then coalesce(l.model, c.model) else c.model end,
+    provider_job_id = coalesce(c.provider_job_id, l.provider_job_id),
+    sent = c.sent or coalesce(l.sent, false)
+  from locked l
+  where c.id = l.id;
+end
+$$;
+
+-- Returns the calls of a settlement: those that it names, else what follows from its outcome. p_call: runs.call, where the
+-- claim still holds.
+create or replace function image_jobs.calls_of(p_settlement jsonb, p_call bigint)
+returns jsonb language sql immutable set search_path = ''
+as $$
+  select case
+    when jsonb_typeof(p_settlement -> 'calls') = 'array' then p_settlement -> 'calls'
+    when p_settlement ->> 'outcome' = 'released' and p_call is not null then '[]'
+    else jsonb_build_array(jsonb_build_object(
+      'id', coalesce(p_call, (p_settlement ->> 'claim')::bigint),
+      'state', case p_settlement ->> 'outcome'
+        when 'completed' then 'charged' when 'parked' then 'open' when 'released' then 'free'
+        else case when (p_settlement ->> 'refund')::boolean then 'free' else 'unknown' end end,
+      'image', p_settlement ->> 'outcome' = 'completed',
+      'cost', case when p_settlement ->> 'outcome' = 'completed' then p_settlement -> 'payload' -> 'cost' end,
+      'provider_job_id', p_settlement -> 'provider_job_id')) end
+$$;
+
+-- Close calls that their runs name no more: what became of them is unknown until the holder says it, or, of a provider job
+-- that is being cancelled, the provider. The caller holds the locks of the runs.
+create or replace function image_jobs.lose_calls(p_calls bigint[])
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  update image_jobs.calls c set state = 'unknown'
+  where c.id = any (p_calls) and c.state = 'open'
+    and not exists (select from image_jobs.cancellations x where x.call = c.id);
+end
+$$;
+
+-- Returns what a run's payload says of its costs under a ticket: `cost`, the sum of its charged calls, null if one of them is
+-- unpriced; `possibleCost`, the estimates of unknown ones. Neither where there is no such call.
+create or replace function image_jobs.costs_of(p_run varchar, p_ticket bigint)
+returns jsonb language sql stable set search_path = ''
+as $$
+  select case when count(*) filter (where c.state = 'charged') = 0 then '{}'
+    else jsonb_build_object('cost',
+      case when bool_and(c.cost is not null) filter (where c.state = 'charged') then sum(c.cost) end) end
+    || case when count(*) filter (where c.state = 'unknown') = 0 then '{}'
+    else jsonb_build_object('possibleCost', sum(c.estimate) filter (where c.state = 'unknown')) end
+  from image_jobs.calls c
+  where c.run_id = p_run and c.ticket = p_ticket
+$$;
+
+-- Returns the cost of a run whose provider job another run has ordered, too, and pays for; nothing for any other run.
+create or replace function image_jobs.shared_cost(r public.runs)
+returns jsonb language sql stable set search_path = ''
+as $$
+  select case when exists (select from image_jobs.calls c where c.id = r.call and c.run_id <> r.id)
+    then '{"cost": 0}' else '{}' end::jsonb
+$$;
+
+-- Bring the costs in the payloads of completed and failed runs up to date, after calls of theirs were closed. The caller holds
+-- their locks.
+create or replace function image_jobs.refresh_costs(p_runs varchar[])
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+begin
+  perform set_config('image_jobs.writer', 'daemon', true);
+  update public.runs r
+  set payload = r.payload - 'possibleCost' || k.costs
+  from (
+    select o.id, image_jobs.costs_of(o.id, o.ticket) as costs
+    from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
+    where o.kind = 'image_gen' and o.status in ('completed', 'failed')
+  ) k
+  where r.id = k.id
+    and (r.payload -> 'cost', r.payload -> 'possibleCost') is distinct from (k.costs -> 'cost', k.costs -> 'possibleCost')
+    and (k.costs <> '{}' or r.payload ? 'possibleCost');
+  perform set_config('image_jobs.writer', v_writer, true);
+end
+$$;
+
+-- Returns the call under which a provider job was made for a run, as far as can be told: the one that names the job, else the
+-- latest that may have made one.
+create or replace function image_jobs.call_of_job(p_run varchar, p_ticket bigint, p_provider text, p_provider_job_id text)
+returns bigint language sql stable set search_path = ''
+as $$
+  select c.id from image_jobs.calls c
+  where c.run_id = p_run and c.ticket = p_ticket and c.provider = p_provider
+    and (c.provider_job_id = p_provider_job_id or c.provider_job_id is null and c.state in ('open', 'unknown'))
+  order by c.provider_job_id is null, c.id desc
+  limit 1
+$$;
+
+-- Returns which of these settlements are of a provider job that another call has made: {claim: call}. Such a job was found at
+-- the provider, where an earlier attempt had made it, or the provider returned the same one to several runs (for a day: ids
+-- may begin anew). The caller holds the locks of the runs; only one transaction at a time looks at a job.
+create or replace function image_jobs.makers_of_jobs(p_settlements jsonb)
+returns jsonb language plpgsql volatile set search_path = ''
+  set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
+as $$
+declare
+  v_jobs jsonb;
+begin
+  select jsonb_agg(jsonb_build_object('run', s.id, 'claim', s.claim, 'job', s.provider_job_id, 'found', s.found,
+    'ticket', coalesce(s.ticket, r.ticket), 'provider', split_part(coalesce(s.processor, r.routed_to, r.processor, ''), ':', 1)))
+  into v_jobs
+  from jsonb_to_recordset(p_settlements) as s (
+    id varchar, claim bigint, outcome text, ticket bigint, processor text, provider_job_id text, found boolean)
+  left join public.runs r on r.id = s.id
+  where s.outcome = 'parked' and s.provider_job_id is not null
+    and case when r.claim = s.claim then r.provider_job_id is null else s.ticket is not null end;
+  if v_jobs is null then
+    return null;
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended('image_jobs provider job ' || j.name, 0))
+  from (
+    select distinct j.value ->> 'provider' || ' ' || (j.value ->> 'job') as name from jsonb_array_elements(v_jobs) j order by 1
+  ) j;
+  return (
+    select jsonb_object_agg(j.claim, maker.call)
+    from (
+      select t.*, min(t.claim) over (partition by t.provider, t.job) as first_claim
+      from jsonb_to_recordset(v_jobs) as t (run varchar, claim bigint, ticket bigint, provider text, job text, found boolean)
+    ) j
+    cross join lateral (select coalesce(
+      (select c.id from image_jobs.calls c
+        where c.provider_job_id = j.job and c.provider = j.provider and c.state <> 'free'
+          and c.opened_at > image_jobs.now() - interval '1 day'
+        order by c.id limit 1),
+      case when j.found then (
+        select c.id from image_jobs.calls c
+        where c.run_id = j.run and c.ticket = j.ticket and c.id < j.claim and c.provider = j.provider
+          and c.state = 'unknown' and c.provider_job_id is null
+        order by c.id desc limit 1) end,
+      j.first_claim) as call) maker
+    where maker.call <> j.claim);
+end
+$$;
+
+-- Close as unknown the open calls that neither a run nor a cancellation names, of p_limit open ones behind p_after.
+-- Returns the last one looked at; null at the end.
+create or replace function image_jobs.sweep_calls(p_after bigint default 0, p_limit integer default 5000)
+returns bigint language plpgsql volatile set search_path = ''
+  set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
+as $$
+declare
+  v_open bigint[];
+  v_lost bigint[];
+  v_runs varchar[];
+begin
+  select array_agg(o.id order by o.id) into v_open
+  from (select c.id from image_jobs.calls c where c.state = 'open' and c.id > p_after order by c.id limit p_limit) o;
+  select array_agg(c.id), array_agg(distinct c.run_id) into v_lost, v_runs from image_jobs.calls c
+  where c.id = any (v_open) and c.state = 'open'
+    and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call))
+    and not exists (select from image_jobs.cancellations x where x.call = c.id);
+  if v_lost is not null then
+    -- Of a run that is locked the next sweep sees to it.
+    with locked as materialized (
+      select r.id from public.runs r where r.id = any (v_runs) order by r.id for update skip locked
+    )
+    select array_agg(k.id) into v_runs from locked k;
+    v_runs := coalesce(v_runs, '{}');
+    with lost as materialized (
+      select c.id from image_jobs.calls c
+      where c.id = any (v_lost) and c.state = 'open'
+        and (c.run_id = any (v_runs) or not exists (select from public.runs r where r.id = c.run_id))
+        and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call))
+      order by c.id
+      for update skip locked
+    )
+    update image_jobs.calls c set state = 'unknown' from lost l where c.id = l.id;
+    perform image_jobs.refresh_costs(v_runs);
+  end if;
+  return v_open[cardinality(v_open)];
+end
+$$;
