@@ -1,53 +1,38 @@
-"""A call to a provider, which may be taken away while it is under way."""
+"""The account of a request to a provider: an entry of `image_jobs.calls`, as a daemon writes it."""
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from datetime import timedelta
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from daemon.errors import OutcomeUnknown
-
-T = TypeVar("T")
-
-LAST_WORD = 8.0
-"""Seconds that an order is waited for after its run was taken away: shorter than a daemon that must leave has."""
+State = Literal["open", "charged", "unknown", "free"]
 
 
-async def answered(call: Coroutine[Any, Any, T], *, timeout: timedelta, ordered: Callable[[], bool]) -> T:
-    """The answer to a call.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Facts about a call. Exact ones replace unknown ones, in any sequence and however often they are written.
 
-    When the caller is cancelled, the call is broken off. But if it is an order that has been sent, its answer is waited for
-    a moment longer and is the result: only by the id in it the order can be cancelled, or fetched by another daemon.
-
-    Args:
-        call: What makes the call.
-        timeout: How long it may take.
-        ordered: Whether an order has been sent.
-
-    Raises:
-        TimeoutError: If it takes longer.
+    `id` is the claim under which the request left. `state` None leaves that as it is. `cost` and `estimate` are USD; None
+    where not known. `model` is the one that draws. `sent`: the request is going out. `image`: an image came.
     """
 
-    async def in_time() -> T:
-        async with asyncio.timeout(timeout.total_seconds()):
-            return await call
+    id: int
+    state: State | None = None
+    cost: float | None = None
+    estimate: float | None = None
+    model: str | None = None
+    provider_job_id: str | None = None
+    sent: bool = False
+    image: bool = False
 
-    answer = asyncio.create_task(in_time())
-    try:
-        return await asyncio.shield(answer)
-    except asyncio.CancelledError:
-        if not ordered():
-            raise
-        try:
-            async with asyncio.timeout(LAST_WORD):
-                last = await answer
-        except (OutcomeUnknown, TimeoutError):
-            raise asyncio.CancelledError from None
-        task = asyncio.current_task()
-        if task is not None:
-            task.uncancel()
-        return last
-    finally:
-        if not answer.done():
-            answer.cancel()
-            await asyncio.gather(answer, return_exceptions=True)
+    def to_json(self) -> dict[str, Any]:
+        """Return the call as `image_jobs.close_calls` takes it; what is not known is left out."""
+        fields: dict[str, Any] = {
+            "id": self.id,
+            "state": self.state,
+            "cost": self.cost,
+            "estimate": self.estimate,
+            "model": self.model,
+            "provider_job_id": self.provider_job_id,
+            "sent": self.sent or None,
+            "image": self.image or None,
+        }
+        return {name: value for name, value in fields.items() if value is not None}

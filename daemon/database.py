@@ -1,29 +1,40 @@
-"""The database as a command sees it: one connection, and every mishap said in one sentence with a cure."""
+"""Connects commands to the database, and turns each of its errors into one sentence with a cure."""
 
 import json
+import os
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TypeAlias
-from urllib.parse import urlsplit
 
 import asyncpg
 
-from daemon.errors import ImageJobsError, Misconfigured
+from daemon.dsn import WrongAddress, address, understand
+from daemon.errors import DaemonTooOld, ImageJobsError, Misconfigured
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 TRANSACTION_POOLER = 6543
-"""There, neither LISTEN nor prepared statements work, and LISTEN fails without a word."""
+"""Neither LISTEN nor prepared statements work on this port, and LISTEN fails without a word."""
 
-HOW_TO_WRITE_IT = (
-    "Write it like postgresql://USER@HOST:5432/DATABASE, with a colon and the password behind USER, "
-    "special characters as %XX."
+CONNECTIONS = 5
+"""Connections that a daemon holds at most."""
+
+EXPECTED = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Errors of a connection or a statement."""
+
+FINAL = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    DaemonTooOld,
 )
+"""Of these: what waiting does not mend."""
 
 
 @asynccontextmanager
 async def connected(dsn: str, *, timeout: float = 10.0) -> AsyncGenerator[Connection, None]:
-    """A connection on which json and jsonb are Python objects, both ways.
+    """Yield a connection on which json and jsonb are Python objects, both ways.
 
     Args:
         dsn: Direct connection or pooler.
@@ -31,7 +42,7 @@ async def connected(dsn: str, *, timeout: float = 10.0) -> AsyncGenerator[Connec
 
     Raises:
         Misconfigured: If the address, the user, the password or the database's name is wrong.
-        ImageJobsError: For everything else that the database says, here or inside the block.
+        ImageJobsError: For every other error of the database, here or inside the block.
     """
     connection = await _connect(dsn, timeout)
     try:
@@ -41,7 +52,7 @@ async def connected(dsn: str, *, timeout: float = 10.0) -> AsyncGenerator[Connec
     except asyncpg.PostgresError as error:
         raise explain(error) from error
     except BrokenPipeError:
-        raise  # stdout's: whoever read what a command prints has read enough
+        raise  # stdout's: the reader of a command's output has closed it
     except (ConnectionError, TimeoutError, asyncpg.InterfaceError) as error:
         raise ImageJobsError(
             f"The connection to {place(dsn)} was lost ({type(error).__name__}).", "Try again."
@@ -51,7 +62,7 @@ async def connected(dsn: str, *, timeout: float = 10.0) -> AsyncGenerator[Connec
 
 
 def refuse_transaction_pooler(dsn: str) -> None:
-    """Refuses port 6543 of Supabase, where a daemon would be deaf.
+    """Refuse port 6543 of Supabase, where no notification arrives.
 
     Raises:
         Misconfigured: If the address names it.
@@ -64,7 +75,7 @@ def refuse_transaction_pooler(dsn: str) -> None:
 
 
 def explain(error: asyncpg.PostgresError) -> ImageJobsError:
-    """What the database said, with a cure where we know one."""
+    """Return the error of the database as one sentence, with a cure where we know one."""
     message = _sentence(error)
     match error:
         case (
@@ -82,19 +93,26 @@ def explain(error: asyncpg.PostgresError) -> ImageJobsError:
             return ImageJobsError(message, getattr(error, "hint", None) or "")
 
 
+def may_pass(error: BaseException) -> bool:
+    """Return whether waiting may mend an error of the database, as it came or as it was explained."""
+    if isinstance(error, Misconfigured):
+        return False
+    cause = error.__cause__ if isinstance(error, ImageJobsError) else error
+    return isinstance(cause, EXPECTED) and not isinstance(cause, FINAL)
+
+
 def place(dsn: str) -> str:
-    """Host and port of a DSN, which is all of it that may be shown."""
+    """Return host and port of a DSN, which is all of it that may be shown."""
     try:
-        parts = urlsplit(dsn)
-        return f"{parts.hostname}:{parts.port or 5432}" if parts.hostname else "the database"
-    except ValueError:
+        return understand(dsn).place
+    except WrongAddress:
         return "the database"
 
 
 async def _connect(dsn: str, timeout: float) -> Connection:
     try:
         return await asyncpg.connect(
-            dsn,
+            address(dsn),
             timeout=timeout,
             command_timeout=timeout,
             statement_cache_size=0,  # a pooler in transaction mode knows no prepared statements
@@ -115,14 +133,23 @@ async def _connect(dsn: str, timeout: float) -> Connection:
             f"{place(dsn)} did not answer within {timeout:.0f} seconds.",
             "Check DATABASE_URL and the network (a direct Supabase connection needs IPv6; its session pooler does not).",
         ) from error
+    except ssl.SSLCertVerificationError as error:
+        raise Misconfigured(
+            f"{place(dsn)} shows a certificate that cannot be verified.",
+            "Name the certificate of its authority by sslrootcert in DATABASE_URL; Supabase has it in the database settings.",
+        ) from error
     except OSError as error:
         reason = "connection refused" if isinstance(error, ConnectionRefusedError) else error.strerror or str(error)
         raise ImageJobsError(
             f"There is no database at {place(dsn)} ({reason}).",
             "Start it, or correct DATABASE_URL.",
         ) from error
-    except (ValueError, OverflowError) as error:  # said without its words: they may be a piece of the password
-        raise Misconfigured("DATABASE_URL is not the address of a Postgres database.", HOW_TO_WRITE_IT) from error
+    except (ValueError, OverflowError) as error:  # without its words: they may be a piece of the password
+        named = ", ".join(sorted(name for name in os.environ if name.startswith("PG"))) or "a service file"
+        raise Misconfigured(
+            f"There is no connecting with DATABASE_URL and what else speaks of Postgres ({named}).",
+            "Unset these variables, or correct them.",
+        ) from error
 
 
 def _sentence(error: asyncpg.PostgresError) -> str:

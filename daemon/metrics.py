@@ -1,24 +1,32 @@
-"""Figures for Prometheus, where a port is set; the database has the rest (`queue_stats`, `run_timings`, `run_costs`)."""
+"""Exports metrics to Prometheus, where a port is set; the rest are views (`queue_stats`, `run_timings`, `run_costs`)."""
+
+from collections.abc import Collection
 
 from daemon.errors import ImageJobsError
-from daemon.queue import Claimed
+from daemon.run import ClaimedRun
 
 BUCKETS = (0.5, 1, 2, 5, 10, 20, 40, 60, 120, 300, 600)
 """Seconds: an image takes one to a hundred of them."""
 
 
+OTHER = "other"
+"""Label of a provider that is not in the registry."""
+
+
 class Metrics:
-    """Counts what this daemon does. Never by run: labels are few.
+    """Counts the runs of this daemon. Never by run: labels are few.
 
     Args:
         port: Where to serve `/metrics`; None counts nothing.
+        providers: Names that may be labels; all others are `other`, since anybody may insert a run.
 
     Raises:
         ImageJobsError: If the extra `metrics` is not installed, or the port is taken.
     """
 
-    def __init__(self, port: int | None) -> None:
+    def __init__(self, port: int | None, providers: Collection[str] = ()) -> None:
         self._serving = port is not None
+        self._providers = providers
         if port is None:
             return
         try:
@@ -38,11 +46,12 @@ class Metrics:
                 f"Port {port} for metrics is taken.", "Set IMAGE_JOBS_METRICS_PORT to a free one."
             ) from error
 
-    def finished(self, run: Claimed, outcome: str, seconds: float) -> None:
-        """A run was settled with `outcome`, `seconds` after its claim."""
+    def finished(self, run: ClaimedRun, outcome: str, seconds: float) -> None:
+        """Count a run that was settled with `outcome`, `seconds` after its claim."""
         if not self._serving:
             return
-        provider = run.processor.partition(":")[0]
+        name = (run.processor or "").partition(":")[0]
+        provider = name if name in self._providers else OTHER
         self._finished.labels(provider, outcome).inc()
         self._seconds.labels(provider).observe(seconds)
         self._waited.observe(run.waited.total_seconds())

@@ -1,4 +1,4 @@
-"""The prompt of a run: validated once, joined once."""
+"""Parses the prompt of a run: validated once, joined once."""
 
 import re
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _RATIO = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
 
 @dataclass(frozen=True, slots=True)
 class PromptSpec:
-    """What the caller asked for; `size` is None where only an aspect ratio was given."""
+    """A prompt as `metadata.promptSpec` has it; `size` is None where only an aspect ratio was given."""
 
     base_prompt: str
     style_modifiers: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class PromptSpec:
     negative_prompt: str | None = None
     previous_image: str | None = None
     unknown: tuple[str, ...] = ()
-    """Fields nobody knows: reported by a warning, never dropped in silence."""
+    """Fields that are none of ours: reported by a warning, never dropped in silence."""
 
     @property
     def text(self) -> str:
@@ -48,9 +48,9 @@ class PromptSpec:
 
     @classmethod
     def parse(cls, metadata: Mapping[str, Any]) -> "PromptSpec":
-        """Reads `metadata.promptSpec`.
+        """Parse `metadata.promptSpec`.
 
-        The database has refused what is malformed; rows that came by another way are refused here, by the same rules.
+        The database has refused malformed ones; rows that came by another way are refused here, by the same rules.
 
         Raises:
             Refused: With code `invalid_request` and a sentence that names the field.

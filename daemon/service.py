@@ -1,48 +1,65 @@
-"""Wires the parts, owns their tasks and the signals, and leaves in good order."""
+"""Wires the parts, owns their tasks and the signals of the system, and drains before it leaves."""
 
 import asyncio
-import signal
 import socket
-import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import structlog
 from pydantic import SecretStr
 
 from daemon import migrate
-from daemon.cancellations import Cancellations
-from daemon.errors import ImageJobsError
-from daemon.fetch import Fetcher
-from daemon.heartbeat import Heartbeat
-from daemon.inbox import Inbox
-from daemon.listener import Listener
+from daemon.database import explain, may_pass
+from daemon.errors import ImageJobsError, Misconfigured
+from daemon.fetch.client import Fetcher
+from daemon.images.decoder import Decoder
 from daemon.log import masker, secrets_of
 from daemon.metrics import Metrics
-from daemon.policy import Policy
 from daemon.providers import PROVIDERS, Provider, create
-from daemon.publisher import Publisher
-from daemon.queue import UNAVAILABLE, Claimed, Queue
+from daemon.queue.client import Queue
+from daemon.queue.dispatcher import Dispatcher
+from daemon.queue.heartbeat import Heartbeat, State
+from daemon.queue.identity import Identity
+from daemon.queue.lease import Lease
+from daemon.queue.listener import Listener
+from daemon.queue.outage import Outage, describe
+from daemon.queue.outbox import Outbox
+from daemon.queue.signals import Signals
+from daemon.queue.unreachable import Unreachable
+from daemon.retention import Retention
 from daemon.settings import Settings
-from daemon.storage import Storage
-from daemon.turns import Turns
-from daemon.worker import Worker
+from daemon.shutdown import FLUSH_TIMEOUT, LEAVE_TIMEOUT, Shutdown
+from daemon.storage.breaker import Breaker
+from daemon.storage.client import Storage
+from daemon.worker.attempt import Attempts
+from daemon.worker.cancellations import Cancellations
+from daemon.worker.inputs import Inputs
+from daemon.worker.inspector import Inspector
+from daemon.worker.intake import Intake
+from daemon.worker.keeper import Keeper
+from daemon.worker.late_uploads import LateUploads
+from daemon.worker.orphans import Orphans
+from daemon.worker.polling import Policy, Polling
+from daemon.worker.publisher import Publisher
+from daemon.worker.retries import Retries
+from daemon.worker.room import Room, raise_file_limit
+from daemon.worker.uploads import Uploads
+from daemon.worker.workdirs import Workdirs
+from daemon.worker.worker import Worker
 
 log = structlog.stdlib.get_logger()
 
-FLUSH_TIMEOUT = 10.0
-"""Seconds to write back what was handed back, before leaving all the same: the lease brings the rest back."""
-
 
 async def serve(settings: Settings) -> None:
-    """Runs the daemon until SIGTERM or SIGINT, then drains; a second signal hands the runs back.
+    """Run the daemon until SIGTERM or SIGINT, then drain; a second signal hands the runs back.
 
     Raises:
-        ImageJobsError: For what the operator can mend: settings, database, migrations.
+        ImageJobsError: For mistakes that the operator can mend: settings, database, migrations.
     """
     required = {
         "DATABASE_URL": settings.database_url,
@@ -56,178 +73,133 @@ async def serve(settings: Settings) -> None:
     await Service(settings).run()
 
 
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The connections of a daemon to the world."""
+
+    providers: Mapping[str, Provider]
+    broken: frozenset[str]
+    """Providers whose code cannot be loaded."""
+    queue: Queue
+    storage: Storage
+    conversations: Storage
+    kept: Storage
+    fetcher: Fetcher
+    breaker: Breaker
+    decoder: Decoder
+    workdirs: Workdirs
+
+
 class Service:
     """One daemon process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._id = uuid4()
-        self._metrics = Metrics(settings.metrics_port)
-        self._joining = asyncio.Lock()
-        self._draining = asyncio.Event()
-        self._insisted = asyncio.Event()
+        self._dsn = _secret(settings.database_url)
+        self._metrics = Metrics(settings.metrics_port, PROVIDERS)
+        self._shutdown = Shutdown(settings.drain_timeout.total_seconds())
 
     async def run(self) -> None:
-        """From the first connection to the last."""
-        settings = self._settings
-        dsn = _secret(settings.database_url)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        try:
+        """Open the clients, register, work until a signal, drain, leave."""
+        with self._shutdown:
             async with AsyncExitStack() as stack:
-                providers = await self._providers(stack)
-                queue = await stack.enter_async_context(Queue(dsn, mask=masker(secrets_of(settings))))
-                await self._begin(dsn, queue, providers)
-                storage, contexts = [
-                    await stack.enter_async_context(
-                        Storage(settings.supabase_url or "", _secret(settings.service_role_key), bucket=bucket)
-                    )
-                    for bucket in (settings.bucket, settings.context_bucket)
-                ]
-                # Strangers name what it fetches, so no configured address is open to it; our own storage is asked as such.
-                fetcher = await stack.enter_async_context(Fetcher([]))
+                signals, lease = Signals(), Lease(self._settings.lease)
+                clients = await self._open(stack, signals)
+                identity = Identity(self._registration(clients), lease, signals)
+                if not await self._join_in_time(clients, identity):
+                    return
+                await asyncio.to_thread(clients.workdirs.sweep)
                 async with asyncio.TaskGroup() as runs:
-                    await self._live(dsn, queue, storage, contexts, fetcher, providers=providers, runs=runs)
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+                    await self._live(clients, identity, lease, signals, runs)
 
-    async def _live(
-        self,
-        dsn: str,
-        queue: Queue,
-        storage: Storage,
-        contexts: Storage,
-        fetcher: Fetcher,
-        *,
-        providers: Mapping[str, Provider],
-        runs: asyncio.TaskGroup,
-    ) -> None:
+    async def _open(self, stack: AsyncExitStack, signals: Signals) -> Clients:
         settings = self._settings
-
-        async def rejoin(former: UUID) -> None:
-            sent = time.monotonic()
-            if await self._rejoin(former, queue, providers):
-                heartbeat.renewed(sent)
-                turns.look_closely()
-
-        # The worker is made last, since it needs the others; they call it only once they run.
-        def start(run: Claimed) -> None:
-            worker.start(run)
-
-        def drop(claims: set[int]) -> None:
-            worker.drop(claims)
-            cancellations.look()
-
-        def connected() -> None:
-            turns.look_closely()
-            inbox.look()
-            cancellations.look()
-
-        inbox = Inbox(queue, providers)
-        cancellations = Cancellations(queue, providers)
-
-        turns = Turns(
-            queue,
-            daemon=lambda: self._id,
-            slots=settings.concurrency,
-            start=start,
-            lost=drop,
-            fenced=rejoin,
-        )
-        listener = Listener(
-            dsn,
-            daemon=lambda: self._id,
-            wake=turns.wake,
-            connected=connected,
-            drop=drop,
-        )
-        heartbeat = Heartbeat(
-            queue,
-            lease=settings.lease,
-            daemon=lambda: self._id,
-            state=lambda: (turns.held, listener.session_lock, self._draining.is_set()),
-            fenced=rejoin,
-        )
-        worker = Worker(
-            runs,
-            queue=queue,
-            turns=turns,
-            heartbeat=heartbeat,
-            storage=storage,
-            contexts=contexts,
-            fetcher=fetcher,
-            publisher=Publisher(
-                storage,
-                contexts,
-                turns,
-                heartbeat,
-                max_bytes=settings.max_image_bytes,
-                max_pixels=settings.max_image_pixels,
-            ),
-            providers=providers,
-            policy=Policy(
-                run_timeout=settings.run_timeout,
-                poll_interval=settings.poll_interval,
-                poll_timeout=settings.poll_timeout,
-                webhook_wait=min(settings.webhook_wait, settings.poll_timeout),
-                webhooks=frozenset(settings.webhook_secrets),
-                strict_models=settings.strict_models,
-                max_image_bytes=settings.max_image_bytes,
-            ),
-            metrics=self._metrics,
-            tmp_dir=settings.tmp_dir,
-            app_url=settings.app_url,
-        )
-        async with asyncio.TaskGroup() as infra:
-            tasks = [
-                infra.create_task(listener.run(), name="listener"),
-                infra.create_task(heartbeat.run(), name="heartbeat"),
-                infra.create_task(turns.run(), name="turns"),
-                infra.create_task(inbox.run(), name="inbox"),
-                infra.create_task(cancellations.run(), name="cancellations"),
-            ]
-            log.info("daemon.started", daemon=str(self._id), slots=settings.concurrency, providers=sorted(providers))
-            await self._draining.wait()
-            await self._drain(turns, worker)
-            for task in tasks:
-                task.cancel()
-        try:
-            await queue.leave(self._id)
-        except UNAVAILABLE as error:
-            log.warning("daemon.left_silently", error=type(error).__name__)
-        log.info("daemon.stopped", daemon=str(self._id))
-
-    def _on_signal(self) -> None:
-        if self._draining.is_set():
-            self._insisted.set()
-        self._draining.set()
-
-    async def _providers(self, stack: AsyncExitStack) -> dict[str, Provider]:
-        """Those that have a key. Made before anything else, since importing an SDK takes a second."""
-        made: dict[str, Provider] = {}
+        # Providers first, since importing an SDK takes a second.
+        providers: dict[str, Provider] = {}
+        broken: set[str] = set()
         for name in PROVIDERS:
-            provider = create(name, self._settings)
+            try:
+                provider = create(name, settings)
+            except ImageJobsError:
+                raise
+            except Exception:  # an SDK that cannot be imported costs its provider, and no other
+                log.exception("provider.broken", provider=name, consequence="this daemon does not serve it")
+                broken.add(name)
+                continue
             if provider is not None:
-                made[name] = provider
+                providers[name] = provider
                 stack.push_async_callback(provider.aclose)
-        return made
+        queue = await stack.enter_async_context(Queue(self._dsn, mask=masker(secrets_of(settings))))
+        breaker = Breaker(signals.wake)
+        storage, conversations, kept = [
+            await stack.enter_async_context(
+                Storage(
+                    settings.supabase_url or "", _secret(settings.service_role_key), bucket=bucket, breaker=of_bucket
+                )
+            )
+            for bucket, of_bucket in (
+                (settings.bucket, breaker),
+                (settings.conversation_bucket, None),
+                (settings.kept_bucket, None),
+            )
+        ]
+        # It fetches user-supplied URLs: nothing is allow-listed (SSRF). Our own storage goes through `Storage`.
+        fetcher = await stack.enter_async_context(Fetcher([]))
+        decoder = await stack.enter_async_context(Decoder())
+        workdirs = Workdirs(settings.tmp_dir)
+        stack.callback(workdirs.close)
+        return Clients(
+            providers, frozenset(broken), queue, storage, conversations, kept, fetcher, breaker, decoder, workdirs
+        )
 
-    async def _begin(self, dsn: str, queue: Queue, providers: Mapping[str, Provider]) -> None:
-        """Makes sure that the database is one to work with, and registers."""
-        if missing := await migrate.pending(dsn):
+    def _registration(self, clients: Clients) -> Callable[[UUID], Awaitable[None]]:
+        """Return the call that registers an id as this daemon."""
+        return partial(
+            clients.queue.register_daemon,
+            name=socket.gethostname(),
+            version=version("image-job-orchestrator"),
+            slots=self._settings.concurrency,
+            lease=self._settings.lease,
+            providers=sorted(clients.providers),
+        )
+
+    async def _join_in_time(self, clients: Clients, identity: Identity) -> bool:
+        """Join, and wait for a database that is away. Returns False if a signal came first.
+
+        Raises:
+            ImageJobsError: For what waiting does not mend: user, password, the database's name, rights, settings, migrations.
+        """
+        outage = Outage("database.away", "database.back")
+        while not self._shutdown.draining.is_set():
+            try:
+                await self._join(clients, identity)
+            except Exception as error:
+                if not may_pass(error):
+                    raise explain(error) if isinstance(error, asyncpg.PostgresError) else error from error
+                pause = outage.failed(error)
+            else:
+                outage.passed()
+                return True
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._shutdown.draining.wait()
+        return False
+
+    async def _join(self, clients: Clients, identity: Identity) -> None:
+        """Check the database's migrations, register the daemon, and publish its models."""
+        if missing := await migrate.pending(self._dsn):
             raise ImageJobsError(
                 f"The database lacks the migration{'s' * (len(missing) > 1)} {', '.join(missing)}.",
                 "Run image-jobs migrate.",
             )
-        await self._hand_over_secrets(queue)
-        await self._join(queue, providers)
-        for name, provider in providers.items():
-            await queue.publish(name, [_published(name, model) for model in map(asdict, provider.models)])
+        await self._set_webhook_secrets(clients.queue)
+        await identity.join()
+        for name, provider in clients.providers.items():
+            models = [_published(name, model) for model in map(asdict, provider.models)]
+            await clients.queue.publish_models(name, models)
 
-    async def _hand_over_secrets(self, queue: Queue) -> None:
-        """Puts what verifies webhooks where only the verifier can read it."""
+    async def _set_webhook_secrets(self, queue: Queue) -> None:
+        """Put the secrets of webhooks where only their verifier can read them."""
         secrets = {
             name: [secret.get_secret_value() for secret in several]
             for name, several in self._settings.webhook_secrets.items()
@@ -237,61 +209,138 @@ class Service:
         try:
             await queue.set_webhook_secrets(secrets)
         except asyncpg.InvalidParameterValueError as error:
-            raise ImageJobsError(
+            raise Misconfigured(
                 f"A WEBHOOK_SECRET cannot be used: {error.args[0]}",
                 "Set WEBHOOK_SECRET_OPENAI to the whsec_… that OpenAI showed, whole; all others to any text of 16 bytes and more.",
             ) from error
 
-    async def _join(self, queue: Queue, providers: Mapping[str, Provider]) -> None:
-        await queue.register(
-            self._id,
-            name=socket.gethostname(),
-            version=version("image-job-orchestrator"),
-            slots=self._settings.concurrency,
-            lease=self._settings.lease,
-            providers=sorted(providers),
+    async def _live(
+        self, clients: Clients, identity: Identity, lease: Lease, signals: Signals, runs: asyncio.TaskGroup
+    ) -> None:
+        """Wire the parts from the queue to the worker and back, and run them until the daemon is drained."""
+        settings, queue, providers = self._settings, clients.queue, clients.providers
+        outbox, unreachable = Outbox(signals), Unreachable()
+        raise_file_limit(settings.concurrency)
+        intake = Intake(clients.breaker, Room(settings.tmp_dir, picture_bytes=settings.max_image_bytes))
+        late = LateUploads(clients.storage, clients.kept, clients.workdirs, max_bytes=settings.max_image_bytes)
+        worker = self._worker(clients, runs, outbox, lease, intake, late=late, unreachable=unreachable)
+        dispatcher = Dispatcher(
+            queue,
+            identity,
+            signals,
+            outbox,
+            unreachable=unreachable,
+            slots=settings.concurrency,
+            start=worker.start,
+            drop=worker.drop,
+            intake=intake.slots,
+        )
+        listener = Listener(self._dsn, identity, signals, drop=worker.drop)
+        heartbeat = Heartbeat(
+            queue,
+            identity,
+            lease,
+            lambda: State(dispatcher.held, listener.session_lock, self._shutdown.draining.is_set()),
+        )
+        orphans = Orphans(queue, signals, providers)
+        cancellations = Cancellations(queue, signals, providers)
+        buckets = (settings.bucket, settings.conversation_bucket, settings.kept_bucket)
+        retention = Retention(queue, signals, clients.storage, buckets, keep=settings.retention)
+
+        async with asyncio.TaskGroup() as infra:
+            tasks = [
+                infra.create_task(listener.run(), name="listener"),
+                infra.create_task(heartbeat.run(), name="heartbeat"),
+                infra.create_task(clients.breaker.run(clients.storage.probe), name="storage"),
+                infra.create_task(late.run(), name="late uploads"),
+                infra.create_task(dispatcher.run(), name="dispatcher"),
+                infra.create_task(orphans.run(), name="orphans"),
+                infra.create_task(cancellations.run(), name="cancellations"),
+                infra.create_task(retention.run(), name="retention"),
+            ]
+            log.info("daemon.started", daemon=str(identity.id), slots=settings.concurrency, providers=sorted(providers))
+            await self._shutdown.draining.wait()
+            await self._drain(dispatcher, worker)
+            for task in tasks:
+                task.cancel()
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                await queue.leave(identity.id)
+        except Exception as error:  # noqa: BLE001 - whatever the database says, the daemon leaves
+            log.warning("daemon.left_silently", error=describe(error))
+        log.info("daemon.stopped", daemon=str(identity.id))
+
+    def _worker(
+        self,
+        clients: Clients,
+        runs: asyncio.TaskGroup,
+        outbox: Outbox,
+        lease: Lease,
+        intake: Intake,
+        *,
+        late: LateUploads,
+        unreachable: Unreachable,
+    ) -> Worker:
+        """Wire the worker: from a claimed run to an outcome in the outbox."""
+        settings = self._settings
+        policy = Policy(
+            run_timeout=settings.run_timeout,
+            poll_interval=settings.poll_interval,
+            poll_timeout=settings.poll_timeout,
+            webhook_wait=min(settings.webhook_wait, settings.poll_timeout),
+            webhooks=frozenset(settings.webhook_secrets),
+            strict_models=settings.strict_models,
+        )
+        retries = Retries()
+        inspector = Inspector(clients.decoder, settings.max_image_bytes, settings.max_image_pixels)
+        uploads = Uploads(clients.storage, clients.conversations, outbox, lease, inspector, late=late)
+        publisher = Publisher(clients.storage, uploads, inspector, Keeper(clients.kept, outbox), lease)
+        attempts = Attempts(
+            clients.queue,
+            lease,
+            inputs=Inputs(clients.storage, clients.conversations, clients.fetcher, inspector),
+            polling=Polling(lease, policy),
+            publisher=publisher,
+            intake=intake,
+            retries=retries,
+            unreachable=unreachable,
+            providers=clients.providers,
+            broken=clients.broken,
+            policy=policy,
+            workdirs=clients.workdirs,
+        )
+        return Worker(
+            runs,
+            outbox,
+            attempts=attempts,
+            publisher=publisher,
+            retries=retries,
+            metrics=self._metrics,
+            app_url=settings.app_url,
         )
 
-    async def _rejoin(self, former: UUID, queue: Queue, providers: Mapping[str, Provider]) -> bool:
-        """Registers under a new id, once, however many parts noticed that the former one was fenced.
-
-        Returns:
-            Whether this call did it.
-        """
-        async with self._joining:
-            if self._id != former:
-                return False
-            successor = uuid4()
-            self._id = successor
-            try:
-                await self._join(queue, providers)
-            except BaseException:
-                self._id = former
-                raise
-            log.warning("daemon.rejoined", former=str(former), daemon=str(successor))
-            return True
-
-    async def _drain(self, turns: Turns, worker: Worker) -> None:
-        """Claims nothing more and lets runs finish; when told twice, or out of time, hands them back."""
-        turns.accepting = False
-        log.info("daemon.draining", runs=turns.held)
+    async def _drain(self, dispatcher: Dispatcher, worker: Worker) -> None:
+        """Claim nothing more and let runs finish; after a second signal, or out of time, hand them back."""
+        dispatcher.accepting = False
+        log.info("daemon.draining", runs=dispatcher.held)
         try:
             async with asyncio.timeout(self._settings.drain_timeout.total_seconds()):
-                await self._until_idle(turns)
+                await self._until_idle(dispatcher)
         except TimeoutError:
-            log.warning("daemon.out_of_time", runs=turns.held)
-        if not turns.idle:
+            log.warning("daemon.out_of_time", runs=dispatcher.held)
+        if not dispatcher.idle:
             worker.hand_back()
             try:
                 async with asyncio.timeout(FLUSH_TIMEOUT):
-                    await turns.wait_idle()
+                    await dispatcher.wait_idle()
             except TimeoutError:
-                log.warning("daemon.not_flushed", runs=turns.held)
+                log.warning("daemon.not_flushed", runs=dispatcher.held)
                 worker.hand_back(storing_too=True)
 
-    async def _until_idle(self, turns: Turns) -> None:
-        idle = asyncio.ensure_future(turns.wait_idle())
-        insisted = asyncio.ensure_future(self._insisted.wait())
+    async def _until_idle(self, dispatcher: Dispatcher) -> None:
+        """Return once all runs are written back, or after a second signal."""
+        idle = asyncio.ensure_future(dispatcher.wait_idle())
+        insisted = asyncio.ensure_future(self._shutdown.insisted.wait())
         try:
             await asyncio.wait({idle, insisted}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -300,11 +349,11 @@ class Service:
 
 
 def _published(provider: str, model: Mapping[str, object]) -> dict[str, object]:
-    """A model as `image_models` shows it."""
+    """Return a model as `image_models` shows it."""
     fields = dict(model)
     return {"provider": provider, "model": fields.pop("name"), **fields}
 
 
 def _secret(value: SecretStr | None) -> str:
-    """The plain text of a secret that `serve` has made sure of."""
+    """Return the plain text of a secret that `serve` has checked."""
     return value.get_secret_value() if value is not None else ""

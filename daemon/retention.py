@@ -1,0 +1,95 @@
+"""Ends what is to end: runs that are older than they are kept, and the files of runs that are gone.
+
+The database lists both (`sql/schema/74_retention.sql`), and leases them to one daemon at a time. A killed daemon's are leased
+again.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+
+import structlog
+
+from daemon.errors import RunError
+from daemon.queue.client import FileRemoval, Queue
+from daemon.queue.outage import describe
+from daemon.queue.signals import Signals
+from daemon.storage.client import Storage
+
+log = structlog.stdlib.get_logger()
+
+INTERVAL = 30.0
+"""Seconds between two looks without a signal, once there is nothing left to do."""
+PAUSE = 0.2
+"""Seconds between two steps: the runs of others come first."""
+STEP = 5000
+"""Rows that one step looks at."""
+AT_ONCE = 20
+"""Runs whose files are removed before the database is asked for more."""
+
+
+class Retention:
+    """Prunes runs and removes files, in the background.
+
+    Args:
+        queue: The database.
+        signals: `remove` wakes it.
+        storage: Removes objects of any bucket.
+        buckets: The names of those of images, of conversations, and of what is kept.
+        keep: How long a run stays after its end; None: for ever.
+    """
+
+    def __init__(
+        self, queue: Queue, signals: Signals, storage: Storage, buckets: Sequence[str], *, keep: timedelta | None
+    ) -> None:
+        self._queue = queue
+        self._due = signals.remove
+        self._storage = storage
+        self._buckets = buckets
+        self._keep = keep
+
+    async def run(self) -> None:
+        """Prune and remove until cancelled."""
+        while True:
+            self._due.clear()
+            more = False
+            for step in (self._walk, self._remove_files):  # neither waits for the other's trouble
+                try:
+                    more |= await step()
+                except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
+                    log.warning("retention.not_done", error=describe(error))
+            if more:
+                await asyncio.sleep(PAUSE)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL):
+                    await self._due.wait()
+
+    async def _walk(self) -> bool:
+        """Take one step through runs and buckets. Returns whether there is more to do."""
+        step = await self._queue.walk(self._buckets, self._keep, STEP)
+        if step.pruned or step.found:
+            log.info("retention.step", pruned=step.pruned, files_of_lost_runs=step.found)
+        if step.reason is not None:
+            log.warning("retention.not_done", error=step.reason)
+        return step.more
+
+    async def _remove_files(self) -> bool:
+        """Remove the files of some runs that are not there any more. Returns whether there may be more to do."""
+        removals = await self._queue.take_file_removals(AT_ONCE)
+        for removal in removals:
+            await self._queue.finish_file_removal(removal, done=await self._remove(removal))
+        return len(removals) == AT_ONCE
+
+    async def _remove(self, removal: FileRemoval) -> bool:
+        """Remove the files of one run. Returns whether none is left."""
+        try:
+            for bucket, keys in removal.files.items():
+                await self._storage.remove(keys, bucket=bucket)
+        except RunError as error:
+            log.warning("files.not_removed", run_id=removal.run_id, error=error.message)
+            return False
+        if removal.files:
+            log.info("files.removed", run_id=removal.run_id, files=sum(map(len, removal.files.values())))
+        return True
