@@ -1,0 +1,344 @@
+"""The database as the daemon sees it: one method per SQL function, and nothing else.
+
+The functions' contracts stand in `sql/schema`; a daemon in another language could be written against them alone.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Literal, Self
+from uuid import UUID
+
+import asyncpg
+
+from daemon.database import CONNECTIONS
+from daemon.dsn import address
+from daemon.queue.sanitize import sanitize_charge, sanitize_progress, sanitize_settlement, sanitize_text
+from daemon.run import ClaimedRun, ProviderJob
+
+REFUSED: tuple[type[BaseException], ...] = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+"""The database will not take this data, however often it is sent. Says what is done next, and never who lives on."""
+
+BEAT_TIMEOUT = 5.0
+"""Seconds for a beat: one that takes longer is worth less than the next."""
+
+POOL = CONNECTIONS - 2
+"""Of a daemon's connections, those that are neither the listener's nor the heartbeat's."""
+BESIDE = POOL - 1
+"""Of the pool, for calls beside the sync: what waits for locked rows must not keep it waiting."""
+
+Result = Literal["settled", "already", "lost", "busy", "recorded", "set_aside"]
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """The result of one settlement or progress entry."""
+
+    id: str
+    claim: int
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """The result of one round trip."""
+
+    claimed: Sequence[ClaimedRun]
+    acknowledgements: Sequence[Acknowledgement]
+    lost: set[int]
+    """Of the claims that were passed as held: those that are not, any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRemoval:
+    """The files of a run that is gone: keys by bucket."""
+
+    workflow_id: str
+    run_id: str
+    files: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionStep:
+    """The result of one step of retention: runs that were pruned, runs whose lost files were found, and why others were not."""
+
+    pruned: int
+    found: int
+    more: bool
+    reason: str | None
+
+
+class Queue:
+    """Calls the SQL functions over a small pool, and beats on a connection of its own. Methods raise asyncpg's errors.
+
+    Args:
+        dsn: Direct connection or session pooler.
+        timeout: Seconds after which a call is given up as `TimeoutError`.
+        mask: Removes secrets from the words that are written: messages of providers may quote our keys.
+    """
+
+    def __init__(self, dsn: str, *, timeout: float = 20.0, mask: Callable[[str], str] = str) -> None:
+        self._dsn = dsn
+        self._timeout = timeout
+        self._mask = mask
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._beats: asyncpg.Pool[asyncpg.Record] | None = None
+        self._beside = asyncio.Semaphore(BESIDE)
+        # One at a time: a hundred runs that are throttled at once, or cancellations of runs that are locked, must not leave
+        # the others without a connection.
+        self._blocking = asyncio.Lock()
+        self._finishing = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._pool = await self._open(POOL, self._timeout)
+        self._beats = await self._open(1, BEAT_TIMEOUT)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pool in (self._pool, self._beats):
+            if pool is not None:
+                pool.terminate()
+
+    async def _open(self, size: int, timeout: float) -> "asyncpg.Pool[asyncpg.Record]":
+        return await asyncpg.create_pool(
+            address(self._dsn),
+            min_size=0,
+            max_size=size,
+            timeout=min(10, timeout),
+            command_timeout=timeout,
+            max_inactive_connection_lifetime=0,
+            server_settings={"application_name": "image-jobs", "idle_in_transaction_session_timeout": "60000"},
+        )
+
+    @property
+    def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        """The open pool."""
+        if self._pool is None:
+            raise RuntimeError("the queue is not open")
+        return self._pool
+
+    @asynccontextmanager
+    async def _connected(
+        self, pool: "asyncpg.Pool[asyncpg.Record] | None" = None, timeout: float | None = None
+    ) -> "AsyncGenerator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
+        """Yield a connection for one call. A call that is given up has its connection cut: asyncpg would wait on for its cancel
+        request to arrive, which takes longest when the network is gone (measured: 25 s for a call with a timeout of 5)."""
+        async with (pool or self.pool).acquire(timeout=timeout or self._timeout) as connection:
+            try:
+                yield connection
+            except asyncpg.PostgresError:
+                raise
+            except BaseException:
+                connection.terminate()
+                raise
+
+    @asynccontextmanager
+    async def _connected_beside(self) -> "AsyncGenerator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
+        """Yield a connection for a call that may wait without keeping the sync waiting."""
+        async with asyncio.timeout(self._timeout):
+            await self._beside.acquire()
+        try:
+            async with self._connected() as connection:
+                yield connection
+        finally:
+            self._beside.release()
+
+    async def register_daemon(
+        self, daemon: UUID, *, name: str, version: str, slots: int, lease: timedelta, providers: Sequence[str]
+    ) -> None:
+        """Register this process as a daemon."""
+        async with self._connected() as connection:
+            await connection.execute(
+                "select image_jobs.register_daemon($1, $2, $3, $4, $5, $6)",
+                daemon,
+                name,
+                version,
+                slots,
+                lease,
+                list(providers),
+            )
+
+    async def heartbeat(self, daemon: UUID, *, in_flight: int, session_lock: bool, draining: bool) -> None:
+        """Renew the daemon's lease.
+
+        Raises:
+            DaemonFenced: If others have taken this daemon for dead.
+        """
+        async with self._connected(self._beats, BEAT_TIMEOUT) as connection:
+            await connection.execute(
+                "select image_jobs.heartbeat($1, $2, $3, $4)", daemon, in_flight, session_lock, draining
+            )
+
+    async def take_over(self, daemon: UUID) -> int:
+        """Take over the runs of silent daemons; return how many."""
+        async with self._connected_beside() as connection:
+            count: int = await connection.fetchval("select image_jobs.take_over($1)", daemon)
+        return count
+
+    async def leave(self, daemon: UUID) -> None:
+        """End the daemon in good order."""
+        async with self._connected() as connection:
+            await connection.execute("select image_jobs.leave($1)", daemon)
+
+    async def block_provider(self, provider: str, model: str | None, wait: timedelta, reason: str) -> None:
+        """Close a provider, or the model of it that draws, for all daemons."""
+        async with self._blocking, self._connected_beside() as connection:
+            reason = sanitize_text(reason, self._mask)
+            await connection.execute("select image_jobs.block_provider($1, $2, $3, $4)", provider, model, wait, reason)
+
+    async def publish_models(self, provider: str, models: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the models of a provider in `image_models`."""
+        async with self._connected() as connection:
+            await connection.execute(
+                "select image_jobs.publish_models($1, $2)", provider, json.dumps(models, default=str)
+            )
+
+    async def set_webhook_secrets(self, secrets: Mapping[str, Sequence[str]]) -> None:
+        """Set the secrets that verify the webhooks of the given providers."""
+        async with self._connected() as connection:
+            await connection.execute("select image_jobs.set_webhook_secrets($1)", json.dumps(secrets))
+
+    async def sweep_webhooks(self) -> None:
+        """Match deliveries that arrived before their run had its provider job id."""
+        async with self._connected_beside() as connection:
+            await connection.execute("select image_jobs.sweep_webhooks()")
+
+    async def sweep_calls(self, after: int | None) -> int | None:
+        """Close a part of the open calls that nothing names, behind call `after`. Return the last one looked at."""
+        async with self._connected_beside() as connection:
+            last: int | None = await connection.fetchval("select image_jobs.sweep_calls($1)", after or 0)
+        return last
+
+    async def unmatched_deliveries(self, providers: Sequence[str], limit: int) -> list[ProviderJob]:
+        """Return provider jobs of which a webhook came and that no run has, leased for a minute."""
+        async with self._connected_beside() as connection:
+            rows = await connection.fetch("select image_jobs.unmatched_deliveries($1, $2)", list(providers), limit)
+        return [ProviderJob.read(row[0]) for row in rows]
+
+    async def attach_provider_job(self, job: ProviderJob, run_id: str | None, ticket: int | None) -> str:
+        """Give a provider job to the run that it was submitted for; None for none of ours. Return what became of it."""
+        async with self._connected_beside() as connection:
+            result: str = await connection.fetchval(
+                "select image_jobs.attach_provider_job($1, $2, $3, $4)", job.provider, job.id, run_id, ticket
+            )
+        return result
+
+    async def take_cancellations(self, providers: Sequence[str], limit: int) -> list[ProviderJob]:
+        """Return provider jobs that are to be cancelled, leased for a minute."""
+        async with self._connected_beside() as connection:
+            rows = await connection.fetch("select image_jobs.take_cancellations($1, $2)", list(providers), limit)
+        return [ProviderJob.read(row[0]) for row in rows]
+
+    async def finish_cancellation(
+        self, job: ProviderJob, reason: str | None, *, final: bool, charge: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write down that a provider job is cancelled, or not for a `reason`.
+
+        Args:
+            job: The job.
+            reason: None if it is cancelled.
+            final: Whether it need not be tried again.
+            charge: `state` and `cost` of its call; None where the provider said nothing about it.
+        """
+        reason = None if reason is None else sanitize_text(reason, self._mask)
+        async with self._finishing, self._connected_beside() as connection:
+            await connection.execute(
+                "select image_jobs.finish_cancellation($1, $2, $3, $4, $5)",
+                job.provider,
+                job.id,
+                reason,
+                final,
+                None if charge is None else json.dumps(sanitize_charge(charge)),
+            )
+
+    async def walk(self, buckets: Sequence[str], keep: timedelta | None, limit: int) -> RetentionStep:
+        """Prune runs that ended longer than `keep` ago, and look for files whose run is gone: one step of at most `limit` rows."""
+        async with self._connected_beside() as connection:
+            row = await connection.fetchval("select image_jobs.walk($1, $2, $3)", list(buckets), keep, limit)
+        return RetentionStep(**json.loads(row))
+
+    async def take_file_removals(self, limit: int) -> list[FileRemoval]:
+        """Lease removals for a minute: those of runs that are gone."""
+        async with self._connected_beside() as connection:
+            rows = await connection.fetch("select image_jobs.take_file_removals($1)", limit)
+        return [FileRemoval(**json.loads(text)) for (text,) in rows]
+
+    async def finish_file_removal(self, removal: FileRemoval, *, done: bool) -> None:
+        """End a removal, or put it off if it is not `done`."""
+        async with self._connected_beside() as connection:
+            await connection.execute(
+                "select image_jobs.finish_file_removal($1, $2, $3)", UUID(removal.workflow_id), removal.run_id, done
+            )
+
+    async def ping(self) -> None:
+        """Make a round trip that asks for nothing: whoever refuses it refuses everything."""
+        async with self._connected() as connection:
+            await connection.execute("select 1")
+
+    async def wake_all(self) -> None:
+        """Wake all daemons."""
+        async with self._connected() as connection:
+            await connection.execute("select image_jobs.wake_all()")
+
+    async def newest_claim(self) -> int:
+        """Return the newest claim of all. A list of the claims that are held is put together afterwards: it says nothing of
+        newer ones, however late it arrives."""
+        async with self._connected() as connection:
+            newest: int = await connection.fetchval("select last_value from image_jobs.claims")
+        return newest
+
+    async def sync(
+        self,
+        daemon: UUID,
+        *,
+        slots: int,
+        full_scan: bool = False,
+        settlements: Sequence[Mapping[str, Any]] = (),
+        progress: Sequence[Mapping[str, Any]] = (),
+        held: Sequence[int] | None = None,
+        awake: float | None = None,
+        unreachable: Sequence[str] = (),
+        newest: int | None = None,
+    ) -> SyncResult:
+        """Settle finished runs, record progress and fill free slots, in one round trip. Claims nothing of the providers that
+        are `unreachable`. Claims that are not `held` are given back, up to the `newest`: see `newest_claim`.
+
+        Raises:
+            DaemonFenced: If slots were asked for and others have taken this daemon for dead.
+        """
+        async with self._connected() as connection:
+            rows = await connection.fetch(
+                "select part, run from image_jobs.sync($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                daemon,
+                slots,
+                full_scan,
+                json.dumps([sanitize_settlement(each, self._mask) for each in settlements]),
+                json.dumps([sanitize_progress(each, self._mask) for each in progress]),
+                held,
+                awake,
+                list(unreachable),
+                newest,
+            )
+        claimed: list[ClaimedRun] = []
+        acknowledgements: list[Acknowledgement] = []
+        lost: set[int] = set()
+        for part, text in rows:
+            run = json.loads(text)
+            match part:
+                case "claimed":
+                    claimed.append(ClaimedRun.read(daemon, run))
+                case "lost":
+                    lost.add(run["claim"])
+                case _:
+                    acknowledgements.append(Acknowledgement(**run))
+        return SyncResult(claimed, acknowledgements, lost)
