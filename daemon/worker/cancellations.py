@@ -1,7 +1,7 @@
-"""Orders that nobody waits for any more, cancelled at their providers.
+"""Cancels provider jobs that no run waits for any more.
 
-The database knows which: a run was cancelled, or requeued, while an order was out. Any daemon that serves the provider
-does it, and the trail of the run says what came of it. What a killed daemon had taken is taken again.
+The database lists them: a run was cancelled, or requeued, while a provider job was under way. Any daemon that serves the
+provider cancels it, and an event of the run records the result. Those a killed daemon had leased are leased again.
 """
 
 import asyncio
@@ -12,48 +12,49 @@ from functools import partial
 import structlog
 
 from daemon.errors import Refused, RunError
-from daemon.providers import Deferred, Provider
-from daemon.queue import TROUBLE, Order, Queue
+from daemon.providers import Charge, Deferred, Provider
+from daemon.queue.client import Queue
+from daemon.queue.outage import describe
+from daemon.queue.signals import Signals
+from daemon.run import ProviderJob
 
 log = structlog.stdlib.get_logger()
 
 INTERVAL = 5.0
-"""Seconds between two looks of a daemon that is told of nothing."""
-ANSWER_TIMEOUT = 30.0
-"""Seconds for a provider to answer; the lease on a cancellation is twice as long."""
+"""Seconds between two looks without a signal."""
+CANCEL_TIMEOUT = 30.0
+"""Seconds for a provider to respond; the lease on a cancellation is twice as long."""
 AT_ONCE = 8
-"""Cancellations under way at the same time at one provider: one that does not answer keeps no other waiting."""
+"""Cancellations under way at the same time at one provider: one that does not respond keeps no other waiting."""
 
 
 class Cancellations:
-    """Tells providers to stop.
+    """Cancels at providers.
 
     Args:
         queue: The database.
+        signals: `cancel` wakes it.
         providers: Those of this daemon, by name.
     """
 
-    def __init__(self, queue: Queue, providers: Mapping[str, Provider]) -> None:
+    def __init__(self, queue: Queue, signals: Signals, providers: Mapping[str, Provider]) -> None:
         self._queue = queue
+        self._due = signals.cancel
         self._providers = {name: each for name, each in providers.items() if isinstance(each, Deferred)}
-        self._something = asyncio.Event()
         self._busy = Counter[str]()
 
-    def look(self) -> None:
-        """There may be something to cancel."""
-        self._something.set()
-
     async def run(self) -> None:
-        """Cancels orders until cancelled itself."""
+        """Cancel provider jobs until cancelled itself."""
         async with asyncio.TaskGroup() as group:
             while True:
-                self._something.clear()
+                self._due.clear()
                 try:
                     await self._take(group)
-                except TROUBLE as error:
-                    log.warning("cancellations.not_taken", error=type(error).__name__)
+                except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
+                    log.warning("cancellations.not_taken", error=describe(error))
                 try:
-                    await asyncio.wait_for(self._something.wait(), INTERVAL)
+                    async with asyncio.timeout(INTERVAL):
+                        await self._due.wait()
                 except TimeoutError:
                     continue
 
@@ -62,35 +63,42 @@ class Cancellations:
             free = AT_ONCE - self._busy[provider]
             if free <= 0:
                 continue
-            for order in await self._queue.take_cancellations([provider], free):
-                task = group.create_task(self._cancel(order), name=f"cancellation of {order.job_id}")
+            for job in await self._queue.take_cancellations([provider], free):
+                task = group.create_task(self._cancel(job), name=f"cancellation of {job.id}")
                 self._busy[provider] += 1
                 task.add_done_callback(partial(self._ended, provider))
 
     def _ended(self, provider: str, _: asyncio.Task[None]) -> None:
         self._busy[provider] -= 1
-        self.look()
+        self._due.set()
 
-    async def _cancel(self, order: Order) -> None:
-        """Tells one provider, and writes down what came of it."""
-        reason, final = None, False
+    async def _cancel(self, job: ProviderJob) -> None:
+        """Cancel at one provider, and write the result down."""
+        reason, final, charge = None, False, None
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                await self._providers[order.provider].cancel(order.job_id)
+            async with asyncio.timeout(CANCEL_TIMEOUT):
+                charge = await self._providers[job.provider].cancel(job.id)
         except TimeoutError:
             reason = "The provider did not answer in time."
         except RunError as error:
             reason, final = error.message, isinstance(error, Refused)
         except Exception:  # a bug in one provider must not end the daemon
-            log.exception("order.not_cancelled", provider=order.provider, order=order.job_id)
+            log.exception("provider_job.not_cancelled", provider=job.provider, provider_job_id=job.id)
             reason = "Something went wrong inside the daemon."
         try:
-            await self._queue.finish_cancellation(order, reason, final=final)
-        except TROUBLE as error:
-            log.warning("cancellation.not_written", order=order.job_id, error=type(error).__name__)
+            await self._queue.finish_cancellation(job, reason, final=final, charge=_call(charge))
+        except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
+            log.warning("cancellation.not_written", provider_job_id=job.id, error=describe(error))
             return
-        said = {"provider": order.provider, "order": order.job_id, "run_id": order.run_id}
+        fields = {"provider": job.provider, "provider_job_id": job.id, "run_id": job.run_id}
         if reason is None:
-            log.info("order.cancelled", **said)
+            log.info("provider_job.cancelled", **fields)
         else:
-            log.warning("order.not_cancelled", **said, reason=reason)
+            log.warning("provider_job.not_cancelled", **fields, reason=reason)
+
+
+def _call(charge: Charge | None) -> dict[str, object] | None:
+    """Return what a provider said about the charge of a cancelled job, as `image_jobs.finish_cancellation` takes it."""
+    if charge is None:
+        return None
+    return {"state": "charged" if charge.charged else "free", "cost": charge.cost if charge.charged else None}

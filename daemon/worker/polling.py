@@ -1,40 +1,67 @@
-"""Asking about an order that a provider has taken, and when it is asked again."""
+"""Checks provider jobs: how, for how long, and when again."""
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
+from datetime import timedelta
 
-from daemon import outcomes
 from daemon.errors import Refused, Retryable, RunError
-from daemon.heartbeat import Heartbeat
-from daemon.policy import Policy
-from daemon.providers import Deferred, Generated, Provider, Request, Waiting
-from daemon.queue import Claimed
-from daemon.reporter import RunReporter
+from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Waiting
+from daemon.queue.lease import Lease
+from daemon.run import ClaimedRun
+from daemon.worker import endings
+from daemon.worker.outcomes import Parked
+from daemon.worker.reporter import RunReporter
 
 
-class _NoAnswer(Waiting):
-    """The question about an order came to nothing, which says nothing about the order."""
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Limits of runs; see the settings of the same names. A webhook is waited for at most until a run is given up
+    (`poll_timeout`). `webhooks` are the providers whose webhooks are verified."""
+
+    run_timeout: timedelta
+    poll_interval: timedelta
+    poll_timeout: timedelta
+    webhook_wait: timedelta
+    webhooks: frozenset[str]
+    strict_models: bool
+
+    def first_check(self, job: Submitted) -> timedelta:
+        """Return the time from submit to the first check, if no webhook comes before."""
+        if job.webhook:
+            return self.webhook_wait
+        return min(job.check_in or self.poll_interval, self.poll_timeout)
+
+    def next_check(self, run: ClaimedRun, *, webhook: bool) -> timedelta:
+        """Return the time from one check to the next. With `webhook` one will come: no check is due before."""
+        if not webhook:
+            return self.poll_interval
+        left = self.poll_timeout - (run.submitted_ago or timedelta(0))
+        return max(min(self.webhook_wait, left), timedelta(0))
 
 
-class Checks:
-    """Asks about the orders of runs, each with the id that was written down for it.
+class _Unreachable(Waiting):
+    """A check that failed, which says nothing about the provider job."""
+
+
+class Polling:
+    """Checks the provider jobs of parked runs, each by the id that was written down for it.
 
     Args:
-        heartbeat: Nothing is asked without a fresh lease.
-        policy: How long an answer, a webhook and the picture itself may take.
+        lease: No check begins without a fresh one.
+        policy: How long a check, a webhook and the picture itself may take.
     """
 
-    def __init__(self, heartbeat: Heartbeat, policy: Policy) -> None:
-        self._heartbeat = heartbeat
+    def __init__(self, lease: Lease, policy: Policy) -> None:
+        self._lease = lease
         self._policy = policy
 
-    async def ask(
-        self, run: Claimed, provider: Provider, job_id: str, request: Request, reporter: RunReporter
+    async def check(
+        self, run: ClaimedRun, provider: Provider, job_id: str, request: Request, reporter: RunReporter
     ) -> Generated | Waiting:
-        """Asks a provider about an order. Trouble with asking is no answer: it is asked again later.
+        """Check a provider job once. Trouble on the way counts as waiting: it is checked again later.
 
         Raises:
-            RunError: If the order came to nothing, or has been asked about for long enough.
+            RunError: If the job failed, or has been checked for long enough.
         """
         if not isinstance(provider, Deferred):
             raise Refused(
@@ -42,42 +69,43 @@ class Checks:
                 code="invalid_request",
                 hint="Requeue the run to make the image anew.",
             )
-        await self._heartbeat.wait_fresh()
+        await self._lease.wait_fresh()
         if run.webhook == "awaited":
             seconds = round(self._policy.webhook_wait.total_seconds())
             reporter.incident(f"No webhook came within {seconds} s; it is polled from now on.", providerJobId=job_id)
+        reporter.asked = True
         try:
             async with asyncio.timeout(self._policy.run_timeout.total_seconds()):
                 made = await provider.check(job_id, request, reporter)
         except TimeoutError:
-            made = _NoAnswer(message="The provider takes its time to answer.")
+            made = _Unreachable(message="The provider takes its time to answer.")
         except Retryable as error:
             if error.accepted:
                 raise
-            made = _NoAnswer(message=error.message)
+            made = _Unreachable(message=error.message)
         if isinstance(made, Waiting):
-            self._end_if_over(run, job_id, trouble=made.message if isinstance(made, _NoAnswer) else None)
+            self._end_if_over(run, job_id, trouble=made.message if isinstance(made, _Unreachable) else None)
         return made
 
-    async def park(self, run: Claimed, waiting: Waiting, reporter: RunReporter) -> dict[str, Any]:
-        """Answers the body of the settlement with which a run waits for its next question."""
+    async def park(self, run: ClaimedRun, job_id: str, waiting: Waiting, reporter: RunReporter) -> Parked:
+        """Return the outcome with which a run waits for its next check."""
         await reporter.shown()
-        webhook = run.webhook == "came" and not isinstance(waiting, _NoAnswer)
+        webhook = run.webhook == "came" and not isinstance(waiting, _Unreachable)
         due = self._policy.next_check(run, webhook=webhook)
-        return outcomes.still_waiting(run.provider_job_id, waiting, due=due, webhook=webhook)
+        return endings.still_waiting(job_id, waiting, due=due, webhook=webhook)
 
-    def put_off(self, run: Claimed, job_id: str, reason: RunError) -> dict[str, Any]:
-        """The same where it could not be asked at all, for a reason of ours.
+    def put_off(self, run: ClaimedRun, job_id: str, reason: RunError) -> Parked:
+        """Return the outcome of a check that could not begin, for a reason of ours.
 
         Raises:
-            Refused: If the order has been asked about for long enough.
+            Refused: If the provider job has been checked for long enough.
         """
         self._end_if_over(run, job_id, trouble=reason.message)
         waiting = Waiting(message=reason.message)
-        return outcomes.still_waiting(job_id, waiting, due=self._policy.poll_interval, webhook=False)
+        return endings.still_waiting(job_id, waiting, due=self._policy.poll_interval, webhook=False)
 
-    def _end_if_over(self, run: Claimed, job_id: str, *, trouble: str | None) -> None:
-        """Raises the end of an order that has been asked about for long enough; `trouble` is what the last question met."""
+    def _end_if_over(self, run: ClaimedRun, job_id: str, *, trouble: str | None) -> None:
+        """Raise if the provider job has been checked for long enough; `trouble` is the message of the last check's failure."""
         if run.submitted_ago is None or run.submitted_ago <= self._policy.poll_timeout:
             return
         raise Refused(

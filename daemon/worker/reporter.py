@@ -1,4 +1,4 @@
-"""What a provider says while it works, on its way into the database: at most one write a second and run."""
+"""The `Reporter` of a run: passes progress, previews and events to the outbox, at most one progress write a second."""
 
 import asyncio
 import time
@@ -6,41 +6,40 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from daemon.calls import Call, State
+from daemon.errors import Retryable
+from daemon.events import Event
 from daemon.providers import Generated
-from daemon.queue import Claimed
-from daemon.turns import Turns
+from daemon.queue.lease import Lease
+from daemon.queue.outbox import Outbox
+from daemon.run import ClaimedRun
 
 INTERVAL = 1.0
 """Seconds between two progress writes of one run; Realtime drops what comes faster, without a word."""
 
 
-def event(name: str, message: str, *, kind: str = "log", **data: Any) -> dict[str, Any]:
-    """An entry of the audit trail. `kind` is progress, log or error; empty data is left out.
-
-    The id is for the write whose acknowledgement is lost: sent again, the event (and its cost) still counts once.
-    """
-    payload: dict[str, Any] = {"event": name, "message": message}
-    if data:
-        payload["data"] = data
-    return {"id": str(uuid4()), "kind": kind, "payload": payload}
-
-
 class RunReporter:
-    """The `Reporter` of one run. Providers call it from the event loop; nothing here waits.
+    """The `Reporter` of one attempt, and the flags by which its outcome is chosen.
 
-    `webhook_wait`: if nothing more is heard of an order, a webhook will tell within that time that it was taken. So it is
-    not made again before, by this daemon or by one that takes over (see `private.webhook_wait`). None where none will.
+    Providers call it from the event loop; their calls return at once.
+
+    `sent`: the request went out, so it may have been paid for. `deferred`: its response will be a provider job's id.
+    `accounted`: the cost is written down, and the picture is being stored. `dropped`: the claim is lost. `model` draws;
+    None where that was settled by an earlier claim. `lease`: nothing is sent without a fresh one. `paid`: the call of the
+    picture that came. `asked`: the provider was asked about the provider job.
+    `webhook_wait`: if no response arrives, a webhook will name the provider job within that time. So the request is not
+    sent again before, by this daemon or by one that takes over (see `image_jobs.webhook_wait`). None where none will.
+    `http_status`: how the provider has answered; None where no answer came.
 
     Args:
-        turns: Where progress goes.
+        outbox: Where progress and events go.
         run: The run.
-        show: Stores a preview and answers its public URL, or None if it came to nothing.
+        show: Stores a preview and returns its public URL, or None if that failed.
     """
 
-    def __init__(self, turns: Turns, run: Claimed, show: Callable[[Path], Awaitable[str | None]]) -> None:
-        self._turns = turns
+    def __init__(self, outbox: Outbox, run: ClaimedRun, show: Callable[[Path], Awaitable[str | None]]) -> None:
+        self._outbox = outbox
         self._run = run
         self._show = show
         self._percent = 0
@@ -51,34 +50,72 @@ class RunReporter:
         self._estimate: float | None = None
         self._closed = False
         self.sent = False
-        self.ordered = False
-        self.webhook_wait: timedelta | None = None
+        self.deferred = False
+        self.asked = False
         self.accounted = False
+        self.dropped = False
+        self.webhook_wait: timedelta | None = None
+        self.http_status: int | None = None
+        self.model: str | None = None
+        self.lease: Lease | None = None
+        self.paid: Call | None = None
 
     @property
     def processor(self) -> str:
-        """Who is at work, as `provider:model`: whose costs they are."""
+        """The `provider:model` at work, whose costs they are."""
         return self._run.processor
 
     @property
     def estimate(self) -> float | None:
-        """What the call that was sent may cost, in USD; None where unknown."""
+        """Cost of the request that was sent, in USD; None where unknown."""
         return self._estimate
 
-    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, order: bool = False) -> None:
-        """The request is about to go out: from here on it may be paid for."""
+    @property
+    def requested(self) -> bool:
+        """Whether anything of this run lies at the provider: by this attempt, or as a provider job that is checked."""
+        return self.sent or self._run.provider_job_id is not None
+
+    def call(
+        self, state: State, *, cost: float | None = None, image: bool = False, provider_job_id: str | None = None
+    ) -> Call:
+        """Return what became of the call of this attempt."""
+        return Call(
+            id=self._run.call,
+            state=state,
+            cost=cost,
+            estimate=self._estimate,
+            model=self.model,
+            provider_job_id=provider_job_id,
+            sent=self.sent,
+            image=image,
+        )
+
+    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, deferred: bool = False) -> None:
+        """Record the request that is about to go out: from here on it may be paid for.
+
+        Raises:
+            Retryable: If it must not go out any more: others may have taken the run over.
+        """
+        if self.dropped or (self.lease is not None and not self.lease.fresh):
+            raise Retryable(
+                "The daemon lost touch with the database before the request was sent.",
+                code="lease_lapsed",
+                hint="Nothing was sent or paid. It is tried again by itself.",
+                accepted=False,
+            )
         self.sent = True
-        self.ordered = order
-        if not order:
+        self.deferred = deferred
+        if not deferred:
             self.webhook_wait = None
         self._estimate = estimate
         data: dict[str, Any] = {"request": dict(request), "estimate": estimate}
         if self.webhook_wait is not None:
             data["webhookWait"] = self.webhook_wait.total_seconds()
-        self._turns.record(self._run, events=[event("submitted", "The request goes to the provider.", **data)])
+        call = Call(id=self._run.call, estimate=estimate, model=self.model, sent=True)
+        self._outbox.record(self._run, Event("submitted", "The request goes to the provider.", data=data), calls=[call])
 
     def progress(self, percent: float, message: str | None = None) -> None:
-        """Keeps the highest value, and writes it now or when the second is over."""
+        """Keep the highest value, and write it now or when the second is over."""
         self._percent = max(self._percent, min(int(percent), 99))
         self._message = message or self._message
         wait = self._last + INTERVAL - time.monotonic()
@@ -88,48 +125,46 @@ class RunReporter:
             self._timer = asyncio.get_running_loop().call_later(wait, self._write)
 
     def preview(self, image: Path) -> None:
-        """Shows a forming picture, unless the one before is still on its way: then the newest wins later."""
+        """Show a forming picture, unless the one before is still on its way: then the newest wins later."""
         if self._preview is None or self._preview.done():
             self._preview = asyncio.create_task(self._publish(image), name=f"preview of {self._run.id}")
 
     def warning(self, message: str, *, field: str | None = None, **data: Any) -> None:
-        """An event that names what the model cannot do."""
+        """Record a field of the request that the model cannot honour."""
         if field is not None:
             data["field"] = field
-        self._turns.record(self._run, events=[event("warning", message, **data)])
+        self._outbox.record(self._run, Event("warning", message, data=data))
 
     def incident(self, message: str, **data: Any) -> None:
-        """An event for the operator: something that should work does not."""
-        self._turns.record(self._run, events=[event("incident", message, kind="error", **data)])
+        """Record a malfunction that the operator should look into."""
+        self._outbox.record(self._run, Event("incident", message, "error", data))
 
     async def generated(self, made: Generated) -> bool:
-        """Writes down that the image came and what it cost; answers whether the run is still ours.
+        """Record that the image came and what it cost; return whether the run is still held.
 
         If it is, its cost is known from here on, whatever happens to this daemon, and so is all that an adoption of the
-        picture needs to know. If not, nothing was written.
+        picture needs. If not, only its cost was written.
         """
-        known = {
+        optional = {
             "originalUrl": made.shown_url,
             "revisedPrompt": made.revised_prompt,
             **made.data,
         }
         data: dict[str, Any] = {"ticket": self._run.ticket, "cost": made.cost, "processor": self.processor}
-        data |= {name: value for name, value in known.items() if value is not None}
-        self.accounted = await self._turns.confirm(
-            self._run,
-            events=[event("generated", "The provider made the image.", **data)],
-            message="Storing the image.",
-        )
+        data |= {name: value for name, value in optional.items() if value is not None}
+        event = Event("generated", "The provider made the image.", data=data)
+        self.paid = self.call("charged", cost=made.cost, image=True)
+        self.accounted = await self._outbox.confirm(self._run, event, message="Storing the image.", calls=[self.paid])
         return self.accounted
 
     async def shown(self) -> None:
-        """Waits until a preview that is on its way is on display: a run that is parked has nobody to wait for it."""
+        """Wait until a preview that is on its way is shown: a parked run has no task to wait for it."""
         if self._preview is not None:
             await asyncio.wait([self._preview])
-            await self._turns.confirm(self._run)
+            await self._outbox.confirm(self._run)
 
     def close(self) -> None:
-        """Nothing more is written from now on; the settlement has the last word.
+        """Write nothing more from now on: the settlement is the last write.
 
         Waits for nothing, so that no cancellation can come between a run's outcome and its settlement.
         """
@@ -143,9 +178,9 @@ class RunReporter:
     def _write(self) -> None:
         self._timer = None
         self._last = time.monotonic()
-        self._turns.record(self._run, progress=self._percent, message=self._message)
+        self._outbox.record(self._run, progress=self._percent, message=self._message)
 
     async def _publish(self, image: Path) -> None:
         url = await self._show(image)
         if url is not None and not self._closed:
-            self._turns.record(self._run, preview_url=url)
+            self._outbox.record(self._run, preview_url=url)

@@ -1,0 +1,208 @@
+"""store: from a picture on disk to a public URL.
+
+Inspects what the provider made, uploads it with its thumbnail, makes sure that the URL is public, and returns the run's
+outcome. A picture that has been made is paid for: nothing here ever asks for another one.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from daemon import images
+from daemon.calls import Call
+from daemon.errors import Retryable, RunError, Undecodable, not_stored
+from daemon.events import Event
+from daemon.providers import Generated
+from daemon.providers.catalogue import Resolved
+from daemon.queue.lease import Lease
+from daemon.run import ClaimedRun
+from daemon.storage.client import ClaimLost, Storage, StoredObject
+from daemon.storage.keys import object_key, preview_key, thumbnail_key
+from daemon.worker import object_metadata
+from daemon.worker.inspector import Inspection, Inspector
+from daemon.worker.keeper import Keeper
+from daemon.worker.outcomes import Completed, Failed, Failure, Picture, Released, Timings
+from daemon.worker.uploads import Companion, Uploads
+
+log = structlog.stdlib.get_logger()
+
+PREVIEW_SECONDS = 2.0
+"""Seconds that a preview may take: the run may have to wait for it before it parks, and the picture itself comes soon."""
+
+_WITHOUT: Mapping[Companion, str] = {
+    "thumbnailUrl": "The image has no thumbnail",
+    "context": "The conversation that made the image is not kept",
+}
+"""The warning where a companion of the picture could not be stored."""
+
+
+class Publisher:
+    """Stores pictures of runs.
+
+    Args:
+        storage: Supabase Storage.
+        uploads: Uploads files that were paid for.
+        inspector: Inspects pictures.
+        keeper: Keeps what cannot be decoded.
+        lease: No preview is stored without a fresh one.
+    """
+
+    def __init__(self, storage: Storage, uploads: Uploads, inspector: Inspector, keeper: Keeper, lease: Lease) -> None:
+        self._storage = storage
+        self._uploads = uploads
+        self._keeper = keeper
+        self._inspector = inspector
+        self._lease = lease
+
+    async def publish(
+        self, run: ClaimedRun, model: Resolved, made: Generated, workdir: Path, *, generate_ms: int
+    ) -> Completed | Failed | Released:
+        """Store the picture; return the run's outcome, also where storing fails."""
+        unused = Event("unused", "The run was taken away while its image was being stored; it was not used.")
+        started = time.monotonic()
+        try:
+            patience = self._uploads.patience()
+            seen = await self._inspect(run, made, workdir)
+            info = seen.info
+            key = object_key(run.workflow_id, run.id, info.extension)
+            # Before the picture itself: where that lies, an adoption finds them, too.
+            extra, missing = await self._uploads.further(run, made, seen, patience)
+            tries, beside = await self._uploads.picture(run, key, made, seen, patience=patience, extra=extra)
+        except ClaimLost:
+            return Released(if_lost=unused)
+        except (RunError, OSError) as reason:
+            error = not_stored(reason)
+            failed = Event("store_failed", error.message, "error", error.data)
+            return Failed(Failure.of(error), events=[failed], if_lost=unused)
+        stored = Event("stored", "The image is in storage.", data={"uploadTries": tries, "bytes": info.bytes})
+        url, warnings = await self._announce(key, info.sha256)
+        return Completed(
+            picture=Picture(
+                original_url=made.shown_url,
+                revised_prompt=made.revised_prompt,
+                width=info.width,
+                height=info.height,
+                content_type=info.content_type,
+                bytes=info.bytes,
+                cost=made.cost,
+            ),
+            image_url=url,
+            thumbnail_url=None if "thumbnailUrl" in beside else await self._thumbnail_url(run, info.sha256),
+            provider=model.provider,
+            model=model.model,
+            requested_model=_requested_model(run, model),
+            timings=Timings(_queued_ms(run), generate_ms, round(1000 * (time.monotonic() - started))),
+            images=await self._urls(extra, info.sha256),
+            events=[
+                stored,
+                *(_warning(f"{_WITHOUT[field]}: {error.message}", field) for field, error in beside.items()),
+                *(_warning(f"A further picture is missing: {error.message}", "images") for error in missing),
+                *warnings,
+            ],
+            if_lost=unused,
+        )
+
+    async def keep(self, run: ClaimedRun, error: Undecodable) -> None:
+        """Keep what cannot be decoded, as it came."""
+        await self._keeper.keep(run, error)
+
+    async def _inspect(self, run: ClaimedRun, made: Generated, workdir: Path) -> Inspection:
+        """Inspect the picture, and make its thumbnail. One that cannot be decoded is kept as it came."""
+        try:
+            return await self._inspector.inspect(
+                made.path, thumbnail=workdir / "thumbnail.webp", quarters=workdir if made.grid else None
+            )
+        except Undecodable as error:
+            error.cost = made.cost
+            await self._keeper.keep(run, error)
+            raise
+
+    async def adopt(self, run: ClaimedRun, model: Resolved) -> Completed | None:
+        """Return the outcome with the picture that an earlier attempt has stored but not settled; None if there is none.
+
+        Only one that was made for the very same request, since the last requeue, counts.
+        """
+        try:
+            for extension in images.EXTENSIONS:
+                found = await self._storage.find(object_key(run.workflow_id, run.id, extension))
+                if found is not None and object_metadata.is_for(run, found):
+                    return await self._adopted(run, model, found)
+        except Retryable as error:
+            error.accepted = False  # nothing was submitted, and what was may lie there: looking costs no attempt
+            raise
+        return None
+
+    async def _adopted(self, run: ClaimedRun, model: Resolved, found: StoredObject) -> Completed:
+        version = object_metadata.sha256(found)
+        small = await self._storage.find(thumbnail_key(run.workflow_id, run.id))
+        has_thumbnail = small is not None and object_metadata.sha256(small) == version
+        url, warnings = await self._announce(found.key, version)
+        message = "An earlier attempt had stored the image already; it is used."
+        return Completed(
+            picture=object_metadata.picture(run, found),
+            image_url=url,
+            thumbnail_url=await self._thumbnail_url(run, version) if has_thumbnail else None,
+            provider=model.provider,
+            model=model.model,
+            requested_model=_requested_model(run, model),
+            timings=Timings(_queued_ms(run)),
+            images=await self._urls(object_metadata.extra_keys(found), version),
+            events=[Event("adopted", message, data={"imageUrl": url}), *warnings],
+            calls=[Call(id=run.call, state="free"), *([drawn] if (drawn := object_metadata.call(found)) else [])],
+        )
+
+    async def preview(self, run: ClaimedRun, image: Path) -> str | None:
+        """Store a forming picture and return its URL; None if that failed, since nothing depends on it."""
+        if not self._lease.fresh:
+            return None
+        small = image.with_suffix(".preview.webp")
+        key = preview_key(run.workflow_id, run.id)
+        try:
+            async with asyncio.timeout(PREVIEW_SECONDS):
+                if not await self._inspector.shrink(image, small):
+                    return None
+                version = hashlib.sha256(await asyncio.to_thread(small.read_bytes)).hexdigest()[:8]
+                await self._storage.upload(key, small, content_type="image/webp", metadata=object_metadata.ours(run))
+                return await self._storage.public_url(key, version)
+        except (RunError, OSError) as error:  # also TimeoutError
+            log.info("preview.failed", error=str(error) or type(error).__name__)
+            return None
+
+    async def _announce(self, key: str, version: str) -> tuple[str, list[Event]]:
+        """Return the picture's address, and a warning where it is not public, or not yet."""
+        url = await self._storage.public_url(key, version)
+        message = "The public URL does not answer yet."
+        try:
+            if await self._storage.is_public(url):
+                return url, []
+            if await self._storage.visibility() is False:
+                message = (
+                    f"The bucket {self._storage.bucket!r} is private, so the image's address opens for nobody: make it "
+                    "public, in the dashboard under Storage or by SQL in storage.buckets."
+                )
+        except Exception:  # the picture is stored and paid for: a look at it must not fail the run
+            log.exception("public_url.not_checked")
+        return url, [Event("warning", message, data={"imageUrl": url})]
+
+    async def _thumbnail_url(self, run: ClaimedRun, version: str) -> str:
+        return await self._storage.public_url(thumbnail_key(run.workflow_id, run.id), version)
+
+    async def _urls(self, keys: Sequence[str], version: str) -> list[str]:
+        return [await self._storage.public_url(key, version[:8]) for key in keys]
+
+
+def _requested_model(run: ClaimedRun, model: Resolved) -> str:
+    """Return the model that was asked for: another than was used, if that is retired or the run fell back."""
+    return model.requested if run.processor == run.requested else run.requested.partition(":")[2]
+
+
+def _queued_ms(run: ClaimedRun) -> int:
+    return round(1000 * run.waited.total_seconds())
+
+
+def _warning(message: str, field: str) -> Event:
+    return Event("warning", message, data={"field": field})
