@@ -1,4 +1,4 @@
-"""Which addresses of the internet a stranger's URL may lead to.
+"""Decide which IP addresses a user-supplied URL may lead to (SSRF).
 
 A table of our own: `ipaddress.is_global` has changed its mind between patch releases of Python, and it takes some
 addresses for global that lead back inside (6to4, for one, carries any IPv4 address).
@@ -17,7 +17,7 @@ _NOT_PUBLIC_4 = [
         "100.64.0.0/10",  # carrier-grade NAT, and Alibaba's metadata
         "127.0.0.0/8",  # loopback
         "168.63.129.16/32",  # Azure's metadata, an ordinary address everywhere else
-        "169.254.0.0/16",  # link-local, and everybody else's metadata
+        "169.254.0.0/16",  # link-local, and other clouds' metadata
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments, and Oracle's metadata
         "192.0.2.0/24",  # documentation
@@ -46,7 +46,7 @@ _NOT_PUBLIC_6 = [
 
 
 def literal(host: str) -> Address | None:
-    """The address that `host` spells, without brackets; None for a name, and for every unusual spelling."""
+    """Return the address that `host` spells, without brackets; None for a name, and for every unusual spelling."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -55,7 +55,7 @@ def literal(host: str) -> Address | None:
 
 
 def is_public(address: Address) -> bool:
-    """Whether `address` belongs to a host on the internet, and to nothing of ours."""
+    """Return whether `address` belongs to a public host on the internet."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
     return address in _UNICAST_6 and not any(address in network for network in _NOT_PUBLIC_6)

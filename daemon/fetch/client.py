@@ -1,7 +1,7 @@
-"""The one client for URLs that come from outside: an image to refine, a result that a provider points to.
+"""Download user-supplied URLs: an image to refine, a result that a provider points to.
 
-The connection goes to an address that `Destinations` has checked, never to a name: a second look-up that might answer
-differently does not exist. TLS still asks for the name's certificate. Every redirect starts from the beginning.
+The first bytes of a body say whether it is an image; its headers do not. The connection goes to an address that `Destinations` has checked, never to a name: there is no second look-up that might
+return another address (DNS rebinding). TLS still verifies the name's certificate. Every redirect is checked from the start.
 """
 
 import asyncio
@@ -14,40 +14,65 @@ from typing import BinaryIO, Self
 
 import httpx
 
-from daemon.addresses import Address
-from daemon.destinations import AGAIN, OTHER_URL, Destinations, Failure, Origin, Resolve, parsed
-from daemon.errors import Retryable
+from daemon.errors import Refused, Retryable, RunError
+from daemon.fetch.addresses import Address
+from daemon.fetch.destinations import AGAIN, OTHER_URL, Destinations, Failure, Origin, Resolve, parsed
+from daemon.fetch.encodings import Broken, undone
+from daemon.http_clients import certificates
+from daemon.magic import ENOUGH, image_type, is_text
 
 MAX_REDIRECTS = 3
 _CONNECT_SECONDS = 10.0
 _CHUNK = 1 << 20
 _REDIRECTS = {301, 302, 303, 307, 308}
-_PASSING = {408, 425, 429}
-_BINARY = {"application/octet-stream", "binary/octet-stream"}
+_TRANSIENT = {408, 425, 429}
+_TIMEOUT = timedelta(seconds=60)
+"""For one try of a result."""
+_PAUSES = (0.5, 1, 2, 4, 8, 15)
+"""Seconds between two tries of a result; the last one stays."""
 _HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "image-job-orchestrator"}
 
+_RESULT = "The provider made it, and its address does not hand it over. Requeue the run; if it stays so, choose another model."
 _OTHER_IMAGE = "Use the address of the image itself, and check that it opens in a browser."
 
 
+class NotAnImage(Refused):
+    """A result has been downloaded, and is no image that we take.
+
+    Args:
+        path: The file, as it came.
+    """
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message, code="download", hint="Requeue the run, or choose another model.")
+        self.path = path
+
+
+class _Unfit(Failure):
+    """A body that is no image. Its file is kept if it is no text, as a page would be."""
+
+
 class Fetcher:
-    """Downloads from strangers. An async context manager; usable by many tasks at once.
+    """Download from user-supplied URLs. An async context manager; usable by many tasks at once.
 
     Args:
         allowed, resolve: See `Destinations`.
-        ssl_context: Whose certificates to trust; None trusts the usual authorities, or SSL_CERT_FILE.
+        tls: The certificates to trust; None trusts the usual authorities, or SSL_CERT_FILE.
 
     Raises:
         Misconfigured: If one of `allowed` is no URL.
     """
 
     def __init__(
-        self, allowed: Iterable[str], *, resolve: Resolve | None = None, ssl_context: ssl.SSLContext | None = None
+        self, allowed: Iterable[str], *, resolve: Resolve | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
         self._destinations = Destinations(allowed, resolve=resolve)
         # A transport, not a client: it knows no proxies (they would look names up themselves), cookies or passwords.
         # No connection is used twice, for it belongs to an address, and its certificate was checked for one name only.
         self._transport = httpx.AsyncHTTPTransport(
-            verify=ssl_context or True, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)
+            verify=tls or certificates() or True,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
 
     async def __aenter__(self) -> Self:
@@ -58,22 +83,63 @@ class Fetcher:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Lets go of connections."""
+        """Close all connections."""
         await self._transport.aclose()
 
     async def fetch(self, url: str, to: Path, *, max_bytes: int, timeout: timedelta, what: str = "the image") -> None:
-        """Downloads `url` into a file, piece by piece. What fails, or is cancelled, leaves no file behind.
+        """Download `url` into a file, piece by piece. A download that fails, or is cancelled, leaves no file behind.
 
         Args:
-            url: Anything that anyone has written.
-            to: The file; one that is there is replaced.
-            max_bytes: The largest body to accept.
-            timeout: For everything together, from the first look-up to the last byte.
-            what: Names it in error messages.
+            url: User-supplied; it may be anything.
+            to: The file; an existing one is replaced.
+            max_bytes: Largest body that is accepted.
+            timeout: For the whole download, from the first look-up to the last byte.
+            what: The name of the download in error messages.
 
         Raises:
-            Refused: Code `download`: an address that is not to be asked, or an answer that is no image.
-            Retryable: Code `download`: trouble with the network or on the other side.
+            Refused: Code `download`: the address is not public, or the response is no image.
+            Retryable: Code `download`: the network or the server failed.
+        """
+        try:
+            await self._fetch(url, to, max_bytes=max_bytes, timeout=timeout)
+        except Failure as failure:
+            raise _error(failure, what, to) from failure.__cause__
+
+    async def fetch_result(
+        self, url: str, to: Path, *, max_bytes: int, deadline: timedelta, what: str = "the image"
+    ) -> None:
+        """Download an image that has been made and paid for, as `fetch` does. Whatever may pass is tried again, with growing pauses.
+
+        A server that has the image in a moment may answer 404 or with a page until then.
+
+        Args:
+            url: Named by a provider; it may be anything.
+            to, max_bytes, what: See `fetch`.
+            deadline: How long it is tried; each try may take a minute. Zero means once.
+
+        Raises:
+            NotAnImage: If what came last is neither an image nor a text.
+            Refused: Code `download`: the address is not public, or the image is too large.
+            Retryable: Code `download`: there was no image until the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + deadline.total_seconds()
+        tries = 0
+        while True:
+            try:
+                return await self._fetch(url, to, max_bytes=max_bytes, timeout=_TIMEOUT)
+            except Failure as failure:
+                pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+                if not failure.passing or loop.time() + pause > ends:
+                    raise _result_error(failure, what, to) from failure.__cause__
+            tries += 1
+            await asyncio.sleep(pause)
+
+    async def _fetch(self, url: str, to: Path, *, max_bytes: int, timeout: timedelta) -> None:
+        """Download once; of a body that is no image, leave the file.
+
+        Raises:
+            Failure: If there is no image.
         """
         try:
             async with asyncio.timeout(timeout.total_seconds()):
@@ -81,39 +147,34 @@ class Fetcher:
                     await _save(response, to, max_bytes)
         except TimeoutError as error:
             seconds = f"{timeout.total_seconds():g}"
-            raise Retryable(
-                f"Cannot download {what}: it took longer than {seconds} s.", code="download", hint=AGAIN
-            ) from error
-        except (httpx.TransportError, ssl.SSLError) as error:
-            raise Retryable(
-                f"Cannot download {what}: the connection broke off.",
-                code="download",
-                hint=AGAIN,
-                data={"error": type(error).__name__},
-            ) from error
-        except Failure as failure:
-            raise failure.error(
-                f"Cannot download {what}: {failure.reason}", code="download", hint=failure.hint
-            ) from failure.__cause__
+            raise Failure(f"it took longer than {seconds} s.", AGAIN, Retryable) from error
+        except (httpx.TransportError, httpx.DecodingError, ssl.SSLError) as error:
+            data = {"error": type(error).__name__}
+            raise Failure("the connection broke off.", AGAIN, Retryable, data=data) from error
+        host = Origin.of(parsed(url)).host
+        with to.open("rb") as file:
+            head = file.read(ENOUGH)
+        if image_type(head) is None:
+            raise _Unfit(f"what {host} sent is not an image.", _OTHER_IMAGE, passing=True)
 
     @asynccontextmanager
     async def _opened(self, address: str) -> AsyncGenerator[httpx.Response]:
-        """Follows redirects to an answer whose headers are those of an image."""
+        """Follow redirects to a response whose status is that of an image."""
         url = parsed(address)
         for _ in range(1 + MAX_REDIRECTS):
             origin = self._destinations.origin(url)
-            async with self._asked(url, origin) as response:
+            async with self._requested(url, origin) as response:
                 location = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or location is None:
-                    _check_answer(response, origin.host)
+                    _check_status(response, origin.host)
                     yield response
                     return
             url = parsed(location, relative_to=url)
         raise Failure(f"there were more than {MAX_REDIRECTS} redirects.", _OTHER_IMAGE)
 
     @asynccontextmanager
-    async def _asked(self, url: httpx.URL, origin: Origin) -> AsyncGenerator[httpx.Response]:
-        """Sends the request to the first address that can be reached."""
+    async def _requested(self, url: httpx.URL, origin: Origin) -> AsyncGenerator[httpx.Response]:
+        """Send the request to the first address that can be reached."""
         response = await self._send(url, origin, await self._destinations.addresses(origin))
         try:
             yield response
@@ -142,38 +203,59 @@ class Fetcher:
 
 
 def _is_forged(error: BaseException) -> bool:
-    """Whether a certificate was the reason that a connection failed."""
+    """Return whether a connection failed for its certificate."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__
     return cause is not None
 
 
-def _check_answer(response: httpx.Response, host: str) -> None:
-    """Refuses what its headers give away."""
+def _check_status(response: httpx.Response, host: str) -> None:
+    """Refuse a response by its status.
+
+    Raises:
+        Failure: If it is no image.
+    """
     status = response.status_code
-    if status >= 500 or status in _PASSING:
+    if status >= 500 or status in _TRANSIENT:
         raise Failure(f"{host} answered {status}.", AGAIN, Retryable)
     if status != 200:
-        raise Failure(f"{host} answered {status}.", _OTHER_IMAGE)
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Failure(f"{host} sent it compressed, which was not asked for.", _OTHER_IMAGE)
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not media_type.startswith("image/") and media_type not in _BINARY:
-        raise Failure(f"what {host} sent is not an image.", _OTHER_IMAGE)
+        raise Failure(f"{host} answered {status}.", _OTHER_IMAGE, passing=True)
 
 
 async def _save(response: httpx.Response, to: Path, max_bytes: int) -> None:
-    """Writes the body as it comes."""
+    """Write the body into a file while it is received, without its compression."""
     if int(response.headers.get("content-length", 0)) > max_bytes:  # h11 has made sure that it is a number
         raise _too_large(max_bytes)
     size = 0
     with _whole_or_nothing(to) as file:
-        async for chunk in response.aiter_raw(_CHUNK):
-            size += len(chunk)
-            if size > max_bytes:
-                raise _too_large(max_bytes)
-            await asyncio.to_thread(file.write, chunk)
+        try:
+            async for chunk in undone(response.aiter_raw(_CHUNK)):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                await asyncio.to_thread(file.write, chunk)
+        except Broken as error:
+            raise Failure("it is compressed, and cannot be read to its end.", AGAIN, Retryable) from error
+
+
+def _error(failure: Failure, what: str, path: Path) -> RunError:
+    path.unlink(missing_ok=True)
+    return failure.error(
+        f"Cannot download {what}: {failure.reason}", code="download", hint=failure.hint, data=failure.data
+    )
+
+
+def _result_error(failure: Failure, what: str, path: Path) -> RunError:
+    """Return the error for a result that is not there: its address is the provider's, so the caller cannot mend it."""
+    message = f"Cannot download {what}: {failure.reason}"
+    if isinstance(failure, _Unfit) and path.exists():
+        with path.open("rb") as file:
+            if not is_text(file.read(1024)):
+                return NotAnImage(message, path)
+        path.unlink()
+    error = Retryable if failure.passing else Refused
+    return error(message, code="download", hint=_RESULT, data=failure.data)
 
 
 def _too_large(max_bytes: int) -> Failure:
@@ -182,7 +264,7 @@ def _too_large(max_bytes: int) -> Failure:
 
 @contextmanager
 def _whole_or_nothing(path: Path) -> Generator[BinaryIO]:
-    """A file to write that is gone again if anything goes wrong, cancellation included."""
+    """Open a file to write; it is removed again after any error, cancellation included."""
     try:
         with path.open("wb") as file:
             yield file

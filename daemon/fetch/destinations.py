@@ -1,7 +1,7 @@
-"""Which URLs that come from outside may be connected to, and at which addresses.
+"""Check user-supplied URLs, and return the addresses to connect to (SSRF).
 
-Such a URL is whoever wrote it asking this machine, or another one, to look at something on their behalf. So a host's
-addresses are looked up here, and all of them are checked.
+With such a URL an outsider has this machine, or another one, open a connection for them. So a host's addresses are looked up
+here, and all of them are checked.
 """
 
 import asyncio
@@ -10,19 +10,19 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
-from daemon.addresses import Address, is_public, literal
 from daemon.errors import Misconfigured, Refused, Retryable
+from daemon.fetch.addresses import Address, is_public, literal
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port → addresses. Raises OSError if there are none."""
 
 OTHER_URL = "Use the https address of an image that anyone on the internet can open."
 AGAIN = "It is tried again by itself. If it stays so, check that the address opens in a browser."
-_OTHER_HOOK = "Use the https address of a server that anyone on the internet can reach, or leave it out."
+_OTHER_WEBHOOK = "Use the https address of a server that anyone on the internet can reach, or leave it out."
 _MAX_ADDRESSES = 4
 _PORTS = {"http": 80, "https": 443}
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
@@ -31,19 +31,31 @@ _NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
 
 
 class Failure(Exception):
-    """Why a URL leads to nothing; callers make a sentence of it.
+    """The reason why a URL is not fetched; callers make a sentence of it.
 
     Args:
         reason: The end of a sentence.
-        hint: What to do about it.
-        error: What it is to become.
+        hint: The cure.
+        error: The error to raise with it.
+        passing: Whether it may pass by itself, though it is final for a URL of a user's.
+        data: More for the audit trail.
     """
 
-    def __init__(self, reason: str, hint: str, error: type[Refused | Retryable] = Refused) -> None:
+    def __init__(
+        self,
+        reason: str,
+        hint: str,
+        error: type[Refused | Retryable] = Refused,
+        *,
+        passing: bool = False,
+        data: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.hint = hint
         self.error = error
+        self.passing = passing or error is Retryable
+        self.data = data
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +68,7 @@ class Origin:
 
     @classmethod
     def of(cls, url: httpx.URL) -> Self:
-        """Of any URL, checked or not."""
+        """Return the origin of any URL, checked or not."""
         # `url.host` would decode IDNA, and can fail.
         host = url.raw_host.decode("ascii").lower().removesuffix(".")
         port = _PORTS.get(url.scheme, 0) if url.port is None else url.port
@@ -64,18 +76,18 @@ class Origin:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it says so by itself, before any look-up."""
+        """Whether the host is loopback by its spelling, before any look-up."""
         address = literal(self.host)
         return address.is_loopback if address else f".{self.host}".endswith(".localhost")
 
 
 class Destinations:
-    """Where a stranger's URL may lead: to the internet, by https.
+    """The destinations that a user-supplied URL may have: public addresses, by https.
 
     Args:
         allowed: Configured base URLs. One on loopback (`http://127.0.0.1:54321`, `https://localhost`) makes its exact
             origin reachable, by http too. Of any other only a port besides 443 counts, if it is https.
-        resolve: Looks names up.
+        resolve: Looks names up; by default the system's resolver.
 
     Raises:
         Misconfigured: If one of `allowed` is no URL.
@@ -88,17 +100,17 @@ class Destinations:
         self._resolve = resolve or _look_up
 
     async def check(self, url: str, *, timeout: timedelta, what: str) -> None:
-        """Refuses what we would not connect to, where somebody else will connect on our behalf.
+        """Check a URL to which another server will connect on our behalf.
 
-        What its name leads to may have changed by then: whoever connects has to look again.
+        The addresses of its name may have changed by then: that server has to check them again.
 
         Args:
-            url: Anything that anyone has written.
-            timeout: For looking its name up.
-            what: Names it in error messages.
+            url: User-supplied; it may be anything.
+            timeout: For the look-up of its name.
+            what: The name of the URL in error messages.
 
         Raises:
-            Refused: Code `invalid_request`: an address that is not to be asked.
+            Refused: Code `invalid_request`: the address is not public.
             Retryable: The same code: its name was not found.
         """
         try:
@@ -106,14 +118,14 @@ class Destinations:
                 await self.addresses(self.origin(parsed(url)))
         except TimeoutError as error:
             reason = f"its name was not found within {timeout.total_seconds():g} s."
-            raise Retryable(f"{what} cannot be used: {reason}", code="invalid_request", hint=_OTHER_HOOK) from error
+            raise Retryable(f"{what} cannot be used: {reason}", code="invalid_request", hint=_OTHER_WEBHOOK) from error
         except Failure as failure:
             raise failure.error(
-                f"{what} cannot be used: {failure.reason}", code="invalid_request", hint=_OTHER_HOOK
+                f"{what} cannot be used: {failure.reason}", code="invalid_request", hint=_OTHER_WEBHOOK
             ) from failure.__cause__
 
     def origin(self, url: httpx.URL) -> Origin:
-        """The origin of a URL that may be connected to, as far as that can be said without asking anybody.
+        """Return the origin of a URL that may be connected to, as far as that is decided without a look-up.
 
         Raises:
             Failure: If it may not.
@@ -132,19 +144,19 @@ class Destinations:
         return origin
 
     async def addresses(self, origin: Origin) -> list[Address]:
-        """Where to connect to. One bad address among good ones is somebody's trick, so it spoils them all.
+        """Return the addresses to connect to. One private address among public ones is an attack, so it refuses them all.
 
         Raises:
-            Failure: If there is none, or one that is not to be asked.
+            Failure: If there is none, or one that is not public.
         """
         own = literal(origin.host)
         try:
-            answers = [str(own)] if own else await self._resolve(origin.host, origin.port)
+            found = [str(own)] if own else await self._resolve(origin.host, origin.port)
         except OSError as error:
             raise Failure(f"{origin.host} was not found.", AGAIN, Retryable) from error
         addresses: list[Address] = []
-        for answer in dict.fromkeys(answers):
-            address = literal(answer)
+        for spelled in dict.fromkeys(found):
+            address = literal(spelled)
             if address is None or not (address.is_loopback if origin in self._local else is_public(address)):
                 raise Failure(f"{origin.host} is not a public address.", OTHER_URL)
             addresses.append(address)
@@ -154,10 +166,10 @@ class Destinations:
 
 
 def parsed(url: str, relative_to: httpx.URL | None = None) -> httpx.URL:
-    """Reads a URL. The parser's own message quotes from it, tokens included, so it is not kept.
+    """Parse a URL. The parser's own message quotes from it, tokens included, so it is dropped.
 
     Raises:
-        Failure: If it is none.
+        Failure: If it is malformed.
     """
     try:
         return relative_to.join(url) if relative_to else httpx.URL(url)

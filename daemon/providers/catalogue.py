@@ -1,4 +1,4 @@
-"""From `processor`, as the caller wrote it, to the model that is asked."""
+"""Resolve a run's `processor` to the provider and the model to call, by the providers' catalogues."""
 
 import difflib
 import re
@@ -13,7 +13,8 @@ _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Who makes the picture. `requested` is the model as asked for; `warning` a sentence, if they differ or soon will."""
+    """The provider and the model to call. `requested` is the model of `processor`; `warning` a sentence where it differs,
+    or soon will."""
 
     provider: str
     model: str
@@ -22,14 +23,14 @@ class Resolved:
 
 
 def resolve(processor: str | None, *, strict: bool, catalogued: bool = True, today: date | None = None) -> Resolved:
-    """Finds the model for a processor, and its successor where it has been retired.
+    """Find the model for a processor, or its successor where it is retired.
 
     Args:
-        processor: `provider:model`, or `provider` alone for its usual model.
-        strict: Refuse retired models instead of using their successors.
-        catalogued: False where the provider is a server that the catalogue is not about: then names are taken as they
-            are, for its `dall-e-3` is its own.
-        today: The day to judge retirement by; the present one (UTC) if left out.
+        processor: `provider:model`, or `provider` alone for its default model.
+        strict: Refuse retired models instead of calling their successors.
+        catalogued: False where the provider is a compatible server that the catalogue is not about: then names are
+            passed through, for its `dall-e-3` is its own.
+        today: The day to judge retirement by; by default the present one (UTC).
 
     Raises:
         Refused: `unknown_provider`; `model_retired` if strict, or if no successor is named.
@@ -42,7 +43,7 @@ def resolve(processor: str | None, *, strict: bool, catalogued: bool = True, tod
             hint=f"Write processor as provider:model; providers are {', '.join(PROVIDERS)}.",
         )
     today = today or datetime.now(UTC).date()
-    requested = requested or _usual(provider, today)
+    requested = requested or _default(provider, today)
     if not catalogued:
         return Resolved(provider, requested, requested)
     known = entry(provider, requested)
@@ -64,19 +65,19 @@ def resolve(processor: str | None, *, strict: bool, catalogued: bool = True, tod
 
 
 def entry(provider: str, name: str) -> Model | None:
-    """The catalogue's entry for a model or for one of its dated snapshots."""
+    """Return the catalogue's entry for a model or for one of its dated snapshots; None if it is not listed."""
     return find_model(provider, name) or find_model(provider, _SNAPSHOT.sub("", name))
 
 
 def retired(provider: str, model: Model) -> Refused:
-    """What a run is told whose model is gone."""
+    """Return the error for a retired model (`model_retired`)."""
     hint = f"Use {provider}:{model.successor}." if model.successor else _offer(provider, datetime.now(UTC).date())
     since = f" on {model.retired}" if model.retired else ""
     return Refused(f"The model {model.name} was retired{since}.", code="model_retired", hint=hint)
 
 
 def did_you_mean(provider: str, name: str, today: date | None = None) -> str:
-    """A hint for a name that nobody knows."""
+    """Return a hint for a name that is not listed: the nearest one, or all."""
     live = _live(provider, today or datetime.now(UTC).date())
     close = difflib.get_close_matches(name, live, n=1)
     return f"Did you mean {provider}:{close[0]}?" if close else f"Known models: {', '.join(live)}."
@@ -86,7 +87,7 @@ def _live(provider: str, today: date) -> list[str]:
     return [model.name for model in models(provider) if model.retired is None or model.retired > today]
 
 
-def _usual(provider: str, today: date) -> str:
+def _default(provider: str, today: date) -> str:
     return _live(provider, today)[0]
 
 
@@ -95,7 +96,7 @@ def _offer(provider: str, today: date) -> str:
 
 
 def _successor(provider: str, model: Model, today: date) -> Model | None:
-    """The first of the line that is still there; successors retire too."""
+    """Return the first successor that is not retired; successors retire, too."""
     seen = {model.name}
     while model.successor is not None and model.successor not in seen:
         seen.add(model.successor)

@@ -1,59 +1,63 @@
-"""What every provider says in the same words when there is no picture, with its own names in them.
+"""Map HTTP statuses and transport errors to `RunError`, worded alike for every provider.
 
-* the prompt, the request, the key, the model    Refused
-* quota, rate, outage                            Retryable
-* sent, and no answer                            OutcomeUnknown
+* the prompt, the request, the key, the model    Refused: the run fails
+* quota, rate limit, outage                      Retryable: there is another attempt
+* sent, and no response                          OutcomeUnknown: there is another attempt; this one may have been paid for
 """
 
-import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import httpx
 import httpx2
+import structlog
 
-from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError, Scope
+from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError, Scope, Undecodable, is_disk_error
 from daemon.providers import catalogue
+from daemon.providers.sending import Sending
+from daemon.providers.words import readable
 
-BROKEN = (httpx.HTTPError, httpx2.HTTPError, ssl.SSLError, anyio.EndOfStream)
-"""All that the HTTP libraries raise when a call comes to nothing; the last two slip through them."""
-LONGEST_WAIT = timedelta(hours=1)
-"""However long we are told to wait: by then it is worth another question."""
-LONGEST_ID = 500
-"""Characters of an order's id. A gateway's, which wraps another's, has 205 (https://github.com/BerriAI/litellm/pull/32205).
-Longer ones are neither kept nor heard of (`private.receive_webhook`): no index takes 2,700 bytes, and no event 1,024
+log = structlog.stdlib.get_logger()
+
+TRANSPORT_ERRORS = (httpx.HTTPError, httpx2.HTTPError, ssl.SSLError, anyio.EndOfStream)
+"""All that the HTTP libraries raise when a call fails; the last two slip through them."""
+MAX_JOB_ID = 500
+"""Characters of a provider job id. A gateway's, which wraps another's, has 205 (https://github.com/BerriAI/litellm/pull/32205).
+Longer ones are neither saved nor accepted in webhooks (`image_jobs.receive_webhook`): no index takes 2,700 bytes, and no event 1,024
 characters that look like base64, of which an id may be written twice."""
 _NEVER_SENT = (
     *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol),
     *(httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError, httpx2.UnsupportedProtocol),
+    *(httpx.LocalProtocolError, httpx2.LocalProtocolError),  # a request that could not be written to its end
 )
 _SLOW = (httpx.TimeoutException, httpx2.TimeoutException)
 _BILLING_WAIT = timedelta(minutes=10)
-_PASSING = {408, 409, 425, 499}
-_ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{60,}")
-_ENDS = ".!?…。"
+_PASSING = {409, 425}
+TIMED_OUT = {408, 499, 504, *range(520, 531)}
+"""By these a gateway, or the API itself, says that it did not wait for the result. 520-530 are Cloudflare's."""
 _MOST_CATEGORIES = 10
 _AGAIN = "It is tried again by itself."
 
 Facts = Mapping[str, Any]
-"""What the answer told besides: for the audit trail."""
+"""More of the response (status, code, request id), for the audit trail."""
 
 
 @dataclass(frozen=True, slots=True)
-class Vendor:
-    """Who is spoken of.
+class ErrorMessages:
+    """Make the errors of one provider: the same sentences for all, with its names in them.
 
     Args:
-        name: As people know it.
-        provider: As `processor` names it.
-        key: The variable with its key.
-        address: The variable with its base URL.
-        account: Where its credit and its rights are looked after.
+        name: Its name in sentences.
+        provider: Its name in `processor`.
+        key: The environment variable with its API key.
+        address: The environment variable with its base URL.
+        account: Where credit and permissions are managed.
     """
 
     name: str
@@ -63,23 +67,63 @@ class Vendor:
     account: str
 
     def by_status(
-        self, status: int, said: str, facts: Facts, *, wait: timedelta | None = None, blocks: Scope | None = None
+        self,
+        status: int,
+        reason: str,
+        facts: Facts,
+        *,
+        own: bool,
+        wait: timedelta | None = None,
+        blocks: Scope | None = None,
     ) -> RunError:
-        """What an answer's status means, where no more is known. `wait` and `blocks` are for a rate limit."""
-        plain = {401: self.wrong_key, 402: self.out_of_credit, 404: self.no_api, 413: self.too_large}
-        if status < 400 or status in plain:
-            return plain.get(status, self.no_api)(facts)
-        if status == 403:
-            return self.no_permission(said, facts)
-        if status == 429:
-            return self.rate_limited(wait, facts, blocks=blocks)
-        if status in _PASSING or status >= 500:
-            return self.unavailable(status, said, wait, facts)
-        return self.rejected(status, said, facts)
+        """Map an HTTP status, where the body has no code of its own.
 
-    def broken(self, error: Exception) -> RunError:
-        """What one of `BROKEN` means."""
-        if isinstance(error, _NEVER_SENT):
+        Args:
+            status: Any but a success.
+            reason: The message of the response, see `ErrorBody`.
+            facts: Recorded in the run's events.
+            own: Whether the body is the JSON error of the API itself: then the request came through, and was turned down.
+            wait: The pause a rate limit or an outage names.
+            blocks: Whether a rate limit blocks the model or the whole provider.
+        """
+        error = self._by_status(status, reason, facts, own=own, wait=wait, blocks=blocks)
+        error.status = status
+        return error
+
+    def _by_status(  # noqa: PLR0911 - a table
+        self, status: int, reason: str, facts: Facts, *, own: bool, wait: timedelta | None, blocks: Scope | None
+    ) -> RunError:
+        if status in TIMED_OUT or (status >= 500 and not own):
+            return self._cut_off(status, reason, facts, own=own)
+        if status in _PASSING or status >= 500:
+            error = self.unavailable(status, reason, wait, facts)
+            error.own_error = status >= 500
+            return error
+        match status:
+            case 401:
+                return self.wrong_key(facts)
+            case 402:
+                return self.out_of_credit(facts)
+            case 403:
+                return self.no_permission(reason, facts)
+            case 413:
+                return self.too_large(facts)
+            case 429:
+                return self.rate_limited(wait, facts, blocks=blocks)
+            case _:
+                absent = status < 400 or status == 404
+                return self.no_api(facts, reason) if absent else self.rejected(status, reason, facts)
+
+    def _cut_off(self, status: int, reason: str, facts: Facts, *, own: bool) -> OutcomeUnknown:
+        """Return the error for a response by which the request may have been carried out, or be under way still."""
+        if own or status in TIMED_OUT:
+            said = f": {readable(reason)}" if readable(reason) else "."
+            return self.unknown(f"{self.name} did not answer in time ({status}){said}", **facts)
+        return self.unknown(f"{self.name} did not answer; a gateway in between did ({status}).", **facts)
+
+    def transport_error(self, error: Exception, *, sent: bool = True) -> RunError:
+        """Map one of `TRANSPORT_ERRORS`: `unreachable` if nothing was `sent`, else `outcome_unknown`."""
+        if isinstance(error, _NEVER_SENT) or not sent:
             return Retryable(
                 f"{self.name} cannot be reached.",
                 code="unreachable",
@@ -90,8 +134,28 @@ class Vendor:
         what = "did not answer in time." if isinstance(error, _SLOW) else "broke the connection off."
         return self.unknown(f"{self.name} {what}", error=type(error).__name__)
 
+    @contextmanager
+    def guard(self, sending: Sending) -> Generator[None]:
+        """Let nothing but a `RunError` out of a call that was sent: what we do not understand may have been paid for.
+
+        Trouble with the disk passes, too: the worker knows what that means.
+        """
+        try:
+            yield
+        except RunError as error:
+            if error.status is None:
+                error.status = sending.status
+            raise
+        except Exception as error:
+            if not sending.sent or is_disk_error(error):
+                raise
+            log.warning("provider.response_not_understood", provider=self.provider, exc_info=True)
+            unknown = self.unknown(f"{self.name}'s answer cannot be read.", error=type(error).__name__)
+            unknown.status = sending.status
+            raise unknown from error
+
     def unknown(self, message: str, **data: Any) -> OutcomeUnknown:
-        """The request went out and nothing usable came back."""
+        """Return the error for a request that was sent and has no usable response (`outcome_unknown`)."""
         return OutcomeUnknown(
             message,
             code="outcome_unknown",
@@ -100,9 +164,16 @@ class Vendor:
         )
 
     def refused(
-        self, what: str, facts: Facts, *, stage: str, categories: list[str], cost: float | None = None
+        self,
+        what: str,
+        facts: Facts,
+        *,
+        stage: str,
+        categories: list[str],
+        cost: float | None = None,
+        charged: bool = False,
     ) -> Refused:
-        """The content is not wanted there. `what` is what was looked at; `stage` is input or output."""
+        """Return the error for moderated content (`content_policy`): `what` was refused, at the `stage` input or output."""
         categories = [readable(category, 60).rstrip(".") for category in categories[:_MOST_CATEGORIES]]
         why = f" ({', '.join(categories)})" if categories else ""
         return Refused(
@@ -111,21 +182,38 @@ class Vendor:
             hint="Rephrase the prompt.",
             data={**facts, "stage": stage, "categories": categories},
             cost=cost,
+            charged=charged,
         )
 
-    def empty(self, facts: Facts, *, said: str = "", cost: float | None = None) -> Retryable:
-        """It answered in good order, but there is no picture in the answer."""
-        words = f" It said: {readable(said, 200)}" if said else ""
+    def empty(self, facts: Facts, *, reason: str = "", cost: float | None = None, charged: bool = False) -> Retryable:
+        """Return the error for a successful response without an image (`empty_result`)."""
+        words = f" It said: {readable(reason, 200)}" if reason else ""
         return Retryable(
             f"{self.name} answered without a picture.{words}",
             code="empty_result",
             hint=f"{_AGAIN} If it stays so, rephrase the prompt.",
             data=dict(facts),
             cost=cost,
+            charged=charged,
         )
 
+    def too_large_picture(self, max_bytes: int, facts: Facts, *, cost: float | None = None) -> Refused:
+        """Return the error for an image that was made, and is larger than we take (`image_too_large`)."""
+        return Refused(
+            f"{self.name}'s picture is larger than {max_bytes:,} bytes.",
+            code="image_too_large",
+            hint="Ask for a smaller size, or raise the limit (IMAGE_JOBS_MAX_IMAGE_BYTES).",
+            data=dict(facts),
+            cost=cost,
+            charged=True,
+        )
+
+    def undecodable(self, path: Path, facts: Facts, *, cost: float | None = None) -> Undecodable:
+        """Return the error for something that was made, and is no picture that we take (`undecodable`)."""
+        return Undecodable(f"{self.name}'s picture cannot be read.", path, data=dict(facts), cost=cost)
+
     def out_of_credit(self, facts: Facts) -> Retryable:
-        """Nothing will be made before somebody pays: closes the provider for everybody."""
+        """Return the error for missing credit (`billing`). Blocks the provider for all runs."""
         return Retryable(
             f"The {self.name} account is out of credit.",
             code="billing",
@@ -137,7 +225,7 @@ class Vendor:
         )
 
     def rate_limited(self, wait: timedelta | None, facts: Facts, *, blocks: Scope | None) -> Retryable:
-        """Too many requests."""
+        """Return the error for too many requests (`rate_limited`). `blocks` the model or the provider for `wait`."""
         return Retryable(
             f"{self.name} asks us to slow down.",
             code="rate_limited",
@@ -148,11 +236,11 @@ class Vendor:
             data=dict(facts),
         )
 
-    def unavailable(self, status: int | None, said: str, wait: timedelta | None, facts: Facts) -> Retryable:
-        """An outage, or too much going on there. What is told within an answer has no status."""
+    def unavailable(self, status: int | None, reason: str, wait: timedelta | None, facts: Facts) -> Retryable:
+        """Return the error for an outage (`provider_unavailable`). `status` is None where a stream reports it."""
         number = f" ({status})" if status else ""
         return Retryable(
-            f"{self.name} had a problem{number}: {readable(said) or 'no reason given.'}",
+            f"{self.name} had a problem{number}: {readable(reason) or 'no reason given.'}",
             code="provider_unavailable",
             hint=_AGAIN,
             retry_in=wait,
@@ -160,7 +248,7 @@ class Vendor:
         )
 
     def wrong_key(self, facts: Facts) -> Refused:
-        """The key is not accepted."""
+        """Return the error for a key that is not accepted (`authentication`)."""
         return Refused(
             f"{self.name} does not accept our key.",
             code="authentication",
@@ -168,22 +256,22 @@ class Vendor:
             data=dict(facts),
         )
 
-    def no_permission(self, said: str, facts: Facts) -> Refused:
-        """The key is good, and may not do this."""
+    def no_permission(self, reason: str, facts: Facts) -> Refused:
+        """Return the error for a valid key without the permission (`permission`)."""
         return Refused(
-            f"The {self.name} account may not do this: {readable(said) or 'no reason given.'}",
+            f"The {self.name} account may not do this: {readable(reason) or 'no reason given.'}",
             code="permission",
             hint=f"See {self.account}, then requeue.",
             data=dict(facts),
         )
 
     def no_model(self, model: str, facts: Facts) -> Refused:
-        """The model is not there any more, or never was."""
+        """Return the error for a model that is retired (`model_retired`) or unknown (`unknown_model`)."""
         known = catalogue.entry(self.provider, model)
         if known is not None and known.retired is not None:
-            gone = catalogue.retired(self.provider, known)
-            gone.data = dict(facts)
-            return gone
+            error = catalogue.retired(self.provider, known)
+            error.data = dict(facts)
+            return error
         return Refused(
             f"{self.name} has no model {model}.",
             code="unknown_model",
@@ -191,26 +279,27 @@ class Vendor:
             data=dict(facts),
         )
 
-    def no_api(self, facts: Facts) -> Refused:
-        """Somebody else answered."""
+    def no_api(self, facts: Facts, reason: str = "", *, api: str = "") -> Refused:
+        """Return the error for a base URL without this API (`not_found`)."""
+        said = "" if reason.lower().strip(" .") in ("", "not found") else f" It said: {readable(reason)}"
         return Refused(
-            f"There is no API of {self.name} at this address.",
+            f"There is no {api or f'API of {self.name}'} at this address.{said}",
             code="not_found",
             hint=f"Check {self.address}.",
             data=dict(facts),
         )
 
-    def bad_image(self, said: str, facts: Facts) -> Refused:
-        """The previous image cannot be read there."""
+    def bad_image(self, reason: str, facts: Facts) -> Refused:
+        """Return the error for a previous image that the provider cannot read (`input_image_invalid`)."""
         return Refused(
-            f"{self.name} cannot use the previous image: {readable(said) or 'no reason given.'}",
+            f"{self.name} cannot use the previous image: {readable(reason) or 'no reason given.'}",
             code="input_image_invalid",
             hint="Choose another previousImage, or leave it out.",
             data=dict(facts),
         )
 
     def too_large(self, facts: Facts) -> Refused:
-        """The previous image makes the request larger than it may be."""
+        """Return the error for a previous image that makes the request too large (`too_large`)."""
         return Refused(
             f"The previous image is too large for {self.name}.",
             code="too_large",
@@ -218,64 +307,23 @@ class Vendor:
             data=dict(facts),
         )
 
-    def rejected(self, status: int, said: str, facts: Facts) -> Refused:
-        """Something in the request is wrong."""
+    def rejected(self, status: int, reason: str, facts: Facts) -> Refused:
+        """Return the error for any other fault of the request (`invalid_request`)."""
         return Refused(
-            f"{self.name} rejected the request: {readable(said) or f'status {status}.'}",
+            f"{self.name} rejected the request: {readable(reason) or f'status {status}.'}",
             code="invalid_request",
             hint="Change the prompt or its options, and requeue.",
             data=dict(facts),
         )
 
 
-def asked_in_vain(error: RunError) -> RunError:
-    """What goes wrong with asking about an order: nothing was ordered by it, and the order is still there. So it is asked
-    again, also after somebody has mended the key."""
-    match error:
-        case OutcomeUnknown() | Refused(code="authentication" | "permission"):
-            return Retryable(
-                error.message,
-                code="provider_unavailable",
-                hint="It is asked again by itself.",
-                accepted=False,
-                data=error.data,
-            )
-        case Retryable():
-            error.accepted = False
-        case _:
-            pass
-    return error
-
-
-def readable(said: str, length: int = 500) -> str:
-    """Somebody else's words as they may be shown: short, in one line, without what looks like base64, with a full stop."""
-    words = " ".join(_ENCODED.sub("…", said).split())[:length]
-    return f"{words}." if words and words[-1] not in _ENDS else words
-
-
 def as_object(value: object) -> dict[str, Any]:
-    """A JSON object of an answer; an empty one for anything else."""
+    """Return a JSON object as a dict; an empty one for anything else."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def order_name(value: object) -> str | None:
-    """The id of an order, as it was answered; None for what is none, or cannot be kept: nobody could ask for it again."""
-    if isinstance(value, str) and 0 < len(value) <= LONGEST_ID and value.isprintable():
+def read_job_id(value: object) -> str | None:
+    """Read the provider job id of a response; None for no id, or one that cannot be saved, and so never be checked."""
+    if isinstance(value, str) and 0 < len(value) <= MAX_JOB_ID and value.isprintable():
         return value
     return None
-
-
-def retry_after(header: str | None) -> timedelta | None:
-    """Reads a `Retry-After` header: seconds, or a date. None if it says nothing."""
-    try:
-        text = header or ""
-        if text.replace(".", "", 1).isdigit():
-            return capped(timedelta(seconds=float(text)))
-        return capped(parsedate_to_datetime(text) - datetime.now(UTC))
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def capped(wait: timedelta) -> timedelta:
-    """A wait that makes sense."""
-    return min(max(wait, timedelta(0)), LONGEST_WAIT)

@@ -1,4 +1,4 @@
-"""From a prompt to what an API of ratios and plain texts takes. Whatever is lost on the way is a warning."""
+"""Map a prompt to the fields that most APIs have: text, ratio, seed. A value that is changed or lost is a warning."""
 
 from collections.abc import Sequence
 from math import log
@@ -9,7 +9,7 @@ from daemon.errors import Refused
 from daemon.prompt import PromptSpec
 
 _TOLERANCE = 0.03
-"""Ratios that differ by less count as equal: 1792x1024 is 16:9 to whoever asks for it."""
+"""Ratios that differ by less count as equal: 1792x1024 is meant as 16:9."""
 _FORMATS = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
 
 
@@ -19,8 +19,8 @@ class Warn(Protocol):
     def __call__(self, message: str, *, field: str | None = None, **data: Any) -> None: ...
 
 
-def whole_text(prompt: PromptSpec, warn: Warn, *, limit: int, fold: bool) -> str:
-    """The prompt in one text of at most `limit` characters, with what is to be avoided at its end if it is to be folded in."""
+def prompt_text(prompt: PromptSpec, warn: Warn, *, limit: int, fold: bool) -> str:
+    """Return the prompt as one text of at most `limit` characters; with `fold` the negative prompt is its end."""
     avoid = ""
     if fold and prompt.negative_prompt:
         avoid = f"\n\nAvoid: {prompt.negative_prompt}"[:limit]
@@ -29,16 +29,16 @@ def whole_text(prompt: PromptSpec, warn: Warn, *, limit: int, fold: bool) -> str
 
 
 def cut(text: str, warn: Warn, *, limit: int, field: str) -> str:
-    """At most `limit` characters of a text."""
+    """Cut a text to `limit` characters."""
     if len(text) > limit:
         warn(f"{field} was cut to {limit:,} characters.", field=field, feature="cut")
     return text[:limit]
 
 
-def wanted_shape(prompt: PromptSpec, warn: Warn) -> tuple[int, int]:
-    """Width and height that were asked for, or a ratio that says the same; a square where nothing was."""
+def requested_shape(prompt: PromptSpec, warn: Warn) -> tuple[int, int]:
+    """Return the requested size, else the requested ratio, else (1, 1). The size wins where the two differ."""
     ratio, size = prompt.aspect_ratio, prompt.size
-    if ratio is not None and size is not None and far(ratio, size):
+    if ratio is not None and size is not None and shapes_differ(ratio, size):
         warn(
             f"size {size[0]}x{size[1]} is not {ratio[0]}:{ratio[1]}; the size was taken.",
             field="aspectRatio",
@@ -48,10 +48,10 @@ def wanted_shape(prompt: PromptSpec, warn: Warn) -> tuple[int, int]:
 
 
 def nearest_ratio(prompt: PromptSpec, offered: Sequence[str], warn: Warn, *, model: str) -> str:
-    """The ratio on offer that is nearest to the size that was asked for, or to the ratio where there is no size."""
-    wanted = wanted_shape(prompt, warn)
-    nearest = min(offered, key=lambda name: distance(_pair(name), wanted))
-    if prompt.size is None and far(_pair(nearest), wanted):
+    """Return the one of the `offered` ratios that is nearest to the requested size or ratio."""
+    wanted = requested_shape(prompt, warn)
+    nearest = min(offered, key=lambda name: shape_distance(_pair(name), wanted))
+    if prompt.size is None and shapes_differ(_pair(nearest), wanted):
         warn(
             f"{model} does not draw {wanted[0]}:{wanted[1]}; it is {nearest} instead.",
             field="aspectRatio",
@@ -62,7 +62,7 @@ def nearest_ratio(prompt: PromptSpec, offered: Sequence[str], warn: Warn, *, mod
 
 
 def fitting_seed(seed: int, highest: int, warn: Warn, *, model: str) -> int:
-    """The seed, or one that follows from it where it is too large."""
+    """Return the seed, modulo `highest` + 1 where it is too large."""
     fitting = seed % (highest + 1)
     if fitting != seed:
         warn(
@@ -75,7 +75,7 @@ def fitting_seed(seed: int, highest: int, warn: Warn, *, model: str) -> int:
 
 
 def content_type(image: Path) -> str:
-    """The type of a previous image, by its first bytes.
+    """Return the content type of a previous image, by its first bytes.
 
     Raises:
         Refused: If it is neither PNG, JPEG nor WebP.
@@ -92,14 +92,14 @@ def content_type(image: Path) -> str:
     )
 
 
-def distance(one: tuple[int, int], other: tuple[int, int]) -> float:
-    """How unlike two shapes are; 0 where one is the other, larger or smaller."""
+def shape_distance(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """Return the distance of two aspect ratios on a log scale; 0 where they are equal."""
     return abs(log(one[0] / one[1]) - log(other[0] / other[1]))
 
 
-def far(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two shapes are not the same to whoever asks for one of them."""
-    return distance(one, other) > _TOLERANCE
+def shapes_differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two aspect ratios differ by more than the tolerance."""
+    return shape_distance(one, other) > _TOLERANCE
 
 
 def _pair(name: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What the painter works with: gradients, light, noise, and lines of hills and trees."""
+"""Draw the elements of a landscape: gradients, light, noise, and lines of hills and trees."""
 
 from collections.abc import Callable, Sequence
 from math import cos, pi, sin, sqrt
@@ -93,7 +93,7 @@ def pines(dice: Random, line: Sequence[Point], tall: float) -> list[list[Point]]
 def circle(middle: Point, radius: float, *, flat: float = 1, start: float = 0, end: float = 2 * pi) -> list[Point]:
     """Points on a circle, or on an arc of it; `flat` below 1 presses it into an ellipse."""
     steps = (start + (end - start) * number / 90 for number in range(91))
-    return [(middle[0] + radius * cos(turn), middle[1] + flat * radius * sin(turn)) for turn in steps]
+    return [(middle[0] + radius * cos(angle), middle[1] + flat * radius * sin(angle)) for angle in steps]
 
 
 def smooth(points: Sequence[Point], *, closed: bool = False) -> list[Point]:

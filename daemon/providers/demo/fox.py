@@ -1,6 +1,6 @@
 """A fox that sits and looks at the light. Units are its height; it faces left."""
 
-from daemon.providers.demo_brushes import Color, Point, circle, smooth
+from daemon.providers.demo.brushes import Color, Point, circle, smooth
 
 _FUR: Color = (222, 104, 38)
 _SHADE: Color = (176, 72, 26)

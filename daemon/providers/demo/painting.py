@@ -1,4 +1,4 @@
-"""Paints a landscape with Pillow, in small steps, so that whoever watches sees it form.
+"""Paint a landscape with Pillow, in small steps, so that previews show it form.
 
 Back to front: sky, light, stars, clouds, hills into the haze, water that mirrors them, trees, a fox, and grain.
 """
@@ -10,7 +10,7 @@ from math import pi, sqrt
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from daemon.providers.demo_brushes import (
+from daemon.providers.demo.brushes import (
     Color,
     Point,
     Size,
@@ -27,8 +27,8 @@ from daemon.providers.demo_brushes import (
     scaled,
     smooth,
 )
-from daemon.providers.demo_fox import FOX
-from daemon.providers.demo_scene import Scene
+from daemon.providers.demo.fox import FOX
+from daemon.providers.demo.scene import Scene
 
 _SMOOTH = 2
 """Shapes are drawn this much larger and scaled down: Pillow does not smooth edges."""
@@ -63,7 +63,7 @@ class _Easel:
 
     @property
     def unit(self) -> float:
-        """What lengths are measured in, so that the picture looks alike in every size."""
+        """The unit of all lengths, so that the picture looks alike in every size."""
         return sqrt(self.width * self.height)
 
     @property

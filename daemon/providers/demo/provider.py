@@ -1,19 +1,4 @@
-"""`demo:painter` needs no key and costs nothing: it paints a landscape from the prompt, the size and the seed.
-
-It can also do what real providers do on bad days, when `metadata.demo` says so:
-
-    {"fail": "The brush broke."}    fails, to be tried again; with "final": true for good
-    {"refuse": true}                refuses the prompt, or says why: {"refuse": "No foxes."}
-    {"throttle": 5}                 asks to come back in 5 s; with "block": true it closes for every run
-    {"hang": true}                  never answers
-    {"slow": 20}                    takes 20 s to paint
-    {"submit": 10}                  takes the order and has the picture ready 10 s later
-    {"noop": true}                  gives a tiny picture at once, for load tests
-    {"cost": 0.04}                  says that it cost that much, in USD
-
-`"times": 2` limits `fail` and `refuse` to the first two attempts, and `throttle` to the first two requests of a run
-(a throttled request gives its attempt back, so these are counted here, by this process).
-"""
+"""Paint an image, or take a job and paint it later; fail as `metadata.demo` says."""
 
 import asyncio
 import secrets
@@ -32,39 +17,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from daemon.errors import Refused, Retryable
 from daemon.prompt import PromptSpec
-from daemon.providers import Generated, Model, Provider, Reporter, Request, Submitted, Waiting
-from daemon.providers.demo_painting import paint
-from daemon.providers.demo_scene import imagine
-from daemon.settings import Settings
-
-SETTING = "IMAGE_JOBS_DEMO"
-
-MODELS = (
-    Model(
-        "painter",
-        price=0.0,  # known to be free
-        typical_seconds=1.5,
-        sizes=("1024x1024", "1536x1024", "1024x1536", "1792x1024", "512x512"),
-        ratios=("1:1", "16:9", "9:16", "3:2", "2:3", "4:3", "3:4", "21:9"),
-        seed=True,
-        negative_prompt=True,
-        previous_image=True,
-        previews=True,
-        source="daemon/providers/demo.py",
-    ),
-)
+from daemon.providers import Charge, Generated, Reporter, Request, Submitted, Waiting
+from daemon.providers.demo.models import MODELS
+from daemon.providers.demo.painting import paint
+from daemon.providers.demo.scene import imagine
 
 _SHORTEST, _LONGEST = 16, 3840
 _PREVIEWS = (30, 60)
 _NEW_SHARE = 0.6
-"""How much of a refined picture is new; the rest is the previous one."""
+"""The share of a refined image that is new; the rest is the previous one."""
 
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 Sentence = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Options(BaseModel):
-    """`metadata.demo`."""
+    """The options in `metadata.demo`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -82,10 +50,10 @@ class Options(BaseModel):
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "Options":
-        """Reads a run's metadata.
+        """Read a run's metadata.
 
         Raises:
-            Refused: With code `invalid_request`, naming what is wrong.
+            Refused: With code `invalid_request`, naming the first invalid option.
         """
         try:
             return cls.model_validate(metadata.get("demo") or {})
@@ -99,23 +67,18 @@ class Options(BaseModel):
             ) from error
 
 
-def create(settings: Settings) -> Provider | None:
-    """The painter, where it is wanted."""
-    return Painter() if settings.demo else None
-
-
 class Painter:
-    """Paints at once, or takes orders: both kinds of provider in one."""
+    """Paint at once, or take jobs: both kinds of provider in one."""
 
     def __init__(self) -> None:
         self.models = MODELS
         self._throttled: dict[str, int] = {}
 
     async def aclose(self) -> None:
-        """Has nothing to let go of."""
+        """Has no connections to close."""
 
     async def generate(self, request: Request, report: Reporter) -> Generated | Submitted:
-        """Paints, or does what `metadata.demo` says."""
+        """Paint, submit a job, or fail as `metadata.demo` says."""
         options = Options.of(request.metadata)
         size = _size(request.prompt, report)
         if request.prompt.quality != "standard":
@@ -136,22 +99,23 @@ class Painter:
         if options.submit is not None:
             if request.previous_image is not None:
                 report.warning("Orders are painted anew.", field="previousImage", feature="ignored")
-            order = _Order.taken(options.submit)
-            return Submitted(order.job_id, "The painter took the order", timedelta(seconds=options.submit))
-        _misbehave(request, options)
+            job = _Job.submit(options.submit)
+            return Submitted(job.id, "The painter took the order", timedelta(seconds=options.submit))
+        _fail_as_told(request, options)
         return await _picture(request, options, size, report, options.slow)
 
     async def check(self, job_id: str, request: Request, report: Reporter) -> Generated | Waiting:
-        """Paints what was ordered, once its time has come. Any daemon can: the order's number says when that is."""
-        order = _Order.read(job_id)
-        if order.progress < 100:
-            return Waiting(order.progress, "The painter is at it")
+        """Paint the image of a job, once it is due. Any daemon can: the job id says when that is."""
+        job = _Job.read(job_id)
+        if job.progress < 100:
+            return Waiting(job.progress, "The painter is at it")
         options = Options.of(request.metadata)
-        _misbehave(request, options)
+        _fail_as_told(request, options)
         return await _picture(request, options, _size(request.prompt), report, 0)
 
-    async def cancel(self, job_id: str) -> None:
-        """Has nothing to stop: an order is painted when it is asked for."""
+    async def cancel(self, job_id: str) -> Charge:  # noqa: ARG002 - there is nothing to stop: a job is painted when it is checked
+        """Return that nothing was charged."""
+        return Charge(charged=False)
 
     def _throttle(self, request: Request, options: Options) -> None:
         if options.throttle is None:
@@ -172,24 +136,24 @@ class Painter:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """An order's number carries all that is to be known of it: when it was taken and when it is ready, in epoch ms."""
+class _Job:
+    """A job, whose id carries its whole state: when it was submitted and when it is ready, in epoch ms."""
 
-    taken_at: int
+    submitted_at: int
     ready_at: int
-    job_id: str
+    id: str
 
     @classmethod
-    def taken(cls, seconds: float) -> "_Order":
+    def submit(cls, seconds: float) -> "_Job":
         now = int(time.time() * 1000)
         ready = now + round(seconds * 1000)
         return cls(now, ready, f"demo-{now}-{ready}-{secrets.token_hex(4)}")
 
     @classmethod
-    def read(cls, job_id: str) -> "_Order":
+    def read(cls, job_id: str) -> "_Job":
         match job_id.split("-"):
-            case ["demo", taken, ready, _] if taken.isdigit() and ready.isdigit():
-                return cls(int(taken), int(ready), job_id)
+            case ["demo", submitted, ready, _] if submitted.isdigit() and ready.isdigit():
+                return cls(int(submitted), int(ready), job_id)
             case _:
                 raise Refused(
                     "The painter knows nothing of this order.",
@@ -202,10 +166,10 @@ class _Order:
         now = time.time() * 1000
         if now >= self.ready_at:
             return 100
-        return max(0, 100 * (now - self.taken_at) / max(1, self.ready_at - self.taken_at))
+        return max(0, 100 * (now - self.submitted_at) / max(1, self.ready_at - self.submitted_at))
 
 
-def _misbehave(request: Request, options: Options) -> None:
+def _fail_as_told(request: Request, options: Options) -> None:
     if options.times is not None and request.attempt > options.times:
         return
     if options.refuse:
@@ -230,8 +194,8 @@ async def _picture(
     canvas = await asyncio.to_thread(_Canvas, request, size)
     begin = asyncio.get_running_loop().time()
     before = 0.0
-    # Slice by slice, so that it can be stopped, and does not keep the threads from others.
-    while (percent := await asyncio.to_thread(canvas.go_on)) is not None:
+    # In steps, so that it can be cancelled, and does not keep the threads from other runs.
+    while (percent := await asyncio.to_thread(canvas.step)) is not None:
         report.progress(0.95 * percent, "Painting")
         for mark in _PREVIEWS:
             if before < mark <= percent:
@@ -243,7 +207,7 @@ async def _picture(
 
 
 class _Canvas:
-    """A picture in the making. Its methods take CPU: they run in threads, one at a time."""
+    """An image that is being painted. Its methods take CPU: they run in threads, one at a time."""
 
     def __init__(self, request: Request, size: tuple[int, int]) -> None:
         self._folder = request.workdir
@@ -251,8 +215,8 @@ class _Canvas:
         self._image = Image.new("RGB", size)
         self._previous = None if request.previous_image is None else _opened(request.previous_image, size)
 
-    def go_on(self) -> float | None:
-        """Paints a little more; None when there is no more to paint."""
+    def step(self) -> float | None:
+        """Paint one step; return the percentage that is done, None at the end."""
         percent, self._image = next(self._steps, (None, self._image))
         return percent
 
@@ -290,7 +254,7 @@ def _tiny() -> bytes:
 
 
 def _size(prompt: PromptSpec, report: Reporter | None = None) -> tuple[int, int]:
-    """The canvas: as asked for, within what can be painted. Whatever is lost is reported, if anyone listens."""
+    """Return the size to paint: the requested one, within the limits. A change is a warning in `report`."""
     ratio = prompt.aspect_ratio[0] / prompt.aspect_ratio[1] if prompt.aspect_ratio else 1
     wanted = prompt.size or (round(1024 * sqrt(ratio)), round(1024 / sqrt(ratio)))
     width, height = (min(max(edge, _SHORTEST), _LONGEST) for edge in wanted)

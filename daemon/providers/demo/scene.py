@@ -1,4 +1,4 @@
-"""What a prompt makes the painter see: a light, a land, and who is in it."""
+"""Choose a scene by the words of a prompt: a light, a land, and who is in it."""
 
 import colorsys
 import re
@@ -81,7 +81,7 @@ class Scene:
 
 
 def imagine(prompt: PromptSpec) -> Scene:
-    """The scene for a prompt and a seed. Words of the negative prompt stay out of it."""
+    """Return the scene for a prompt and a seed. Words of the negative prompt stay out of it."""
     words = _words(prompt.text) - _words(prompt.negative_prompt or "")
     key = f"{prompt.text}\n{prompt.negative_prompt or ''}\n{prompt.seed}"
     dice = Random(key)  # noqa: S311 - art, not secrets
@@ -106,12 +106,12 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", text.lower()))
 
 
-def _shifted(palette: Palette, turn: float) -> Palette:
+def _shifted(palette: Palette, angle: float) -> Palette:
     """The palette with its hues turned a little, so that no two sunsets are alike."""
 
     def shift(color: Color) -> Color:
         hue, light, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in color))
-        red, green, blue = colorsys.hls_to_rgb((hue + turn) % 1, light, saturation)
+        red, green, blue = colorsys.hls_to_rgb((hue + angle) % 1, light, saturation)
         return round(red * 255), round(green * 255), round(blue * 255)
 
     return Palette(tuple(map(shift, palette.sky)), shift(palette.light), shift(palette.far), shift(palette.near))

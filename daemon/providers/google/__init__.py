@@ -1,10 +1,10 @@
-"""Google's Gemini API and its image models.
+"""Generate images with Google's Gemini API.
 
-Only what is on offer lives here, so that menus and catalogues cost no SDK import; the work is in `google_images.py`.
+Read `provider.py` first. This module has the catalogue and `create` alone, so that listing models imports no SDK.
 """
 
 from daemon.providers import Provider
-from daemon.providers.google_models import MODELS
+from daemon.providers.google.models import MODELS
 from daemon.settings import Settings
 
 __all__ = ["MODELS", "SETTING", "create"]
@@ -13,11 +13,11 @@ SETTING = "GOOGLE_API_KEY"
 
 
 def create(settings: Settings) -> Provider | None:
-    """The provider; None without `GOOGLE_API_KEY` or `GEMINI_API_KEY`. The first counts, if there are both."""
+    """Create the provider; None without `GOOGLE_API_KEY` or `GEMINI_API_KEY`. The first wins."""
     key = settings.google_api_key or settings.gemini_api_key
     if key is None:
         return None
-    from daemon.providers.google_images import GoogleImages
+    from daemon.providers.google.provider import GoogleImages
 
     return GoogleImages(
         key,

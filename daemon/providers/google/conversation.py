@@ -1,8 +1,8 @@
-"""The turn before: what was asked and answered when a picture was made. Google's models refine it better when they hear
-that again, with the signatures of their thoughts.
+"""Save the conversation that made an image, and load it when the image is refined.
 
-Signatures look like base64 and may never stand in the database. So a turn is a file, which is kept in storage where
-nobody else reads it. One turn is enough for a picture; what came before that is not told again.
+A conversation is the prompt and the model's response, with the signatures of the model's thoughts. Google's models refine an
+image better with it. Signatures look like base64, which the database refuses, so a conversation is a file in a bucket that
+is not public. It holds the latest prompt and response alone; one is enough for an image.
 """
 
 import hashlib
@@ -13,86 +13,95 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.genai.types import Part
-
-LARGEST = 10_000_000
-"""Bytes of signatures in one turn; more are not kept."""
-LARGEST_FILE = 16_000_000
-"""Bytes: they are a third larger in the file, and the texts go along."""
+MAX_SIGNATURE_BYTES = 10_000_000
+"""Of all signatures of a conversation; with more it is not saved."""
+MAX_FILE_BYTES = 16_000_000
+"""Signatures are a third larger in the file, and the texts are in it, too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One part of an answer; without `text` it is the picture. `signature` goes back as it came."""
+class ConversationPart:
+    """One part of a response; without `text` it is the image. `signature` is sent back byte for byte."""
 
     text: str | None
     signature: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """The prompt of a picture, and the answer with it."""
+class ResponsePart:
+    """One part of a response that has just come."""
 
-    asked: str
-    answered: tuple[Said, ...]
+    text: str | None
+    is_image: bool
+    signature: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The prompt of an image, and the response that it is part of."""
+
+    prompt: str
+    response: tuple[ConversationPart, ...]
 
     @property
-    def bytes(self) -> int:
-        """How large its signatures are."""
-        return sum(len(said.signature or b"") for said in self.answered)
+    def signature_bytes(self) -> int:
+        """The size of its signatures."""
+        return sum(len(part.signature or b"") for part in self.response)
 
 
 class TooLargeError(Exception):
-    """The signatures are larger than can be kept."""
+    """The signatures have more than `MAX_SIGNATURE_BYTES`."""
 
 
-def keep(parts: Sequence[Part], *, model: str, asked: str, picture: Path, to: Path) -> Path | None:
-    """Writes a turn down; None where it has no signature, or more pictures than the one that is kept.
+def save(parts: Sequence[ResponsePart], *, model: str, prompt: str, image: Path, to: Path) -> Path | None:
+    """Write a conversation to a file. None for a response without a signature, or with more than one image.
 
     Args:
-        parts: The answer's, without thoughts.
-        model: Who answered; signatures are for the same model's eyes.
-        asked: The prompt.
-        picture: The answer's picture, by whose bytes the turn is recognised.
+        parts: The response's, without thoughts.
+        model: The model that responded; signatures are valid for the same model alone.
+        prompt: The prompt.
+        image: The response's image; its hash tells whose conversation it is.
         to: The file to write.
 
     Raises:
-        TooLargeError: If it cannot be kept.
-        OSError: If it cannot be written.
+        TooLargeError: If the signatures are too large.
+        OSError: If the file cannot be written.
     """
-    pictures = sum(part.inline_data is not None for part in parts)
-    if pictures != 1 or not any(part.thought_signature for part in parts):
+    images = sum(part.is_image for part in parts)
+    if images != 1 or not any(part.signature for part in parts):
         return None
-    if sum(len(part.thought_signature or b"") for part in parts) > LARGEST:
+    if sum(len(part.signature or b"") for part in parts) > MAX_SIGNATURE_BYTES:
         raise TooLargeError
-    answered = [
+    response = [
         {
-            "text": None if part.inline_data is not None else part.text,
-            "signature": b64encode(part.thought_signature).decode() if part.thought_signature else None,
+            "text": None if part.is_image else part.text,
+            "signature": b64encode(part.signature).decode() if part.signature else None,
         }
         for part in parts
-        if part.inline_data is not None or part.text is not None
+        if part.is_image or part.text is not None
     ]
-    document = {"model": model, "asked": asked, "picture": _sha256(picture), "answered": answered}
+    document = {"model": model, "prompt": prompt, "image": _sha256(image), "response": response}
     with to.open("w") as file:
         json.dump(document, file)
     return to
 
 
-def recall(file: Path, *, model: str, picture: Path) -> Turn | None:
-    """Reads a turn; None if it is another model's or another picture's (the run was requeued), or no turn at all."""
+def load(file: Path, *, model: str, image: Path) -> Conversation | None:
+    """Read a conversation; None for one of another model or another image (the run was requeued), and for a broken file."""
     try:
         document: Any = json.loads(file.read_bytes())
-        if (document["model"], document["picture"]) != (model, _sha256(picture)):
+        if (document["model"], document["image"]) != (model, _sha256(image)):
             return None
-        return Turn(str(document["asked"]), tuple(_said(part) for part in document["answered"]))
+        return Conversation(str(document["prompt"]), tuple(_part(part) for part in document["response"]))
     except (ValueError, TypeError, KeyError):
         return None
 
 
-def _said(part: Any) -> Said:
+def _part(part: Any) -> ConversationPart:
     text, signature = part["text"], part["signature"]
-    return Said(None if text is None else str(text), None if signature is None else b64decode(signature, validate=True))
+    return ConversationPart(
+        None if text is None else str(text), None if signature is None else b64decode(signature, validate=True)
+    )
 
 
 def _sha256(path: Path) -> str:

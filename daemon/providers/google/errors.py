@@ -1,17 +1,21 @@
-"""What the Gemini API answers when a call fails, and what we make of it."""
+"""Map the errors of the Gemini API to `RunError`."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, cast
+from typing import Any
 
-from google.genai.errors import APIError
+from pydantic import Field
 
 from daemon.errors import Retryable, RunError
-from daemon.providers.vendor import Facts, Vendor, as_object, capped, retry_after
+from daemon.providers.error_body import ErrorBody
+from daemon.providers.errors import TIMED_OUT, ErrorMessages, Facts
+from daemon.providers.google.models import made_something
+from daemon.providers.lenient import Lenient, Objects, Text
+from daemon.providers.waits import capped, read_wait, retry_after
+from daemon.providers.words import readable
 
-GOOGLE = Vendor(
+GOOGLE = ErrorMessages(
     "Google",
     provider="google",
     key="GOOGLE_API_KEY",
@@ -20,87 +24,92 @@ GOOGLE = Vendor(
 )
 _BAD_KEY = {"API_KEY_INVALID", "API_KEY_EXPIRED"}
 _BAD_IMAGE = re.compile(r"\bprocess\b.*\bimage\b", re.IGNORECASE)
+_MOST_SEARCHED = 500
+"""Characters: the pattern takes the square of their number."""
 _NO_CREDIT = "credits are depleted"
 _PACIFIC = timezone(timedelta(hours=-8))
-"""Where Google's day ends. In summer it ends an hour earlier; no wait of ours is longer than that anyway."""
+"""Where Google's day ends. In summer it ends an hour earlier; no wait is longer than that anyway."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Reported:
-    """The `error` object of an answer, as far as it is one."""
+class _Violation(Lenient):
+    quota_id: Text = Field(validation_alias="quotaId", default=None)
 
-    status: str
-    said: str
-    details: tuple[Mapping[str, Any], ...]
 
-    @classmethod
-    def of(cls, body: object) -> "_Reported":
-        error = as_object(as_object(body).get("error"))
-        details = error.get("details")
-        listed = cast("list[object]", details) if isinstance(details, list) else []
-        return cls(
-            str(error.get("status") or ""),
-            str(error.get("message") or ""),
-            tuple(as_object(detail) for detail in listed),
-        )
+class _Detail(Lenient):
+    reason: Text = None
+    retry_delay: object = Field(validation_alias="retryDelay", default=None)
+    violations: Objects[_Violation] = Field(default_factory=list)
+
+
+class _Reported(Lenient):
+    """The `error` object of a response, as far as it is one."""
+
+    code: object = None
+    status: Text = None
+    message: Text = None
+    details: Objects[_Detail] = Field(default_factory=list)
 
     @property
     def reason(self) -> str:
-        """The word for it in `ErrorInfo`."""
-        return next((str(detail["reason"]) for detail in self.details if "reason" in detail), "")
+        """The reason in `ErrorInfo`; empty if there is none."""
+        return next((detail.reason for detail in self.details if detail.reason), "")[:100]
 
     @property
     def wait(self) -> timedelta | None:
-        """How long to wait, by `RetryInfo`."""
-        for detail in self.details:
-            text = str(detail.get("retryDelay") or "").removesuffix("s")
-            if text.replace(".", "", 1).isdigit():
-                return capped(timedelta(seconds=float(text)))
-        return None
+        """The pause of `RetryInfo`; None if there is none."""
+        waits = (read_wait(detail.retry_delay) for detail in self.details)
+        return next((wait for wait in waits if wait is not None), None)
 
     @property
     def quota(self) -> str | None:
-        """Which quota of a day is used up, by `QuotaFailure`; None if none of a day is."""
-        for detail in self.details:
-            violations = detail.get("violations")
-            for violation in cast("list[object]", violations) if isinstance(violations, list) else ():
-                quota = str(as_object(violation).get("quotaId") or "")
-                if "PerDay" in quota:
-                    return quota
-        return None
+        """The daily quota that is used up, by `QuotaFailure`; None if no daily one is."""
+        quotas = (violation.quota_id or "" for detail in self.details for violation in detail.violations)
+        return next((quota[:200] for quota in quotas if "PerDay" in quota), None)
 
 
-def translate(error: APIError, model: str) -> RunError:
-    """Finds the error of ours for an answer that is an error.
+def translate(status: int, headers: Mapping[str, str], body: bytes, model: str) -> RunError:
+    """Map an error response to a `RunError`.
 
     Args:
-        error: Raised by the SDK for any status but 200.
-        model: The model that was asked.
+        status: Its status.
+        headers, body: The rest of it; `{"error": {"code", "message", "status"}}` from the API itself.
+        model: The model that was called.
     """
-    raised = cast("Any", error)  # the SDK's own types are half unknown
-    reported, status = _Reported.of(raised.details), error.code or 0
-    said = reported.said or str(error.message or "")
+    document = ErrorBody.of(body, status)
+    own = isinstance(document.fields.get("error"), dict)
+    error = _by_response(_Reported.read(document.fields.get("error")), status, headers, document.reason, model, own=own)
+    error.status = status
+    error.charged = made_something(document.fields.get("usageMetadata"))
+    return error
+
+
+def _by_response(
+    reported: _Reported, status: int, headers: Mapping[str, str], message: str, model: str, *, own: bool
+) -> RunError:
     facts: dict[str, Any] = {"status": status}
-    facts |= {name: value for name, value in (("code", reported.status), ("reason", reported.reason)) if value}
-    if about_account := _about_account(status, said, reported, facts):
+    named = (("code", reported.status), ("reason", reported.reason))
+    facts |= {name: readable(value, 100).rstrip(".") for name, value in named if value}
+    wait = reported.wait or retry_after(headers.get("retry-after"))
+    if status in TIMED_OUT:
+        return GOOGLE.by_status(status, message, facts, own=own)
+    if about_account := _about_account(status, message, reported, facts):
         return about_account
     if status == 404 and reported.status == "NOT_FOUND":
         return GOOGLE.no_model(model, facts)
-    if status == 400 and _BAD_IMAGE.search(said):
-        return GOOGLE.bad_image(said, facts)
-    wait = reported.wait or retry_after(raised.response.headers.get("retry-after"))
-    return GOOGLE.by_status(status, said, facts, wait=wait, blocks="model" if wait else None)
+    if status == 400 and _BAD_IMAGE.search(message[:_MOST_SEARCHED]):
+        return GOOGLE.bad_image(message, facts)
+    return GOOGLE.by_status(status, message, facts, own=own, wait=wait, blocks="model" if wait else None)
 
 
-def _about_account(status: int, said: str, reported: _Reported, facts: Facts) -> RunError | None:
+def _about_account(status: int, message: str, reported: _Reported, facts: Facts) -> RunError | None:
     if reported.reason in _BAD_KEY:
         return GOOGLE.wrong_key(facts)
-    if reported.reason == "BILLING_DISABLED" or (status == 429 and _NO_CREDIT in said):
+    if reported.reason == "BILLING_DISABLED" or (status == 429 and _NO_CREDIT in message):
         return GOOGLE.out_of_credit(facts)
     if status == 429 and (quota := reported.quota):
         return _daily(quota, facts)
     if reported.status == "FAILED_PRECONDITION":  # not in this country, or not without paying
-        return GOOGLE.no_permission(said, facts)
+        return GOOGLE.no_permission(message, facts)
     return None
 
 
@@ -117,6 +126,6 @@ def _daily(quota: str, facts: Facts) -> Retryable:
 
 
 def until_midnight(now: datetime) -> timedelta:
-    """How long Google's day still is."""
+    """Return the time left of Google's day."""
     there = now.astimezone(_PACIFIC)
     return there.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1) - there

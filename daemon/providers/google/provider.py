@@ -1,20 +1,20 @@
-"""The Gemini API by the official SDK: one call of `generateContent`, its pictures streamed to disk.
+"""Call the Gemini API by the official SDK: one `generateContent`, its images streamed to disk.
 
-The SDK keeps an answer in memory several times over. So pictures are taken out of it while it comes in, before the SDK
-gets to see it; what it reads has only their numbers.
+The SDK keeps a response in memory several times over, and understands one spelling of it. So it only sends: the response is
+read while it is received, before the SDK sees it.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 from google import genai
 from google.genai.errors import APIError
@@ -22,136 +22,155 @@ from google.genai.types import (
     Blob,
     Content,
     GenerateContentConfig,
-    GenerateContentResponse,
     HttpOptions,
     HttpRetryOptions,
-    Part,
 )
+from google.genai.types import Part as SentPart
 from pydantic import SecretStr
 
 from daemon.errors import Refused
+from daemon.http_clients import client2, unused_client2
 from daemon.providers import Generated, Reporter, Request
-from daemon.providers.base64_stream import Base64Stream, BrokenImage
-from daemon.providers.google_answer import read, spoken
-from daemon.providers.google_errors import GOOGLE, translate
-from daemon.providers.google_models import MODELS
-from daemon.providers.google_request import ContentCall, build
-from daemon.providers.google_turn import LARGEST_FILE, TooLargeError, Turn, keep, recall
-from daemon.providers.vendor import BROKEN
+from daemon.providers.body import NotUnderstood, Part, Picture, Unreadable, read_body
+from daemon.providers.error_body import read_error
+from daemon.providers.errors import TRANSPORT_ERRORS
+from daemon.providers.event_stream import Document
+from daemon.providers.google.conversation import MAX_FILE_BYTES, Conversation, TooLargeError, load, save
+from daemon.providers.google.errors import GOOGLE, translate
+from daemon.providers.google.models import MODELS
+from daemon.providers.google.request import ContentCall, build
+from daemon.providers.google.response import ContentResponse, conversation_parts, is_response, read
+from daemon.providers.sending import Sending, follow, replace_body
+from daemon.providers.spool import Spool, TooMuch
 
 _BASE_URL = "https://generativelanguage.googleapis.com/"
 _CONNECT_SECONDS = 10.0
-_MAX_REST = 16_000_000
-"""Bytes of an answer that are not image: thought signatures can be large. More is no answer of this API."""
-_LARGEST_INPUT = 15_000_000
+_MAX_INPUT = 15_000_000
 """Bytes of a previous image: encoded it makes the 20 MB that a request may have."""
 _LARGE_INPUT = 4_000_000
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
-_MISREAD = (ValueError, TypeError, AttributeError)
-"""What the SDK raises over an answer of another shape."""
-_images: ContextVar[Base64Stream] = ContextVar("images")
-"""Where the pictures of the present call go."""
+_exchange: ContextVar["_Exchange"] = ContextVar("exchange")
+"""Of the present call."""
 
 
 class GoogleImages:
-    """Makes and refines pictures with Google's image models.
+    """Generate and refine images with Google's image models.
 
     Args:
         api_key: Sent to `base_url` and nowhere else.
-        base_url: Another server that speaks this API; None for Google itself.
+        base_url: Another server with the same API; None for Google itself.
         timeout: Longest silence of the server.
         max_bytes: Largest image that is accepted.
     """
 
     models = MODELS
-    largest_context = LARGEST_FILE
+    max_conversation_bytes = MAX_FILE_BYTES
 
     def __init__(self, api_key: SecretStr, *, base_url: str | None, timeout: timedelta, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._key = api_key.get_secret_value().strip()
+        self._base_url = base_url or _BASE_URL
         # A large image that is sent lies in the SDK's memory several times, as long as the call takes: two at a time.
-        self._large_inputs = asyncio.Semaphore(2)
+        self._large_inputs = anyio.CapacityLimiter(2)
         # A client of our own, for three reasons: the hooks; no redirects, which would take the key along; and never
         # aiohttp, which the SDK prefers where it is installed, and by which it sends a request again in secret.
-        self._http = httpx2.AsyncClient(
+        self._http = client2(
             headers={"accept-encoding": "identity"},
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
-            event_hooks={"request": [_connect_soon], "response": [_take_images_out]},
+            event_hooks={"request": [_limit_connect_time, follow], "response": [_receive]},
         )
+        self._unused = unused_client2()
         self._client = genai.Client(
             vertexai=False,
-            api_key=api_key.get_secret_value().strip(),
+            api_key=self._key,
             http_options=HttpOptions(
-                base_url=base_url or _BASE_URL,
+                base_url=self._base_url,
                 api_version="v1",
                 timeout=round(1000 * timeout.total_seconds()),
                 retry_options=HttpRetryOptions(attempts=1),  # one picture could be paid for five times
+                httpx_client=self._unused,
                 httpx_async_client=self._http,
             ),
         )
 
     async def aclose(self) -> None:
-        """Lets go of connections."""
+        """Close all connections."""
         await self._client.aio.aclose()
         self._client.close()
+        self._unused.close()
         await self._http.aclose()
 
+    async def check_key(self) -> None:
+        """List one model, which is free. The SDK's client is made for pictures, so this is sent beside it."""
+        url = f"{self._base_url.rstrip('/')}/v1/models?pageSize=1"
+        try:
+            async with client2(timeout=_CONNECT_SECONDS) as http:
+                response = await http.get(url, headers={"x-goog-api-key": self._key})
+        except TRANSPORT_ERRORS as error:
+            raise GOOGLE.transport_error(error) from error
+        if response.status_code != 200:
+            raise translate(response.status_code, response.headers, response.content, "")
+
     async def generate(self, request: Request, report: Reporter) -> Generated:
-        """Makes the picture, or refines the previous one."""
+        """Generate an image, or refine the previous one. Raises `RunError`."""
         if not _NAME.fullmatch(request.model):  # it becomes part of the URL
             raise GOOGLE.no_model(request.model[:80], {})
         call = build(request, report.warning)
-        if call.image_bytes > _LARGEST_INPUT:
+        if call.image_bytes > _MAX_INPUT:
             raise GOOGLE.too_large({"bytes": call.image_bytes})
-        with Base64Stream(request.workdir, max_bytes=self._max_bytes, key="data") as images:
-            response = await self._converse(call, request.previous_context, images, report)
-            made = read(response, images.files, call)
-        context = await self._kept(response, made.path, call, request.workdir / "turn.json", report)
-        return replace(made, context=context)
+        spool = Spool(request.workdir, max_bytes=self._max_bytes)
+        response, generated = await self._converse(call, request.previous_conversation, spool, report)
+        conversation = await self._save_conversation(response, spool, generated.path, call, report)
+        return replace(generated, conversation=conversation)
+
+    @asynccontextmanager
+    async def permit(self, request: Request) -> AsyncGenerator[None]:
+        """Let large inputs go two at a time."""
+        if _size(request.previous_image) + _size(request.previous_conversation) <= _LARGE_INPUT:
+            yield
+            return
+        async with self._large_inputs:
+            yield
 
     async def _converse(
-        self, call: ContentCall, context: Path | None, images: Base64Stream, report: Reporter
-    ) -> GenerateContentResponse:
-        """Asks, with the turn before where it is known. A turn that Google does not take is left out: it has refused the
-        whole request then, and nothing was made or paid."""
-        async with self._room(call.image_bytes + _size(context)):
-            before = await self._recalled(call, context, report)
-            if before is not None:
-                try:
-                    return await self._submit(call, before, images, report)
-                except Refused as error:
-                    if "signature" not in error.message.lower():
-                        raise
-                    report.warning(
-                        f"The image is refined without the conversation that made it: {error.message}",
-                        field="previousImage",
-                    )
-            return await self._submit(call, None, images, report)
+        self, call: ContentCall, file: Path | None, spool: Spool, report: Reporter
+    ) -> tuple[ContentResponse, Generated]:
+        """Call the API with the previous conversation, if there is one. Where Google refuses its signatures, call without:
+        the whole request was refused then, and nothing was generated or paid."""
+        previous = await self._load_conversation(call, file, report)
+        if previous is not None:
+            try:
+                return await self._submit(call, previous, spool, report)
+            except Refused as error:
+                if "signature" not in error.message.lower():
+                    raise
+                report.warning(
+                    f"The image is refined without the conversation that made it: {error.message}",
+                    field="previousImage",
+                )
+        return await self._submit(call, None, spool, report)
 
-    async def _recalled(self, call: ContentCall, context: Path | None, report: Reporter) -> Turn | None:
-        if context is None or call.image is None:
+    async def _load_conversation(self, call: ContentCall, file: Path | None, report: Reporter) -> Conversation | None:
+        if file is None or call.image is None:
             return None
-        before = await asyncio.to_thread(recall, context, model=call.model, picture=call.image)
-        if before is not None and call.image_bytes + before.bytes > _LARGEST_INPUT:
+        previous = await asyncio.to_thread(load, file, model=call.model, image=call.image)
+        if previous is not None and call.image_bytes + previous.signature_bytes > _MAX_INPUT:
             what = "with its signatures, the request would be too large."
             report.warning(f"The image is refined without the conversation that made it: {what}", field="previousImage")
             return None
-        return before
+        return previous
 
-    async def _submit(
-        self, call: ContentCall, before: Turn | None, images: Base64Stream, report: Reporter
-    ) -> GenerateContentResponse:
-        contents = await asyncio.to_thread(_contents, call, before)
-        report.submitted(call.described(before), estimate=call.estimate)
-        report.progress(5, "Google is drawing")
-        return await self._ask(call, contents, images)
-
-    async def _kept(
-        self, response: GenerateContentResponse, picture: Path, call: ContentCall, to: Path, report: Reporter
+    async def _save_conversation(
+        self, response: ContentResponse, spool: Spool, image: Path, call: ContentCall, report: Reporter
     ) -> Path | None:
-        """Writes this turn down for the next one. The picture is paid for, so nothing depends on it."""
-        turn = partial(keep, spoken(response), model=call.model, asked=call.text, picture=picture, to=to)
+        """Save the conversation for a later refinement. Never raises: the image is paid for."""
+
+        def saved() -> Path | None:
+            parts = conversation_parts(response, spool)
+            return save(parts, model=call.model, prompt=call.text, image=image, to=image.with_name("conversation.json"))
+
         try:
-            return await asyncio.to_thread(turn)
+            return await asyncio.to_thread(saved)
         except TooLargeError:
             reason = "its signatures are too large."
         except OSError as error:
@@ -159,78 +178,108 @@ class GoogleImages:
         report.warning(f"The conversation that made the image is not kept: {reason}", field="context")
         return None
 
-    @asynccontextmanager
-    async def _room(self, size: int) -> AsyncGenerator[None]:
-        if size <= _LARGE_INPUT:
-            yield
-            return
-        async with self._large_inputs:
-            yield
+    async def _submit(
+        self, call: ContentCall, previous: Conversation | None, spool: Spool, report: Reporter
+    ) -> tuple[ContentResponse, Generated]:
+        contents = await asyncio.to_thread(_contents, call, previous)
 
-    async def _ask(
-        self, call: ContentCall, contents: Sequence[Content], images: Base64Stream
-    ) -> GenerateContentResponse:
+        def leaving() -> None:
+            report.submitted(call.described(previous), estimate=call.estimate)
+            report.progress(5, "Google is drawing")
+
+        exchange = _Exchange(Sending(leaving), spool)
+        with GOOGLE.guard(exchange.sending):
+            await self._send(call, contents, exchange)
+            return await exchange.outcome(call)
+
+    async def _send(self, call: ContentCall, contents: Sequence[Content], exchange: "_Exchange") -> None:
         config = GenerateContentConfig.model_validate(call.config())
         config.automatic_continuation = False  # it would send, and pay for, more requests than we know of
-        token = _images.set(images)
+        token = _exchange.set(exchange)
         try:
-            return await self._client.aio.models.generate_content(
-                model=call.model, contents=list(contents), config=config
-            )
+            with exchange.sending.in_sdk():
+                await self._client.aio.models.generate_content(model=call.model, contents=list(contents), config=config)
         except APIError as error:
-            raise translate(error, call.model) from error
-        except BROKEN as error:
-            raise GOOGLE.broken(error) from error
-        except BrokenImage as error:
-            raise GOOGLE.unknown(f"Google's answer is damaged: {error}") from error
-        except _MISREAD as error:
-            raise GOOGLE.unknown("Google's answer cannot be read.") from error
+            if exchange.status is None:
+                raise GOOGLE.unknown("Google's answer cannot be read.") from error
+        except TRANSPORT_ERRORS as error:
+            raise GOOGLE.transport_error(error, sent=exchange.sending.sent) from error
+        except (NotUnderstood, TooMuch) as error:
+            raise GOOGLE.unknown("Google's answer is not one of the Gemini API.") from error
         finally:
-            _images.reset(token)
+            _exchange.reset(token)
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One request and its response, which is read before the SDK sees it."""
+
+    sending: Sending
+    spool: Spool
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    part: Part | None = None
+    error: bytes | None = None
+
+    async def outcome(self, call: ContentCall) -> tuple[ContentResponse, Generated]:
+        """Return the response and the image in it.
+
+        Raises:
+            RunError: If there is none, or the response is none of this API.
+        """
+        if self.error is not None:
+            raise translate(self.status or 0, self.headers, self.error, call.model)
+        match self.part:
+            case Document() if is_response(self.part.fields):
+                response = ContentResponse.read(self.part.fields)
+                return response, await read(response, self.spool, call)
+            case Picture(path):  # Google sends none like this, but there it is
+                return ContentResponse(), Generated(path, call.estimate)
+            case Unreadable(path):
+                raise GOOGLE.undecodable(path, {})
+            case _:
+                raise GOOGLE.unknown("Google's answer is not one of the Gemini API.")
 
 
 def _size(file: Path | None) -> int:
     return 0 if file is None else file.stat().st_size
 
 
-def _contents(call: ContentCall, before: Turn | None) -> list[Content]:
+def _contents(call: ContentCall, previous: Conversation | None) -> list[Content]:
     image = Blob(data=call.image.read_bytes(), mime_type=call.image_type) if call.image is not None else None
-    asked = [Part(text=call.text)]
-    if before is None:
-        return [Content(parts=asked if image is None else [*asked, Part(inline_data=image)], role="user")]
-    answered = [
-        Part(text=said.text, thought_signature=said.signature)
-        if said.text is not None
-        else Part(inline_data=image, thought_signature=said.signature)
-        for said in before.answered
+    prompt = [SentPart(text=call.text)]
+    if previous is None:
+        return [Content(parts=prompt if image is None else [*prompt, SentPart(inline_data=image)], role="user")]
+    response = [
+        SentPart(text=part.text, thought_signature=part.signature)
+        if part.text is not None
+        else SentPart(inline_data=image, thought_signature=part.signature)
+        for part in previous.response
     ]
     return [
-        Content(parts=[Part(text=before.asked)], role="user"),
-        Content(parts=answered, role="model"),
-        Content(parts=asked, role="user"),
+        Content(parts=[SentPart(text=previous.prompt)], role="user"),
+        Content(parts=response, role="model"),
+        Content(parts=prompt, role="user"),
     ]
 
 
-async def _connect_soon(request: httpx2.Request) -> None:
-    """The SDK has one timeout for everything: waiting for a connection must not take as long as drawing."""
+async def _limit_connect_time(request: httpx2.Request) -> None:
+    """Limit the time to connect: the SDK has one timeout for everything, and drawing takes longer."""
     timeout: dict[str, Any] = request.extensions["timeout"]
     request.extensions["timeout"] = {**timeout, "connect": _CONNECT_SECONDS, "pool": _CONNECT_SECONDS}
 
 
-async def _take_images_out(response: httpx2.Response) -> None:
-    """Reads a good answer, puts its pictures into files and the rest where the SDK looks for the whole."""
-    if response.status_code != 200 or not isinstance(response.stream, httpx2.AsyncByteStream):
+async def _receive(response: httpx2.Response) -> None:
+    """Read a response, its images into files; leave nothing to the SDK, which would keep it in memory several times."""
+    exchange = _exchange.get()
+    exchange.sending.came(response.status_code)
+    exchange.status, exchange.headers = response.status_code, response.headers
+    if not isinstance(response.stream, httpx2.AsyncByteStream):
         return
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise GOOGLE.unknown("Google's answer is compressed, which was not asked for.")
-    images = _images.get()
-    rest = bytearray()
-    async for chunk in response.stream:
-        rest += images.feed(chunk)
-        if len(rest) > _MAX_REST:
-            raise GOOGLE.unknown("Google's answer is not one of the Gemini API.")
-    rest += images.finish()
+    if response.is_success:
+        async with aclosing(read_body(aiter(response.stream), exchange.spool)) as parts:
+            exchange.part = await anext(parts, None)
+    else:
+        exchange.error = await read_error(aiter(response.stream))
     await response.stream.aclose()
-    if not rest.lstrip().startswith(b"{"):  # the SDK would take it for an answer without a picture
-        raise GOOGLE.unknown("Google's answer is not one of the Gemini API.")
-    response.stream = httpx2.ByteStream(bytes(rest))
+    replace_body(response, b"{}")

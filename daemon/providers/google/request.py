@@ -1,4 +1,4 @@
-"""From a prompt to a call of `generateContent`. Whatever is lost on the way is a warning."""
+"""Map a prompt to a call of `generateContent`. A value that is changed or lost is a warning."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,11 @@ from typing import Any
 
 from daemon.prompt import MAX_PROMPT, PromptSpec
 from daemon.providers import Request
-from daemon.providers.google_models import estimate, offered
-from daemon.providers.google_turn import Said, Turn
-from daemon.providers.mapping import Warn, content_type, fitting_seed, nearest_ratio, whole_text
-from daemon.providers.vendor import readable
+from daemon.providers.google.conversation import Conversation, ConversationPart
+from daemon.providers.google.models import EDGES, USUAL_SIZE, estimate, offered, size_for
+from daemon.providers.prompts import Warn, content_type, fitting_seed, nearest_ratio, prompt_text
+from daemon.providers.words import readable
 
-USUAL_SIZE = "1K"
-_EDGES = {"1K": 1024, "2K": 2048, "4K": 4096}
-_FINE = {"hd", "high", "xhigh", "max"}
 _HIGHEST_SEED = 2**31 - 1
 
 
@@ -22,12 +19,12 @@ class ContentCall:
     """One call of `generateContent`.
 
     Args:
-        model: The model that is asked.
+        model: The model that generates.
         text: The prompt.
         ratio: For example `16:9`.
         size: `1K`, `2K` or `4K`.
         seed: None for a random one.
-        image: The picture to refine; None to make one from nothing.
+        image: The image to refine; None to generate from the prompt alone.
         image_type: Its content type.
     """
 
@@ -46,45 +43,45 @@ class ContentCall:
 
     @property
     def image_bytes(self) -> int:
-        """How large the picture to refine is."""
+        """The size of the image to refine; 0 without one."""
         return 0 if self.image is None else self.image.stat().st_size
 
     def config(self) -> dict[str, Any]:
-        """What the picture is to be like, as the API names it."""
+        """Return the fields of `generationConfig`."""
         image: dict[str, Any] = {"aspectRatio": self.ratio}
         if self.size != USUAL_SIZE:  # some models do not know the field
             image["imageSize"] = self.size
         config: dict[str, Any] = {"responseModalities": ["IMAGE"], "imageConfig": image}
         return config if self.seed is None else {**config, "seed": self.seed}
 
-    def described(self, before: Turn | None = None) -> dict[str, Any]:
-        """The exact request, for the audit trail; the image by its type and size, signatures by theirs."""
+    def described(self, previous: Conversation | None = None) -> dict[str, Any]:
+        """Return the exact request for the audit trail; the image by its type and size, signatures by theirs."""
         image = {"inlineData": f"{self.image_type}, {self.image_bytes} bytes"}
         contents: list[dict[str, Any]] = []
         parts: list[dict[str, Any]] = [{"text": self.text}]
-        if before is not None:
-            answered = [_described(said, image) for said in before.answered]
-            contents += [{"parts": [{"text": before.asked}], "role": "user"}, {"parts": answered, "role": "model"}]
+        if previous is not None:
+            response = [_described(part, image) for part in previous.response]
+            contents += [{"parts": [{"text": previous.prompt}], "role": "user"}, {"parts": response, "role": "model"}]
         elif self.image is not None:
             parts.append(image)
         contents.append({"parts": parts, "role": "user"})
         return {"model": self.model, "contents": contents, "generationConfig": self.config()}
 
 
-def _described(said: Said, image: dict[str, Any]) -> dict[str, Any]:
-    part = image if said.text is None else {"text": readable(said.text)}
-    return part if said.signature is None else {**part, "thoughtSignature": f"{len(said.signature)} bytes"}
+def _described(part: ConversationPart, image: dict[str, Any]) -> dict[str, Any]:
+    shown = image if part.text is None else {"text": readable(part.text)}
+    return shown if part.signature is None else {**shown, "thoughtSignature": f"{len(part.signature)} bytes"}
 
 
 def build(request: Request, warn: Warn) -> ContentCall:
-    """Maps a run to a call.
+    """Map a run to a call.
 
     Raises:
         Refused: If the previous image is of a type that cannot be refined.
     """
     prompt = request.prompt
     sizes, ratios = offered(request.model)
-    text = whole_text(prompt, warn, limit=MAX_PROMPT, fold=True)
+    text = prompt_text(prompt, warn, limit=MAX_PROMPT, fold=True)
     ratio = nearest_ratio(prompt, ratios, warn, model=request.model)
     size = _size(prompt, sizes, ratio, request.model, warn)
     seed = prompt.seed
@@ -96,13 +93,9 @@ def build(request: Request, warn: Warn) -> ContentCall:
 
 
 def _size(prompt: PromptSpec, sizes: tuple[str, ...], ratio: str, model: str, warn: Warn) -> str:
-    longest = max(prompt.size or (0,))
-    wanted = next((name for name, edge in _EDGES.items() if longest <= edge), "4K")
-    if prompt.quality in _FINE and wanted == USUAL_SIZE:
-        wanted = "2K"
-    size = wanted if wanted in sizes else sizes[-1]
+    size = size_for(max(prompt.size or (0,)), prompt.quality, sizes)
     _check_quality(prompt, size, model, warn)
-    edge = _EDGES[size]
+    edge = EDGES[size]
     if prompt.size is not None and (ratio != "1:1" or prompt.size != (edge, edge)):
         warn(
             f"{model} draws ratios, not pixels: it is {ratio} at {size} instead of {prompt.size[0]}x{prompt.size[1]}.",
@@ -114,7 +107,7 @@ def _size(prompt: PromptSpec, sizes: tuple[str, ...], ratio: str, model: str, wa
 
 
 def _check_quality(prompt: PromptSpec, size: str, model: str, warn: Warn) -> None:
-    """A finer quality is a larger picture; there is no other scale."""
+    """Warn of a quality that has no effect: a finer one is a larger image, and there is no other scale."""
     if prompt.quality in ("standard", "auto") or (prompt.quality == "hd" and size != USUAL_SIZE):
         return
     warn(

@@ -1,92 +1,185 @@
-"""What is in an answer of `generateContent`: a picture, or a reason why there is none. Google's refusals are answers too."""
+"""Read a response of `generateContent`: an image, or the reason why there is none. Google refuses with status 200."""
 
-from base64 import b64encode
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
-from google.genai.types import Candidate, GenerateContentResponse, Part, SafetyRating
+from pydantic import AliasChoices, Field
 
 from daemon.errors import Refused, RunError
 from daemon.providers import Generated
-from daemon.providers.google_errors import GOOGLE
-from daemon.providers.google_models import estimate, settle
-from daemon.providers.google_request import ContentCall
-from daemon.providers.vendor import Facts
+from daemon.providers.base64_stream import Base64Decoder, ImageTooLarge, NotBase64, unescaped
+from daemon.providers.error_body import find_reason
+from daemon.providers.errors import Facts
+from daemon.providers.google.conversation import MAX_SIGNATURE_BYTES, ResponsePart, TooLargeError
+from daemon.providers.google.errors import GOOGLE
+from daemon.providers.google.models import estimate, made_something, settle
+from daemon.providers.google.request import ContentCall
+from daemon.providers.lenient import Encoded, Lenient, Name, Object, Objects, Text, counted
+from daemon.providers.pictures import NotAPicture, save_picture
+from daemon.providers.spool import Spool
 
 _REFUSED = {
     *("SAFETY", "PROHIBITED_CONTENT", "RECITATION", "BLOCKLIST", "SPII", "MODEL_ARMOR", "ESCALATION"),
     *("IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"),
 }
-"""Finish reasons that asking again does not change. All others but the next two are bad luck."""
+"""Finish reasons that another attempt does not change. All others but the next two are bad luck."""
 _ACCOUNT_STOPPED = "PUP_LIMITED_DISABLED"
 _LANGUAGE = "LANGUAGE"
+_FIELDS = {
+    *("candidates", "promptFeedback", "usageMetadata", "responseId", "modelVersion", "error"),
+    *("prompt_feedback", "usage_metadata", "response_id"),
+}
 
 
-def read(response: GenerateContentResponse, files: Sequence[Path], call: ContentCall) -> Generated:
-    """Finds the picture.
+def _named(camel: str, snake: str, **options: Any) -> Any:
+    """Read a field by either of its names: the API's, or that of servers which copy it from the SDK."""
+    return Field(validation_alias=AliasChoices(camel, snake), **options)
+
+
+class _Blob(Lenient):
+    data: Encoded = None
+
+
+class _Part(Lenient):
+    text: Text = None
+    thought: object = None
+    inline_data: Object[_Blob] = _named("inlineData", "inline_data", default=None)
+    thought_signature: Encoded = _named("thoughtSignature", "thought_signature", default=None)
+
+
+class _Content(Lenient):
+    parts: Objects[_Part] = Field(default_factory=list)
+
+
+class _Rating(Lenient):
+    category: Text = None
+    blocked: object = None
+
+
+class _Candidate(Lenient):
+    content: Object[_Content] = None
+    finish_reason: Text = _named("finishReason", "finish_reason", default=None)
+    finish_message: Text = _named("finishMessage", "finish_message", default=None)
+    safety_ratings: Objects[_Rating] = _named("safetyRatings", "safety_ratings", default_factory=list)
+
+
+class _Feedback(Lenient):
+    block_reason: Text = _named("blockReason", "block_reason", default=None)
+    safety_ratings: Objects[_Rating] = _named("safetyRatings", "safety_ratings", default_factory=list)
+
+
+class ContentResponse(Lenient):
+    """A response of `generateContent`, as far as it can be read."""
+
+    candidates: Objects[_Candidate] = Field(default_factory=list)
+    prompt_feedback: Object[_Feedback] = _named("promptFeedback", "prompt_feedback", default=None)
+    usage_metadata: object = _named("usageMetadata", "usage_metadata", default=None)
+    response_id: Name = _named("responseId", "response_id", default=None)
+    error: object = None
+
+    @property
+    def parts(self) -> Sequence[_Part]:
+        """The parts of the first candidate: there is one."""
+        content = self.candidates[0].content if self.candidates else None
+        return content.parts if content is not None else ()
+
+
+def is_response(fields: Mapping[str, Any] | None) -> bool:
+    """Return whether a document is a response of this API: an empty one, or one with a field of it that has its type."""
+    if fields is None or not isinstance(fields.get("candidates", []), list):
+        return False
+    return not fields or not _FIELDS.isdisjoint(fields)
+
+
+async def read(response: ContentResponse, spool: Spool, call: ContentCall) -> Generated:
+    """Find the image: the last that is no thought, else the last that is.
 
     Args:
-        response: As the SDK gives it, with the numbers of pictures in the place of pictures.
-        files: The pictures.
-        call: What was asked.
+        response: The response.
+        spool: Its long texts.
+        call: The request.
 
     Raises:
         RunError: If there is none.
     """
-    counted = response.usage_metadata
-    usage = counted.model_dump(mode="json", by_alias=True, exclude_none=True) if counted else None
+    usage = counted(response.usage_metadata)
     facts: dict[str, Any] = {"response_id": response.response_id, "usage": usage}
     facts = {name: value for name, value in facts.items() if value is not None}
-    cost = settle(call.model, usage)
-    candidate = response.candidates[0] if response.candidates else None
-    parts = _parts(candidate)
-    pictures = [files[number] for part in parts if (number := _number(part)) is not None]
-    if pictures and pictures[-1].stat().st_size:
-        price = estimate(call.model, call.size) if cost is None else cost
-        return Generated(pictures[-1], price, data=facts)
-    feedback = response.prompt_feedback
-    if feedback and feedback.block_reason:
-        reason = str(feedback.block_reason.value)
-        raise GOOGLE.refused(
-            "the prompt",
-            {**facts, "reason": reason},
-            stage="input",
-            categories=_categories(feedback.safety_ratings) or [_word(reason)],
-            cost=cost,
-        )
-    raise _without_picture(candidate, parts, facts, cost)
+    cost = settle(call.model, response.usage_metadata)
+    found = [(part.thought is True, part.inline_data.data) for part in response.parts if part.inline_data]
+    undecodable: NotAPicture | None = None
+    for data in (data for is_thought in (False, True) for thought, data in reversed(found) if thought is is_thought):
+        if data is None:
+            continue
+        try:
+            picture = await save_picture(data, spool)
+        except NotAPicture as error:
+            undecodable = undecodable or error
+        except ImageTooLarge as error:
+            raise GOOGLE.too_large_picture(spool.max_bytes, facts, cost=cost) from error
+        else:
+            return Generated(picture, estimate(call.model, call.size) if cost is None else cost, data=facts)
+    if undecodable is not None:
+        raise GOOGLE.undecodable(undecodable.path, facts, cost=cost) from undecodable
+    error = _without_picture(response, facts)
+    error.cost, error.charged = cost, made_something(response.usage_metadata)
+    raise error
 
 
-def spoken(response: GenerateContentResponse) -> list[Part]:
-    """What the model answered, without its thoughts."""
-    return [part for part in _parts(response.candidates[0] if response.candidates else None) if not part.thought]
+def conversation_parts(response: ContentResponse, spool: Spool) -> list[ResponsePart]:
+    """Return the parts of a response, without the model's thoughts.
+
+    Raises:
+        TooLargeError: If the signatures are too large.
+    """
+    return [
+        ResponsePart(part.text, part.inline_data is not None, _signature(part.thought_signature, spool))
+        for part in response.parts
+        if part.thought is not True
+    ]
 
 
-def _parts(candidate: Candidate | None) -> Sequence[Part]:
-    return (candidate.content.parts if candidate and candidate.content else None) or []
-
-
-def _number(part: Part) -> int | None:
-    """Which picture is in a part; None for a text, and for a picture that belongs to the model's thoughts."""
-    if part.thought or part.inline_data is None or not part.inline_data.data:
+def _signature(text: str | None, spool: Spool) -> bytes | None:
+    if text is None:
         return None
-    return int(b64encode(part.inline_data.data))
+    decoded = BytesIO()
+    decoder = Base64Decoder(decoded, max_bytes=MAX_SIGNATURE_BYTES)
+    try:
+        if (path := spool.path(text)) is None:
+            decoder.feed(text.encode("utf-8", "replace"))
+        else:
+            with path.open("rb") as file:
+                for block in unescaped(file):
+                    decoder.feed(block)
+        decoder.finish()
+    except ImageTooLarge as error:
+        raise TooLargeError from error
+    except NotBase64:
+        return None
+    return decoded.getvalue()
 
 
-def _without_picture(candidate: Candidate | None, parts: Sequence[Part], facts: Facts, cost: float | None) -> RunError:
-    reason = str(candidate.finish_reason.value) if candidate and candidate.finish_reason else ""
-    facts = {**facts, "reason": reason} if reason else facts
-    said = (candidate.finish_message if candidate else None) or " ".join(
-        part.text for part in parts if part.text and not part.thought
-    )
+def _without_picture(response: ContentResponse, facts: Facts) -> RunError:
+    feedback = response.prompt_feedback
+    if feedback is not None and (blocked := feedback.block_reason):
+        return GOOGLE.refused(
+            "the prompt",
+            {**facts, "reason": _short(blocked)},
+            stage="input",
+            categories=_categories(feedback.safety_ratings) or [_word(blocked)],
+        )
+    if response.error and not response.candidates:
+        return GOOGLE.unavailable(None, find_reason(response.error), None, facts)
+    candidate = response.candidates[0] if response.candidates else _Candidate()
+    reason = candidate.finish_reason or ""
+    facts = {**facts, "reason": _short(reason)} if reason else facts
     if reason in _REFUSED:
         return GOOGLE.refused(
             "the picture it had made" if reason.startswith("IMAGE_") else "the request",
             facts,
             stage="output",
-            categories=_categories(candidate.safety_ratings if candidate else None) or [_word(reason)],
-            cost=cost,
+            categories=_categories(candidate.safety_ratings) or [_word(reason)],
         )
     if reason == _ACCOUNT_STOPPED:
         return GOOGLE.no_permission("it is limited for breaking the Prohibited Use Policy.", facts)
@@ -96,16 +189,20 @@ def _without_picture(candidate: Candidate | None, parts: Sequence[Part], facts: 
             code="invalid_request",
             hint="Translate the prompt.",
             data=dict(facts),
-            cost=cost,
         )
-    return GOOGLE.empty(facts, said=said, cost=cost)
+    said = " ".join(part.text for part in response.parts if part.text and part.thought is not True)
+    return GOOGLE.empty(facts, reason=candidate.finish_message or said)
 
 
-def _categories(ratings: Sequence[SafetyRating] | None) -> list[str]:
-    """What the rating found, as plain words."""
-    blocked = [rating.category.value for rating in ratings or () if rating.blocked and rating.category]
-    return [_word(str(category).removeprefix("HARM_CATEGORY_")) for category in blocked]
+def _categories(ratings: Sequence[_Rating]) -> list[str]:
+    """Return the blocked categories as plain words."""
+    blocked = [rating.category for rating in ratings if rating.blocked is True and rating.category]
+    return [_word(category.removeprefix("HARM_CATEGORY_")) for category in blocked]
 
 
 def _word(name: str) -> str:
-    return name.removeprefix("IMAGE_").lower().replace("_", " ")
+    return _short(name).removeprefix("IMAGE_").lower().replace("_", " ")
+
+
+def _short(name: str) -> str:
+    return name[:60]

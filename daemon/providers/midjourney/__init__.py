@@ -1,12 +1,13 @@
-"""Midjourney, by way of a midjourney-proxy that the operator runs: there is no public API of Midjourney's own.
+"""Generate images with Midjourney, by a midjourney-proxy of the operator's: Midjourney has no public API.
 
 Such a proxy drives a Discord account, which Midjourney's terms may not allow: that is the operator's decision, so there
 is no address by default.
-Only what is on offer lives here, so that menus and catalogues cost nothing; the work is in `midjourney_proxy.py`.
+
+Read `provider.py` first. This module has the catalogue and `create` alone, so that listing models imports nothing else.
 """
 
 from daemon.providers import Provider
-from daemon.providers.midjourney_models import MODELS
+from daemon.providers.midjourney.models import MODELS
 from daemon.settings import Settings
 
 __all__ = ["MODELS", "SETTING", "create"]
@@ -15,17 +16,17 @@ SETTING = "MIDJOURNEY_API_URL"
 
 
 def create(settings: Settings) -> Provider | None:
-    """The provider; None without `MIDJOURNEY_API_URL`. Not every proxy has a key."""
+    """Create the provider; None without `MIDJOURNEY_API_URL`. Not every proxy has a key."""
     if settings.midjourney_api_url is None:
         return None
-    from daemon.providers.midjourney_hook import Hook
-    from daemon.providers.midjourney_proxy import MidjourneyProxy
+    from daemon.providers.midjourney.provider import MidjourneyProxy
+    from daemon.providers.midjourney.webhook import Webhook
 
     return MidjourneyProxy(
         settings.midjourney_api_url,
         settings.midjourney_api_key,
-        hook=Hook.of(settings),
+        price=settings.midjourney_price,
+        webhook=Webhook.of(settings),
         timeout=settings.run_timeout,
         max_bytes=settings.max_image_bytes,
-        max_pixels=settings.max_image_pixels,
     )

@@ -1,11 +1,11 @@
-"""What people write into prompts for Midjourney: flags, of which the harmless ones pass.
+"""Remove flags from the texts of a prompt; the harmless ones are kept.
 
-Others would override fields of the promptSpec (`--ar`), or draw, and charge, several times (`--repeat`, `{red, blue}`).
+The others would override fields of the promptSpec (`--ar`), or draw, and charge, several times (`--repeat`, `{red, blue}`).
 """
 
 import re
 
-from daemon.providers.mapping import Warn
+from daemon.providers.prompts import Warn
 
 _NUMBER = r"\d{1,4}(?:\.\d{1,2})?"
 _ALLOWED = {
@@ -19,7 +19,7 @@ _ALLOWED = {
     "tile": "",
     "weird": _NUMBER,
 }
-"""Flag → what its value looks like."""
+"""Flag → pattern of its value."""
 _SHORT = {"c": "chaos", "s": "stylize", "w": "weird"}
 _FIELDS = {
     "ar": "aspectRatio",
@@ -32,23 +32,26 @@ _FIELDS = {
     "q": "quality",
     "quality": "quality",
 }
-"""Flag → the field that says the same."""
+"""Flag → the field of the promptSpec that replaces it."""
 _FLAG = re.compile(r"(?:^|(?<=\s))--+(?P<name>\w+)(?P<value>.*?)(?=\s--+\w|$)", re.DOTALL)
-_LOOKS_LIKE_ONE = re.compile(r"(?:(?<=\S)--+|[—–―]+)(?=\w)")  # noqa: RUF001 - phones make a long dash of two short ones
+# Each run of dashes is looked at once: from every dash of it anew, that takes the square of their number.
+_LOOKS_LIKE_ONE = re.compile(
+    r"(?:(?<!-)(?:(?<=\S)-{2,}|-{3,})|(?<![—–―])[—–―]+)(?=\w)"  # noqa: RUF001 - phones make a long dash of two short ones
+)
 _BRACES = str.maketrans("{}", "()")
 
 
 def take_flags(text: str, warn: Warn, *, field: str, allow: bool = True) -> tuple[str, dict[str, str]]:
-    """Takes the flags out of a text of the user's.
+    """Take the flags out of a text.
 
     Args:
-        text: The text.
-        warn: Told of each flag that is removed.
-        field: Where the text comes from.
-        allow: False where no flag has any business.
+        text: A field of the promptSpec.
+        warn: Called for each flag that is removed.
+        field: The name of that field.
+        allow: False where no flag may be kept.
 
     Returns:
-        The text without them, and the flags that may pass by their names, each like `--stylize 50`.
+        The text without flags, and those that are kept by their names, each like `--stylize 50`.
     """
     passed: dict[str, str] = {}
 

@@ -1,6 +1,6 @@
-"""Midjourney's versions, and how a prompt asks for them.
+"""List Midjourney's versions, and the flags that select them.
 
-There is no price: an image is paid for by the subscription's hours, so its cost is not known.
+There is no price: an image is paid for by the subscription's hours. What one costs, IMAGE_JOBS_MIDJOURNEY_PRICE may say.
 """
 
 import re
@@ -27,18 +27,18 @@ def _current(name: str) -> Model:
 
 
 MODELS = (
-    _current("v7"),  # the first is what plain `midjourney` means
+    _current("v7"),  # the first is the default of plain `midjourney`
     _current("v6"),
     _current("niji-6"),
 )
 
 
 def version_flag(model: str) -> str | None:
-    """What asks for a model in a prompt, `--v 6` or `--niji 6`; None for what cannot be one, as it must not get there."""
+    """Return the flag of a model, `--v 6` or `--niji 6`; None for no version, which must not get into the prompt."""
     found = _VERSION.fullmatch(model)
     return found and f"--{found['family'].rstrip('-')} {found['number']}"
 
 
 def is_niji(model: str) -> bool:
-    """Whether it is drawn by the other of the two bots."""
+    """Return whether a model belongs to the second of the two bots."""
     return model.startswith("niji-")

@@ -1,6 +1,9 @@
-"""The protocol of midjourney-proxy: an order is submitted, asked about, and its picture fetched from where it lies."""
+"""Call a midjourney-proxy: submit a job, check it, download its image from the URL it names."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -10,54 +13,76 @@ import httpx
 import structlog
 from pydantic import SecretStr
 
-from daemon import images
-from daemon.destinations import Destinations
-from daemon.errors import OutcomeUnknown, Retryable, RunError
-from daemon.fetch import Fetcher
+from daemon.errors import Retryable, RunError
+from daemon.fetch.client import Fetcher, NotAnImage
+from daemon.fetch.destinations import Destinations
+from daemon.http_clients import client
 from daemon.providers import Generated, Reporter, Request, Submitted, Waiting
-from daemon.providers.midjourney_answer import CANCELLED, FAILURE, MIDJOURNEY, MODAL, SUCCESS, Task, order_id
-from daemon.providers.midjourney_hook import Hook, name_in
-from daemon.providers.midjourney_models import MODELS
-from daemon.providers.midjourney_request import IMAGINE, build, name_of
-from daemon.providers.vendor import BROKEN, asked_in_vain, retry_after
+from daemon.providers.base64_stream import ImageTooLarge
+from daemon.providers.body import NotUnderstood, read_body
+from daemon.providers.error_body import ErrorBody, read_error
+from daemon.providers.errors import TRANSPORT_ERRORS
+from daemon.providers.event_stream import Document
+from daemon.providers.job_checks import check_failed, look_up_failed
+from daemon.providers.midjourney.models import MODELS
+from daemon.providers.midjourney.request import IMAGINE, build
+from daemon.providers.midjourney.response import (
+    CANCELLED,
+    FAILURE,
+    MIDJOURNEY,
+    MODAL,
+    SUCCESS,
+    Task,
+    is_own,
+    submitted_job_id,
+)
+from daemon.providers.midjourney.webhook import Webhook, job_name_in
+from daemon.providers.pictures import NotAPicture, is_url, save_picture
+from daemon.providers.sending import Sending
+from daemon.providers.spool import Spool, TooMuch
+from daemon.providers.waits import retry_after
 
 log = structlog.stdlib.get_logger()
 
 _DOWNLOAD_TIMEOUT = timedelta(seconds=60)
+_ONE_TRY = timedelta(0)
+"""The next check is the next try, until the polling timeout."""
+_MOST_LISTED = 32_000_000
+"""Bytes of the list of all jobs."""
 _LOOK_UP_TIMEOUT = timedelta(seconds=10)
 
 
 class MidjourneyProxy:
-    """Orders pictures from a midjourney-proxy. What comes is a grid of four, delivered whole and in quarters.
+    """Generate images by a midjourney-proxy. The result is a grid of four, returned whole; the worker cuts it.
 
     Args:
         api_url: The proxy's address, with or without the `/mj` that all its paths begin with.
         api_key: Its `mj-api-secret`; None where it has none. Sent to `api_url` and nowhere else.
-        hook: Where it is to send webhooks; None for nowhere: then it is asked.
+        price: USD that an image costs the operator; None where unknown: Midjourney has subscriptions, no prices.
+        webhook: The address for its webhooks; None for none: then jobs are polled.
         timeout: Longest silence of the proxy.
-        max_bytes, max_pixels: Largest image that is accepted.
+        max_bytes: Largest image that is accepted.
     """
-
-    models = MODELS
 
     def __init__(
         self,
         api_url: str,
         api_key: SecretStr | None,
         *,
-        hook: Hook | None,
+        price: float | None = None,
+        webhook: Webhook | None,
         timeout: timedelta,
         max_bytes: int,
-        max_pixels: int,
     ) -> None:
-        self._hook = hook
+        self.models = tuple(replace(model, price=price) for model in MODELS)
+        self._price = price
+        self._webhook = webhook
         self._max_bytes = max_bytes
-        self._max_pixels = max_pixels
-        # Pictures lie at Discord, or with the proxy itself.
+        # Images are stored at Discord, or by the proxy itself.
         self._fetcher = Fetcher([api_url])
-        # Callers name where else webhooks are to be sent, so no address of ours is open to that.
+        # `metadata.webhookUrl` is a user-supplied URL: nothing is allow-listed (SSRF).
         self._outside = Destinations([])
-        self._client = httpx.AsyncClient(
+        self._client = client(
             base_url=api_url.rstrip("/").removesuffix("/mj"),
             headers={"mj-api-secret": api_key.get_secret_value().strip()} if api_key is not None else {},
             timeout=httpx.Timeout(timeout.total_seconds(), connect=10, pool=10),
@@ -65,80 +90,83 @@ class MidjourneyProxy:
         )
 
     async def aclose(self) -> None:
-        """Lets go of connections."""
+        """Close all connections."""
         await self._client.aclose()
         await self._fetcher.aclose()
 
+    async def check_key(self) -> None:
+        """Ask for a job that is not there: nothing is drawn, and the list of all jobs may be long."""
+        await self._call("GET", "mj/task/0/fetch", sending=Sending(lambda: None))
+
     async def generate(self, request: Request, report: Reporter) -> Submitted:
-        """Orders the picture, unless an earlier attempt did and could not write it down."""
-        own = request.metadata.get("webhookUrl")
-        hook = Hook(own) if isinstance(own, str) and own else self._hook
-        call = build(request, hook, report.warning)
-        if request.attempt > 1 and (found := await self._find(name_of(request))) is not None:
+        """Submit a job, unless an earlier attempt did and its id was never saved."""
+        url = request.metadata.get("webhookUrl")
+        webhook = Webhook(url) if isinstance(url, str) and url else self._webhook
+        call = build(request, webhook, report.warning)
+        if request.attempt > 1 and (found := await self._find(call.name)) is not None:
             # Its webhooks verify only if the key is still the one it was signed with.
-            heard = hook is not None and hook.ours and found.state == hook.state(call.name)
-            return Submitted(found.id, "An earlier attempt had ordered it; that order is used.", webhook=heard)
-        if hook is not None and not hook.ours:
-            await self._outside.check(hook.url, timeout=_LOOK_UP_TIMEOUT, what="metadata.webhookUrl")
-        report.submitted(call.described(), order=True)
+            verified = webhook is not None and webhook.ours and found.state == webhook.state(call.name)
+            return Submitted(found.id, "An earlier attempt had ordered it; that order is used.", webhook=verified)
+        if webhook is not None and not webhook.ours:
+            await self._outside.check(webhook.url, timeout=_LOOK_UP_TIMEOUT, what="metadata.webhookUrl")
         body = await asyncio.to_thread(call.body)
-        order = order_id(await self._ask("POST", IMAGINE, body))
-        return Submitted(order, "Midjourney is drawing", webhook=hook is not None and hook.ours)
+        sending = Sending(lambda: report.submitted(call.described(), estimate=self._price, deferred=True))
+        with MIDJOURNEY.guard(sending):
+            job = submitted_job_id(await self._call("POST", IMAGINE, body, sending=sending))
+        return Submitted(job, "Midjourney is drawing", webhook=webhook is not None and webhook.ours)
 
     async def check(self, job_id: str, request: Request, report: Reporter) -> Generated | Waiting:
-        """Asks about the order, and fetches its picture once it is there."""
-        try:
-            task = Task.read(await self._ask("GET", f"mj/task/{quote(job_id, safe='')}/fetch", missing=True))
-        except RunError as error:
-            raise asked_in_vain(error) from error
+        """Check a job; download its image once it is done."""
+        spool = Spool(request.workdir, max_bytes=self._max_bytes)
+        path = f"mj/task/{quote(job_id, safe='')}/fetch"
+        task = Task.read(await self._ask("GET", path, spool=spool, missing=True, failed=check_failed))
         if task is None:
             raise MIDJOURNEY.unknown("The Midjourney proxy does not know the order any more.", taskId=job_id)
         if task.status in (FAILURE, CANCELLED):
             raise task.failure()
         if task.status != SUCCESS:
-            await self._show(task, request.workdir / "preview", report)
+            await self._preview(task, request.workdir / "preview", report)
             message = "The Midjourney proxy waits for somebody to confirm" if task.status == MODAL else None
             return Waiting(task.progress, message or "Midjourney is drawing")
         if task.image_url is None:
             raise MIDJOURNEY.empty(task.facts)
-        return await self._collect(task, task.image_url, request.workdir)
+        return await self._download(task, task.image_url, spool, request.workdir)
 
     async def cancel(self, job_id: str) -> None:
-        """Takes the order out of the proxy's list, where it can do that: Midjourney may draw it all the same."""
-        try:
-            await self._ask("POST", f"mj/task/{quote(job_id, safe='')}/cancel", missing=True)
-        except RunError as error:
-            raise asked_in_vain(error) from error
+        """Remove a job from the proxy's list, where it can do that: Midjourney may draw it all the same."""
+        await self._ask("POST", f"mj/task/{quote(job_id, safe='')}/cancel", missing=True)
 
     async def _find(self, name: str) -> Task | None:
-        """The newest order of that name that may lead to a picture."""
-        try:
-            document = await self._ask("GET", "mj/task/list")
-        except (OutcomeUnknown, Retryable) as error:
-            raise asked_in_vain(error) from error
+        """Return the newest job of a name that has an image or may still get one."""
+        document = await self._ask("GET", "mj/task/list", spool=Spool(None, max_bytes=0, most_rest=_MOST_LISTED))
         listed = cast("list[object]", document) if isinstance(document, list) else []
         tasks = (Task.read(entry) for entry in listed)
-        found = [task for task in tasks if task is not None and name_in(task.state) == name and task.useful]
+        found = [task for task in tasks if task is not None and job_name_in(task.state) == name and task.useful]
         return found[-1] if found else None
 
-    async def _collect(self, task: Task, url: str, workdir: Path) -> Generated:
-        """Fetches the grid and cuts it. Trouble with that is asked about again: the picture is there, and paid for."""
+    async def _download(self, task: Task, url: str, spool: Spool, workdir: Path) -> Generated:
+        """Download the grid. A failure costs no attempt: the image is there, and paid for."""
         grid = workdir / "grid"
         try:
-            await self._fetcher.fetch(url, grid, max_bytes=self._max_bytes, timeout=_DOWNLOAD_TIMEOUT)
-            quarters = await asyncio.to_thread(self._cut, grid, workdir)
+            if not is_url(url):
+                grid = await save_picture(url, spool)
+            else:
+                await self._fetcher.fetch_result(url, grid, max_bytes=self._max_bytes, deadline=_ONE_TRY)
+        except NotAPicture as error:
+            raise MIDJOURNEY.undecodable(error.path, task.facts) from error
+        except ImageTooLarge as error:
+            raise MIDJOURNEY.too_large_picture(self._max_bytes, task.facts) from error
+        except NotAnImage as error:
+            hint = "It is tried again by itself."
+            raise Retryable(error.message, code=error.code, hint=hint, accepted=False, data=task.facts) from error
         except Retryable as error:
             error.accepted = False
             raise
-        return Generated(grid, original_url=url, extra=quarters, data=task.facts)
+        return Generated(grid, self._price, original_url=url if is_url(url) else None, grid=True, data=task.facts)
 
-    def _cut(self, grid: Path, folder: Path) -> tuple[Path, ...]:
-        images.inspect(grid, max_bytes=self._max_bytes, max_pixels=self._max_pixels)
-        return images.quarters(grid, folder)
-
-    async def _show(self, task: Task, to: Path, report: Reporter) -> None:
-        """Shows the forming picture, if there is one and it can be had: nothing depends on it."""
-        if task.image_url is None:
+    async def _preview(self, task: Task, to: Path, report: Reporter) -> None:
+        """Publish the forming image, if there is one. Never raises: nothing depends on a preview."""
+        if task.image_url is None or not is_url(task.image_url):
             return
         try:
             await self._fetcher.fetch(task.image_url, to, max_bytes=self._max_bytes, timeout=_DOWNLOAD_TIMEOUT)
@@ -148,23 +176,60 @@ class MidjourneyProxy:
             report.preview(to)
 
     async def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, missing: bool = False
+        self,
+        method: str,
+        path: str,
+        *,
+        spool: Spool | None = None,
+        missing: bool = False,
+        failed: Callable[[RunError], RunError] = look_up_failed,
     ) -> object:
-        """Sends a request; answers the JSON of its answer, None for an empty one, and for a 404 if that may be `missing`."""
+        """Send a request that costs nothing: whatever comes of it, jobs stay as they are (`failed` maps its error)."""
+        sending = Sending(lambda: None)
         try:
-            response = await self._client.request(method, path, json=body)
-        except BROKEN as error:
-            raise MIDJOURNEY.broken(error) from error
-        if missing and response.status_code == 404:
-            return None
-        if not response.is_success:
-            wait = retry_after(response.headers.get("retry-after"))
-            facts = {"status": response.status_code}
-            raise MIDJOURNEY.by_status(response.status_code, response.text, facts, wait=wait, blocks="provider")
-        if not response.content.strip():
-            return None
+            with MIDJOURNEY.guard(sending):
+                return await self._call(method, path, sending=sending, spool=spool, missing=missing)
+        except RunError as error:
+            raise failed(error) from error
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        sending: Sending,
+        spool: Spool | None = None,
+        missing: bool = False,
+    ) -> object:
+        """Send a request; return the JSON of its response, None for an empty one, and for a 404 if it may be `missing`.
+
+        A 404 with a page is that of a gateway, which says nothing about a job.
+        """
+        extensions = {"trace": sending.trace}
+        spool = spool or Spool(None, max_bytes=self._max_bytes)
         try:
-            document: object = response.json()
-        except ValueError:
-            raise MIDJOURNEY.unknown("The Midjourney proxy's answer is not JSON.") from None
-        return document
+            async with self._client.stream(method, path, json=body, extensions=extensions) as response:
+                sending.came(response.status_code)
+                if not response.is_success:
+                    error = ErrorBody.of(await read_error(response.aiter_raw()), response.status_code)
+                    if missing and response.status_code == 404 and not error.is_page:
+                        return None
+                    raise _refusal(response, error)
+                async with aclosing(read_body(response.aiter_raw(), spool)) as parts:
+                    part = await anext(parts, None)
+        except TRANSPORT_ERRORS as error:
+            raise MIDJOURNEY.transport_error(error, sent=sending.sent) from error
+        except (NotUnderstood, TooMuch, ImageTooLarge):
+            part = False
+        if part is None:
+            return None
+        if not isinstance(part, Document):
+            raise MIDJOURNEY.unknown("The Midjourney proxy's answer is not JSON.")
+        return part.value
+
+
+def _refusal(response: httpx.Response, body: ErrorBody) -> RunError:
+    status = response.status_code
+    wait = retry_after(response.headers.get("retry-after"))
+    return MIDJOURNEY.by_status(status, body.reason, {"status": status}, own=is_own(body), wait=wait, blocks="provider")

@@ -1,4 +1,4 @@
-"""From a prompt to what the proxy takes: one line of text with flags. Whatever is lost on the way is a warning."""
+"""Map a prompt to a line of text with flags. A value that is changed or lost is a warning."""
 
 from base64 import b64encode
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from typing import Any
 from daemon.errors import Refused
 from daemon.prompt import PromptSpec
 from daemon.providers import Request
-from daemon.providers.mapping import Warn, content_type, cut, fitting_seed, wanted_shape
-from daemon.providers.midjourney_answer import MIDJOURNEY
-from daemon.providers.midjourney_flags import take_flags
-from daemon.providers.midjourney_hook import Hook
-from daemon.providers.midjourney_models import is_niji, version_flag
+from daemon.providers.midjourney.flags import take_flags
+from daemon.providers.midjourney.models import is_niji, version_flag
+from daemon.providers.midjourney.response import MIDJOURNEY
+from daemon.providers.midjourney.webhook import Webhook
+from daemon.providers.prompts import Warn, content_type, cut, fitting_seed, requested_shape
 
 IMAGINE = "mj/submit/imagine"
 _MAX_PROMPT = 4_000
@@ -25,55 +25,55 @@ _MAX_IMAGE = 10 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ImagineCall:
-    """One order.
+    """One call of `submit/imagine`.
 
     Args:
         prompt: The line, flags included.
-        name: Comes back with the order, and finds it again.
+        name: Comes back in the job's `state`, by which the job is found again.
         bot: Which of Midjourney's two bots draws; proxies that know only one ignore it.
-        hook: Where its webhooks are to be sent; None for nowhere.
-        image: The picture to go by; None for none.
+        webhook: The address for its webhooks; None for none.
+        image: The image to take as an example; None for none.
         image_type: Its content type.
     """
 
     prompt: str
     name: str
     bot: str
-    hook: Hook | None = None
+    webhook: Webhook | None = None
     image: Path | None = None
     image_type: str = ""
 
     def body(self) -> dict[str, Any]:
-        """As it is sent. Reads the image."""
+        """Return the JSON to send. Reads the image."""
         images: list[str] = []
         if self.image is not None:
             images.append(f"data:{self.image_type};base64,{b64encode(self.image.read_bytes()).decode()}")
-        if self.hook is None:
+        if self.webhook is None:
             return self._document(images, self.name)
-        return {**self._document(images, self.hook.state(self.name)), "notifyHook": self.hook.url}
+        return {**self._document(images, self.webhook.state(self.name)), "notifyHook": self.webhook.url}
 
     def described(self) -> dict[str, Any]:
-        """The exact request, for the audit trail; the image by its type and size, and no secret."""
+        """Return the exact request for the audit trail; the image by its type and size, and no secret."""
         images = [] if self.image is None else [f"{self.image_type}, {self.image.stat().st_size} bytes"]
         document = {"endpoint": IMAGINE, **self._document(images, self.name)}
-        if self.hook is None:
+        if self.webhook is None:
             return document
-        return {**document, "state": self.hook.shown_state(self.name), "notifyHook": self.hook.shown}
+        return {**document, "state": self.webhook.shown_state(self.name), "notifyHook": self.webhook.shown}
 
     def _document(self, images: list[str], state: str) -> dict[str, Any]:
         return {"botType": self.bot, "prompt": self.prompt, "base64Array": images, "state": state}
 
 
-def name_of(request: Request) -> str:
-    """What names a run's order to the proxy. A requeue asks for a new picture, so it is part of the name."""
+def job_name(request: Request) -> str:
+    """Return the name of a run's job. The ticket is part of it, as a requeue submits a new job."""
     return f"{request.run_id}:{request.ticket}"
 
 
-def build(request: Request, hook: Hook | None, warn: Warn) -> ImagineCall:
-    """Maps a run to an order whose webhooks are sent to the hook.
+def build(request: Request, webhook: Webhook | None, warn: Warn) -> ImagineCall:
+    """Map a run to a call whose webhooks are sent to `webhook`.
 
     Raises:
-        Refused: If the model cannot be one, nothing is left of the prompt, or the previous image cannot be taken.
+        Refused: If the model is no version, nothing is left of the prompt, or the previous image is too large or no image.
     """
     version = version_flag(request.model)
     if version is None:
@@ -82,7 +82,7 @@ def build(request: Request, hook: Hook | None, warn: Warn) -> ImagineCall:
     bot = "NIJI_JOURNEY" if is_niji(request.model) else "MID_JOURNEY"
     image = request.previous_image
     if image is None:
-        return ImagineCall(prompt, name_of(request), bot, hook)
+        return ImagineCall(prompt, job_name(request), bot, webhook)
     if (size := image.stat().st_size) > _MAX_IMAGE:
         raise MIDJOURNEY.too_large({"bytes": size})
     kind = content_type(image)
@@ -91,11 +91,11 @@ def build(request: Request, hook: Hook | None, warn: Warn) -> ImagineCall:
         field="previousImage",
         feature="unsupported",
     )
-    return ImagineCall(prompt, name_of(request), bot, hook, image, kind)
+    return ImagineCall(prompt, job_name(request), bot, webhook, image, kind)
 
 
 def _line(prompt: PromptSpec, model: str, version: str, warn: Warn) -> str:
-    """The text, then all flags: Midjourney reads whatever follows a flag as its value."""
+    """Join the text and all flags, in this order: Midjourney reads the text after a flag as its value."""
     texts: list[str] = []
     flags: dict[str, str] = {}
     for field, part in (
@@ -126,7 +126,7 @@ def _line(prompt: PromptSpec, model: str, version: str, warn: Warn) -> str:
 
 
 def _ratio(prompt: PromptSpec, warn: Warn) -> tuple[int, int]:
-    width, height = wanted_shape(prompt, warn)
+    width, height = requested_shape(prompt, warn)
     divisor = gcd(width, height)
     ratio = width // divisor, height // divisor
     if prompt.size not in (None, (1024, 1024)):

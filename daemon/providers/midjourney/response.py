@@ -1,16 +1,21 @@
-"""What a midjourney-proxy answers, and what we make of it.
+"""Read the responses of a midjourney-proxy, and map its errors to `RunError`.
 
-It answers 200 to almost everything: what happened is in a code of its own, and what it does not know is an empty body.
+Almost every response has status 200: the result is in a `code` of the proxy's own, and an unknown job is an empty body.
 """
 
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
-from daemon.errors import Refused, Retryable, RunError
-from daemon.providers.vendor import Facts, Vendor, as_object, order_name, readable
+from pydantic import Field
 
-MIDJOURNEY = Vendor(
+from daemon.errors import Refused, Retryable, RunError
+from daemon.providers.error_body import ErrorBody
+from daemon.providers.errors import ErrorMessages, Facts, read_job_id
+from daemon.providers.lenient import Encoded, Lenient, Name, Object, Text, as_count
+from daemon.providers.words import readable
+
+MIDJOURNEY = ErrorMessages(
     "Midjourney",
     provider="midjourney",
     key="MIDJOURNEY_API_KEY",
@@ -20,14 +25,36 @@ MIDJOURNEY = Vendor(
 SUCCESS, FAILURE, CANCELLED, MODAL = "SUCCESS", "FAILURE", "CANCEL", "MODAL"
 _QUEUE_WAIT = timedelta(seconds=15)
 _ACCOUNT_WAIT = timedelta(seconds=60)
-_NOT_WANTED = ("banned", "moderat", "blocked", "violat", "违禁", "敏感")
-_PASSING = ("timeout", "timed out", "queue", "busy", "try again", "internal", "超时", "队列", "系统异常", "连接")
-_TAKEN_BACK = ("取消", "cancel")
+_MODERATION = ("banned", "moderat", "blocked", "violat", "违禁", "敏感")
+_TRANSIENT = ("timeout", "timed out", "queue", "busy", "try again", "internal", "超时", "队列", "系统异常", "连接")
+_CANCELLATIONS = ("取消", "cancel")
+
+
+class _Properties(Lenient):
+    final_prompt: Text = Field(validation_alias="finalPrompt", default=None)
+    banned_word: Text = Field(validation_alias="bannedWord", default=None)
+
+
+class _TaskFields(Lenient):
+    id: Name = None
+    status: Name = None
+    progress: object = None
+    image_url: Encoded = Field(validation_alias="imageUrl", default=None)
+    fail_reason: Text = Field(validation_alias="failReason", default=None)
+    state: Name = None
+    properties: Object[_Properties] = None
+
+
+class _Submission(Lenient):
+    code: object = None
+    description: Text = None
+    result: Name = None
+    properties: Object[_Properties] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """An order as the proxy sees it. `progress` is 0-100; what it did not tell, or told wrongly, is None."""
+    """A provider job. `progress` is 0-100; values that are missing or malformed are None."""
 
     id: str
     status: str
@@ -40,73 +67,72 @@ class Task:
 
     @classmethod
     def read(cls, document: object) -> Self | None:
-        """Reads a task; None if it is none."""
-        fields = as_object(document)
-        name = order_name(_text(fields.get("id")))
-        if name is None:
+        """Read a task; None for any other document."""
+        fields = _TaskFields.read(document)
+        job = read_job_id(fields.id)
+        if job is None:
             return None
-        properties = as_object(fields.get("properties"))
+        properties = fields.properties or _Properties()
         return cls(
-            id=name,
-            status=_text(fields.get("status")) or "",
-            progress=_percent(fields.get("progress")),
-            image_url=_text(fields.get("imageUrl")),
-            fail_reason=_text(fields.get("failReason")) or "",
-            state=_text(fields.get("state")),
-            final_prompt=_text(properties.get("finalPrompt")),
-            banned_word=_text(properties.get("bannedWord")),
+            id=job,
+            status=fields.status or "",
+            progress=_percent(fields.progress),
+            image_url=fields.image_url,
+            fail_reason=fields.fail_reason or "",
+            state=fields.state,
+            final_prompt=properties.final_prompt,
+            banned_word=properties.banned_word,
         )
 
     @property
     def useful(self) -> bool:
-        """Whether it has a picture, or may still get one."""
+        """Whether it has an image, or may still get one."""
         return self.image_url is not None if self.status == SUCCESS else self.status not in (FAILURE, CANCELLED)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the audit trail."""
+        """The fields for the audit trail."""
         facts = {"taskId": self.id, "status": self.status, "finalPrompt": self.final_prompt}
         return {name: value for name, value in facts.items() if value}
 
     def failure(self) -> RunError:
-        """Why it has no picture."""
-        said = self.fail_reason.lower()
-        if self.status == CANCELLED or any(word in said for word in _TAKEN_BACK):
+        """Map the reason for having no image to an error."""
+        reason = self.fail_reason.lower()
+        if self.status == CANCELLED or any(word in reason for word in _CANCELLATIONS):
             return Refused(
                 "The order was cancelled at the Midjourney proxy.",
                 code="cancelled_there",
                 hint="Requeue the run to order it again.",
                 data=self.facts,
             )
-        if any(word in said for word in _NOT_WANTED):
+        if any(word in reason for word in _MODERATION):
             facts = {**self.facts, "said": readable(self.fail_reason)}
             return MIDJOURNEY.refused("the prompt", facts, stage="input", categories=_list(self.banned_word))
-        if any(word in said for word in _PASSING):
+        if any(word in reason for word in _TRANSIENT):
             return _failed(self.fail_reason, self.facts)
         return MIDJOURNEY.rejected(400, self.fail_reason or "no reason given.", self.facts)
 
 
-def order_id(document: object) -> str:
-    """The id of an order that was accepted.
+def submitted_job_id(document: object) -> str:
+    """Read the id of a submitted job.
 
     Raises:
-        RunError: If it was not.
+        RunError: If the job was not accepted.
     """
-    reply = as_object(document)
-    code, said = reply.get("code"), _text(reply.get("description")) or ""
-    properties = as_object(reply.get("properties"))
-    facts: Facts = {"code": code, "said": readable(said)}
+    reply = _Submission.read(document)
+    code, reason = reply.code, reply.description or ""
+    facts: Facts = {"code": code if isinstance(code, int) else None, "said": readable(reason)}
     match code:
-        case 1 | 21 | 22 if (name := order_name(_text(reply.get("result")))) is not None:  # accepted, existed, queued
-            return name
+        case 1 | 21 | 22 if (job := read_job_id(reply.result)) is not None:  # accepted, existed, queued
+            return job
         case 23:  # the queue is full
             raise MIDJOURNEY.rate_limited(_QUEUE_WAIT, facts, blocks="provider")
         case 24:  # a banned word
-            word = _text(properties.get("bannedWord"))
+            word = (reply.properties or _Properties()).banned_word
             raise MIDJOURNEY.refused("the prompt", facts, stage="input", categories=_list(word))
         case 3:  # no account
             raise Retryable(
-                f"The Midjourney proxy has no account that could draw: {readable(said) or 'no reason given.'}",
+                f"The Midjourney proxy has no account that could draw: {readable(reason) or 'no reason given.'}",
                 code="provider_unavailable",
                 hint="Look at the accounts in the proxy's settings. It is tried again by itself.",
                 retry_in=_ACCOUNT_WAIT,
@@ -114,32 +140,30 @@ def order_id(document: object) -> str:
                 data=dict(facts),
             )
         case 4:  # invalid
-            raise MIDJOURNEY.rejected(400, said, facts)
+            raise MIDJOURNEY.rejected(400, reason, facts)
         case 9:  # failed
-            raise _failed(said, facts)
+            raise _failed(reason, facts)
         case _:
             raise MIDJOURNEY.unknown("The Midjourney proxy's answer does not name an order.", **facts)
 
 
-def _failed(said: str, facts: Facts) -> Retryable:
+def _failed(reason: str, facts: Facts) -> Retryable:
     return Retryable(
-        f"Midjourney did not draw it: {readable(said) or 'no reason given.'}",
+        f"Midjourney did not draw it: {readable(reason) or 'no reason given.'}",
         code="provider_unavailable",
         hint="It is tried again by itself.",
         data=dict(facts),
     )
 
 
-def _text(value: object) -> str | None:
-    """Ids are numbers in some proxies."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value if isinstance(value, str) and value else None
-
-
 def _percent(value: object) -> float | None:
-    text = value.strip().removesuffix("%") if isinstance(value, str) else ""
-    return min(float(text), 100) if text.isdecimal() else None
+    count = as_count(value.strip().removesuffix("%") if isinstance(value, str) else value)
+    return None if count is None else min(float(count), 100)
+
+
+def is_own(body: ErrorBody) -> bool:
+    """Return whether a body is an error of the proxy itself, and no page of a gateway in front of it."""
+    return isinstance(body.fields.get("code"), int) and isinstance(body.fields.get("description"), str)
 
 
 def _list(word: str | None) -> list[str]:

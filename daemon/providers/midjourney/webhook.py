@@ -1,7 +1,7 @@
-"""Where a midjourney-proxy sends the webhooks of an order, and how the database knows that the order is ours.
+"""Sign the webhooks of a midjourney-proxy, so that the database can verify that a provider job is ours.
 
-The proxy signs nothing. But it repeats an order's `state` in every one, so that is signed, by us: see
-`private.verified_delivery` in `sql/schema/70_webhook_signatures.sql`.
+The proxy signs nothing itself. But it repeats a job's `state` in each webhook, so `state` is signed: see
+`image_jobs.verified_delivery` in `sql/schema/70_webhook_signatures.sql`.
 """
 
 import hmac
@@ -14,12 +14,12 @@ from daemon.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
+class Webhook:
     """An address for webhooks.
 
     Args:
-        url: The proxy posts the task to it at each change.
-        key: Signs the state; None for an address that a caller named, which gets no token of ours.
+        url: The proxy posts the task there at each change.
+        key: Signs `state`; None for an address that a caller named, which gets no signature.
     """
 
     url: str = field(repr=False)
@@ -27,7 +27,7 @@ class Hook:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """The database's own receiver, `webhook_midjourney`; None without its address, the anon key or a secret."""
+        """Return the database's own receiver, `webhook_midjourney`; None without its address, the anon key or a secret."""
         secrets = settings.webhook_secrets.get("midjourney")
         if not secrets or settings.supabase_url is None or settings.anon_key is None:
             return None
@@ -37,7 +37,7 @@ class Hook:
 
     @property
     def ours(self) -> bool:
-        """Whether they come to the database."""
+        """Whether the webhooks are sent to the database."""
         return self.key is not None
 
     @property
@@ -46,14 +46,14 @@ class Hook:
         return f"{self.url.partition('?')[0]}?apikey={MASK}" if self.ours else self.url
 
     def state(self, name: str) -> str:
-        """What an order of that name is sent with: `<name>.<hex HMAC-SHA256 of the name>`, or the name alone."""
+        """Return the `state` of a job: `<name>.<hex HMAC-SHA256 of the name>`, or the name alone without a key."""
         return name if self.key is None else f"{name}.{hmac.digest(self.key, name.encode(), 'sha256').hex()}"
 
     def shown_state(self, name: str) -> str:
-        """The same for the audit trail: whoever can read it must not be able to speak for the proxy."""
+        """Return `state` for the audit trail, without the signature, with which webhooks could be forged."""
         return f"{name}.{MASK}" if self.ours else name
 
 
-def name_in(state: str | None) -> str | None:
-    """The name that an order was made with, whatever key signed it: secrets are replaced while orders are out."""
+def job_name_in(state: str | None) -> str | None:
+    """Return the name in a job's `state`, whichever key signed it: secrets are replaced while jobs are running."""
     return None if state is None else state.partition(".")[0]

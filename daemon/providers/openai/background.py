@@ -1,40 +1,43 @@
-"""The Responses API in the background: a picture is ordered, asked about, and fetched when it is there.
+"""Call the Responses API in background mode: submit a job, check it, fetch its image.
 
-The order's id is all that has to be kept: any daemon finds the response again for 30 days. There is no list of responses,
-so an id that was lost before it was written down comes back by OpenAI's webhook alone.
+A job is a response; its id is all that has to be saved: any daemon can check it for 30 days. There is no list of responses,
+so an id that was lost before it was saved is found by OpenAI's webhook alone.
 """
 
 import sys
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 import httpx2
 from openai import AsyncOpenAI, ConflictError, NotFoundError
 
 from daemon.errors import Refused, RunError
-from daemon.providers import Generated, Reporter, Request, Submitted, Waiting
-from daemon.providers.base64_stream import Base64Stream, BrokenImage, ImageTooLarge
-from daemon.providers.openai_answer import read_document
-from daemon.providers.openai_errors import BROKEN, OPENAI, translate
-from daemon.providers.openai_models import MAINLINE
-from daemon.providers.openai_order import Order
-from daemon.providers.openai_request import draw
-from daemon.providers.openai_response import Response
-from daemon.providers.vendor import asked_in_vain
+from daemon.providers import Charge, Generated, Reporter, Request, Submitted, Waiting
+from daemon.providers.body import NotUnderstood, read_body
+from daemon.providers.event_stream import Document
+from daemon.providers.job_checks import check_failed, look_up_failed
+from daemon.providers.openai.background_request import BackgroundRequest
+from daemon.providers.openai.background_response import BackgroundResponse
+from daemon.providers.openai.errors import CALL_ERRORS, OPENAI, is_missing, translate
+from daemon.providers.openai.models import MAINLINE
+from daemon.providers.openai.request import draw
+from daemon.providers.sending import Sending
+from daemon.providers.spool import Spool, TooMuch
 
 _API = "Responses API"
-_NOTHING_THERE = {"not_found", "invalid_request"}
-"""What a question about a response comes to if it is gone, was never there, or cannot be cancelled any more."""
+_NO_SUCH_JOB = {"not_found", "invalid_request"}
+"""Codes of an id that is none of this API's, or of a response that cannot be cancelled any more."""
 _STREAMED = {"X-Stainless-Raw-Response": "stream"}
-"""Tells the SDK to leave the answer's body unread, as its `with_streaming_response` does."""
+"""Tells the SDK to leave the body unread, as its `with_streaming_response` does."""
 
 
 class OpenAIBackground:
-    """Orders pictures from OpenAI, or from a server that speaks its Responses API.
+    """Generate images in the background with OpenAI, or with a server that has its Responses API.
 
     Args:
-        client: Speaks to that server.
-        webhook: Whether OpenAI's webhooks are verified here.
+        client: Connects to that server.
+        webhook: Whether the database has a secret to verify OpenAI's webhooks with.
         max_bytes: Largest image that is accepted.
     """
 
@@ -43,22 +46,22 @@ class OpenAIBackground:
         self._webhook = webhook
         self._max_bytes = max_bytes
 
-    async def order(self, request: Request, report: Reporter) -> Generated | Submitted:
-        """Orders the picture. A server that knows no background may have it ready at once."""
+    async def submit(self, request: Request, report: Reporter) -> Generated | Submitted:
+        """Submit a job. A server without background mode may return the image at once."""
         drawing = draw(request, report.warning)
         report.warning(
             "In background mode a language model words the prompt anew; revisedPrompt is what was drawn.",
             field="mode",
             feature="rewritten",
         )
-        order = Order(drawing, request.run_id, request.ticket)
-        report.submitted(order.described(), estimate=drawing.estimate(), order=True)
-        with self._images(request) as images:
+        background = BackgroundRequest(drawing, request.run_id, request.ticket)
+        sending = Sending(lambda: report.submitted(background.described(), estimate=drawing.estimate(), deferred=True))
+        with OPENAI.guard(sending), sending.in_sdk():
             try:
-                response = await self._send(order, images)
-            except BROKEN as error:
-                raise _not_taken(error, request.model) from error
-            outcome = response.outcome(request.model)
+                response = await self._send(background, self._spool(request))
+            except CALL_ERRORS as error:
+                raise _submit_failed(error, request.model, sent=sending.sent) from error
+            outcome = await response.outcome(request.model)
         if isinstance(outcome, Generated):
             return outcome
         if response.id is None:
@@ -72,79 +75,98 @@ class OpenAIBackground:
         return Submitted(response.id, outcome.message, webhook=self._webhook)
 
     async def check(self, job_id: str, request: Request) -> Generated | Waiting:
-        """Asks about the order, and fetches its picture once it is there."""
-        with self._images(request) as images:
-            try:
-                response = await self._find(job_id, images)
-            except RunError as error:
-                raise asked_in_vain(error) from error
-            if response is None:
-                raise OPENAI.unknown("OpenAI does not know the order any more.", response_id=job_id)
-            return response.outcome(request.model)
+        """Check a job; return its image once it is done."""
+        response = await self._look_up(job_id, self._spool(request), is_absent=is_missing)
+        if response is None:
+            raise OPENAI.unknown("OpenAI does not know the order any more.", response_id=job_id)
+        return await response.outcome(request.model)
 
-    async def cancel(self, job_id: str) -> None:
-        """Has the order stopped. Nothing happens to one that has ended, or is not there."""
+    async def cancel(self, job_id: str) -> Charge | None:
+        """Cancel a job. One that has ended, or is not there, is no error. Return what OpenAI says about its charge."""
         try:
-            async with self._responses.cancel(job_id):
-                pass  # the answer is the response, perhaps with its picture: nobody reads it
-        except BROKEN as error:
-            told = translate(error, MAINLINE, api=_API)
-            if told.code not in _NOTHING_THERE and not isinstance(error, ConflictError):
-                raise asked_in_vain(told) from error
+            async with self._responses.cancel(job_id) as response:
+                cancelled = await _read(response.http_response, Spool(None, max_bytes=sys.maxsize))
+            return cancelled.charge
+        except RunError:
+            return None  # it is cancelled, and what its response says cannot be read
+        except CALL_ERRORS as error:
+            failure = translate(error, MAINLINE, api=_API)
+            if failure.code not in _NO_SUCH_JOB and not isinstance(error, ConflictError):
+                raise look_up_failed(failure) from error
+        ended = await self._look_up(job_id, Spool(None, max_bytes=sys.maxsize))
+        return None if ended is None else ended.charge
 
     async def owner(self, job_id: str) -> tuple[str, int] | None:
-        """The run and the ticket that the order was made for; None if it is none of ours, or not there."""
-        with Base64Stream(None, max_bytes=sys.maxsize, key="result") as images:
-            try:
-                response = await self._find(job_id, images)
-            except RunError as error:
-                raise asked_in_vain(error) from error
+        """Return the run id and ticket that a job was submitted with; None if it is not ours, or not there."""
+        response = await self._look_up(job_id, Spool(None, max_bytes=sys.maxsize))
         return None if response is None else response.owner
 
     @property
     def _responses(self) -> Any:
         return self._client.responses.with_streaming_response
 
-    def _images(self, request: Request) -> Base64Stream:
-        return Base64Stream(request.workdir, max_bytes=self._max_bytes, key="result")
+    def _spool(self, request: Request) -> Spool:
+        return Spool(request.workdir, max_bytes=self._max_bytes)
 
-    async def _send(self, order: Order, images: Base64Stream) -> Response:
+    async def _send(self, request: BackgroundRequest, spool: Spool) -> BackgroundResponse:
         # Not by `responses.create`: that takes the image as one text and makes another one of it.
-        body = order.body()
+        body = request.body()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **_STREAMED}
-        answer = await self._client.post(
+        response = await self._client.post(
             "/responses", cast_to=httpx2.Response, content=body, options={"headers": headers}
         )
         try:
-            return await _read(answer, images)
+            return await _read(response, spool)
         finally:
-            await answer.aclose()
+            await response.aclose()
 
-    async def _find(self, job_id: str, images: Base64Stream) -> Response | None:
-        """Asks for a response; None if there is none of that id."""
-        asking: AbstractAsyncContextManager[Any] = self._responses.retrieve(job_id)
+    async def _look_up(
+        self, job_id: str, spool: Spool, *, is_absent: Callable[[Exception], bool] | None = None
+    ) -> BackgroundResponse | None:
+        """Retrieve a response by its id; None if there is none. Its trouble is none of the job's (see `check_failed`).
+
+        Args:
+            job_id: The id.
+            spool: Takes the image.
+            is_absent: Returns whether an error says that there is none; by default, also an id that is refused is none.
+        """
+        sending = Sending(lambda: None)
         try:
-            async with asking as answer:
-                return await _read(answer.http_response, images)
-        except BROKEN as error:
-            told = translate(error, MAINLINE, api=_API)
-            if told.code in _NOTHING_THERE:
+            with OPENAI.guard(sending), sending.in_sdk():
+                return await self._find(job_id, spool, is_absent or _is_refused_id)
+        except RunError as error:
+            raise check_failed(error) from error
+
+    async def _find(
+        self, job_id: str, spool: Spool, is_absent: Callable[[Exception], bool]
+    ) -> BackgroundResponse | None:
+        retrieval: AbstractAsyncContextManager[Any] = self._responses.retrieve(job_id)
+        try:
+            async with retrieval as response:
+                return await _read(response.http_response, spool)
+        except CALL_ERRORS as error:
+            if is_absent(error):
                 return None
-            raise told from error
+            raise translate(error, MAINLINE, api=_API) from error
 
 
-async def _read(answer: httpx2.Response, images: Base64Stream) -> Response:
+def _is_refused_id(error: Exception) -> bool:
+    return translate(error, MAINLINE, api=_API).code in _NO_SUCH_JOB
+
+
+async def _read(response: httpx2.Response, spool: Spool) -> BackgroundResponse:
     try:
-        document = await read_document(answer.aiter_bytes(), images)
-    except ImageTooLarge as error:
-        raise Refused(str(error), code="image_too_large", hint="Ask for a smaller size, or raise the limit.") from error
-    except BrokenImage as error:
-        raise OPENAI.unknown(f"OpenAI's answer is damaged: {error}") from error
-    return Response(document, images.files, answer.headers.get("x-request-id"))
+        async with aclosing(read_body(response.aiter_raw(), spool)) as parts:
+            async for part in parts:
+                if isinstance(part, Document) and (fields := part.fields) is not None:
+                    return BackgroundResponse(fields, spool, response.headers.get("x-request-id"))
+    except (NotUnderstood, TooMuch) as error:
+        raise OPENAI.unknown("OpenAI's answer cannot be read.") from error
+    raise OPENAI.unknown("OpenAI's answer has another shape than it should.")
 
 
-def _not_taken(error: Exception, model: str) -> RunError:
-    """What an order that was not taken means for the run."""
+def _submit_failed(error: Exception, model: str, *, sent: bool) -> RunError:
+    """Map an error of the submission. A server without the Responses API, or the model in between, has hints of its own."""
     if isinstance(error, NotFoundError) and MAINLINE in error.message:
         return Refused(
             f"OpenAI has no {MAINLINE} for this account, by which it draws in the background.",
@@ -152,7 +174,7 @@ def _not_taken(error: Exception, model: str) -> RunError:
             hint="Leave metadata.mode out: the Images API needs no such model.",
             data={"request_id": error.request_id},
         )
-    told = translate(error, model, api=_API)
-    if told.code == "not_found":
-        told.hint = f"Leave metadata.mode out: this server may have the Images API. {told.hint}"
-    return told
+    failure = translate(error, model, api=_API, sent=sent)
+    if failure.code == "not_found":
+        failure.hint = f"Leave metadata.mode out: this server may have the Images API. {failure.hint}"
+    return failure

@@ -1,4 +1,4 @@
-"""An order of one picture, as the Responses API takes it. An image that goes with it is encoded while it is sent."""
+"""Build the request of a background job for the Responses API. Its image is encoded while it is sent."""
 
 import json
 import re
@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from daemon.providers.openai_models import MAINLINE
-from daemon.providers.openai_request import Drawing
+from daemon.providers.openai.models import MAINLINE
+from daemon.providers.openai.request import Drawing
 
 INSTRUCTIONS = "Draw one picture of what the user describes. Give the user's words to the image tool as they are."
-"""For the model in between: it words the prompt anew otherwise, and still may."""
+"""For the model in between: without them it rewrites the prompt, and with them it still may."""
 _RUN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TICKET = re.compile(r"[0-9]{1,18}")
-"""What fits into a bigint: others may put anything into the metadata of theirs."""
+"""Fits into a bigint: the metadata of other applications' responses may hold anything."""
 _CHUNK = 3 * 16_384
 """Bytes of the image that are encoded at once: divisible by three, so that the pieces join without padding."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is ordered, and by whom.
+class BackgroundRequest:
+    """The request of one job.
 
     Args:
-        drawing: What is to be drawn.
-        run_id, ticket: Come back with the response: by them an order that was not written down is found again.
+        drawing: The image to generate.
+        run_id, ticket: Returned in the response's metadata: they name the run of a job whose id was never saved.
     """
 
     drawing: Drawing
@@ -35,14 +35,14 @@ class Order:
     ticket: int
 
     def described(self) -> dict[str, Any]:
-        """The exact request, for the audit trail; the image by its type and size."""
+        """Return the exact request for the audit trail; the image by its type and size."""
         return {"endpoint": "responses", **self._fields(self.drawing.image_described)}
 
     def body(self) -> "Body":
-        """The request as it is sent."""
-        place = uuid4().hex
-        fields = json.dumps(self._fields(f"data:{self.drawing.image_type};base64,{place}")).encode()
-        head, _, tail = fields.partition(place.encode())
+        """Return the request to send."""
+        placeholder = uuid4().hex
+        fields = json.dumps(self._fields(f"data:{self.drawing.image_type};base64,{placeholder}")).encode()
+        head, _, tail = fields.partition(placeholder.encode())
         return Body(head, self.drawing.image, tail)
 
     def _fields(self, image_url: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Order:
 
 
 class Body(AsyncIterable[bytes]):
-    """A text with a file in it, in base64."""
+    """A text with a file in it, which is encoded as base64 while it is read."""
 
     def __init__(self, head: bytes, file: Path | None, tail: bytes) -> None:
         self._head = head
@@ -91,7 +91,7 @@ class Body(AsyncIterable[bytes]):
 
 
 def read_owner(metadata: object) -> tuple[str, int] | None:
-    """Run id and ticket out of the metadata of a response; None if it is no order of ours."""
+    """Read run id and ticket from the metadata of a response; None if it is not ours."""
     match metadata:
         case {"run_id": str(run_id), "ticket": str(ticket)} if _RUN.fullmatch(run_id) and _TICKET.fullmatch(ticket):
             return run_id, int(ticket)

@@ -1,75 +1,139 @@
-"""A response of the Responses API: what has become of an order."""
+"""Read a response of the Responses API: the state of a background job, its image or its error."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from pydantic import Field
 
 from daemon.errors import Refused, Retryable, RunError
-from daemon.providers import Generated, Waiting
-from daemon.providers.openai_errors import OPENAI, reported
-from daemon.providers.openai_models import settle, settle_mainline
-from daemon.providers.openai_order import read_owner
-from daemon.providers.vendor import as_object, order_name
+from daemon.providers import Charge, Generated, Waiting
+from daemon.providers.base64_stream import ImageTooLarge
+from daemon.providers.errors import read_job_id
+from daemon.providers.lenient import Encoded, Lenient, Name, Object, Objects, Text, counted
+from daemon.providers.openai.background_request import read_owner
+from daemon.providers.openai.errors import OPENAI, reported
+from daemon.providers.openai.models import settle, settle_mainline
+from daemon.providers.pictures import NotAPicture, save_picture
+from daemon.providers.spool import Spool
+from daemon.providers.words import readable
 
-_ENDED = {"completed", "failed", "incomplete", "cancelled"}
-_WORDS = {"queued": "The order waits at OpenAI", "in_progress": "OpenAI is drawing"}
+_ENDED_EARLY = {"failed", "incomplete", "cancelled"}
+_ENDED = {"completed", *_ENDED_EARLY}
+_MESSAGES = {"queued": "The order waits at OpenAI", "in_progress": "OpenAI is drawing"}
 _USUAL_TIERS = (None, "auto", "default")
-"""Others have prices of their own."""
+"""Other tiers have prices of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What was answered.
+class _Content(Lenient):
+    text: Text = None
+    refusal: Text = None
+
+
+class _Output(Lenient):
+    type: Text = None
+    result: Encoded = None
+    revised_prompt: Text = None
+    error: object = None
+    content: Objects[_Content] = Field(default_factory=list)
+
+
+class _Tool(Lenient):
+    model: Text = None
+
+
+class _ToolUsage(Lenient):
+    image_gen: object = None
+
+
+class _Incomplete(Lenient):
+    reason: Text = None
+
+
+class _Body(Lenient):
+    id: object = None
+    status: Text = None
+    model: Text = None
+    error: object = None
+    incomplete_details: Object[_Incomplete] = None
+    output: Objects[_Output] = Field(default_factory=list)
+    usage: object = None
+    tool_usage: Object[_ToolUsage] = None
+    service_tier: Name = None
+    metadata: object = None
+    tools: Objects[_Tool] = Field(default_factory=list)
+
+
+class BackgroundResponse:
+    """One response.
 
     Args:
-        document: The JSON, with numbers in place of pictures.
-        files: Where the pictures are.
-        request_id: Of the question, for the audit trail.
+        document: The JSON.
+        spool: Its long texts.
+        request_id: Of the HTTP request, for the audit trail.
     """
 
-    document: Mapping[str, Any]
-    files: Sequence[Path]
-    request_id: str | None
+    def __init__(self, document: object, spool: Spool, request_id: str | None) -> None:
+        self._body = _Body.read(document)
+        self._spool = spool
+        self._request_id = request_id
 
     @property
     def id(self) -> str | None:
-        """By which the order is found again."""
-        return order_name(self.document.get("id"))
+        """The provider job id; None if it is missing or malformed."""
+        return read_job_id(self._body.id)
 
     @property
     def owner(self) -> tuple[str, int] | None:
-        """The run and the ticket it was ordered for; None if it is none of ours."""
-        return read_owner(self.document.get("metadata"))
+        """The run id and ticket that it was submitted with; None if it is not ours."""
+        return read_owner(self._body.metadata)
 
-    def outcome(self, model: str) -> Generated | Waiting:
-        """The picture, or that it is not there yet. A picture that is there is paid for, however the response ended.
+    @property
+    def charge(self) -> Charge | None:
+        """The charge of a response that nobody waits for any more. As where one is checked, a picture or counted tokens are
+        charged, and an end without either is not. None where it has not ended, or says nothing."""
+        if self._counted or any(item.result is not None for item in self._body.output):
+            drawing = next((tool.model for tool in self._body.tools if tool.model), "")
+            return Charge(charged=True, cost=self._cost(drawing))
+        return Charge(charged=False) if self._body.status in _ENDED_EARLY else None
+
+    async def outcome(self, model: str) -> Generated | Waiting:
+        """Return the image, or that it is not ready. An image that is there is paid for, however the response ended.
 
         Raises:
             RunError: If it ended without one.
         """
-        status = self.document.get("status")
+        status = self._body.status
         if status not in _ENDED:
-            return Waiting(message=_WORDS.get(str(status), "OpenAI is at work"))
+            return Waiting(message=_MESSAGES.get(str(status), "OpenAI is at work"))
         cost, facts = self._cost(model), self._facts()
-        calls = [item for item in self._output if item.get("type") == "image_generation_call"]
+        calls = [item for item in self._body.output if item.type == "image_generation_call"]
+        undecodable: NotAPicture | None = None
         for call in reversed(calls):
-            picture = self._picture(call)
-            if picture is not None:
-                revised = call.get("revised_prompt")
-                return Generated(picture, cost, revised if isinstance(revised, str) else None, data=facts)
+            if call.result is None:
+                continue
+            try:
+                picture = await save_picture(call.result, self._spool)
+            except NotAPicture as error:
+                undecodable = undecodable or error
+            except ImageTooLarge as error:
+                raise OPENAI.too_large_picture(self._spool.max_bytes, facts, cost=cost) from error
+            else:
+                return Generated(picture, cost, call.revised_prompt, data=facts)
+        if undecodable is not None:
+            raise OPENAI.undecodable(undecodable.path, facts, cost=cost) from undecodable
         error = self._failure(calls, model, facts)
         error.cost = cost
+        error.charged = cost is not None or self._counted
         if isinstance(error, Retryable):
-            error.accepted = True  # it had been taken, and came to nothing
+            error.accepted = True  # the job was accepted, and failed later
         raise error
 
-    def _failure(self, calls: Sequence[Mapping[str, Any]], model: str, facts: Mapping[str, Any]) -> RunError:
-        """Why there is no picture. The call of the image model knows more than the response around it."""
-        told = next((call["error"] for call in calls if call.get("error")), None) or self.document.get("error")
-        if told:
-            return reported(told, model, facts=facts)
-        match self.document.get("status"), as_object(self.document.get("incomplete_details")).get("reason"):
+    def _failure(self, calls: Sequence[_Output], model: str, facts: Mapping[str, Any]) -> RunError:
+        """Map the reason for having no image. The call of the image model has more detail than the response around it."""
+        if reason := next((call.error for call in calls if call.error), None) or self._body.error:
+            return reported(reason, model, facts=facts)
+        why = (self._body.incomplete_details or _Incomplete()).reason
+        match self._body.status, why:
             case "cancelled", _:
                 return Refused(
                     "The order was cancelled at OpenAI.",
@@ -80,48 +144,41 @@ class Response:
             case "incomplete", "content_filter":
                 return OPENAI.refused("the picture it had made", facts, stage="output", categories=[])
             case "incomplete", reason:
-                return OPENAI.unavailable(None, f"the response is incomplete ({reason})", None, facts)
+                said = readable(reason or "no reason given", 100).rstrip(".")
+                return OPENAI.unavailable(None, f"the response is incomplete ({said})", None, facts)
             case "failed", _:
                 return OPENAI.unavailable(None, "", None, facts)
             case _:
-                return OPENAI.empty(facts, said=self._text)
-
-    def _picture(self, call: Mapping[str, Any]) -> Path | None:
-        number = call.get("result")
-        if not isinstance(number, str) or not number.isdigit():
-            return None
-        picture = self.files[int(number)]
-        return picture if picture.stat().st_size else None
+                return OPENAI.empty(facts, reason=self._text)
 
     def _cost(self, model: str) -> float | None:
-        """USD for the picture and the words; None if either is not known."""
-        document = self.document
-        picture = settle(model, as_object(document.get("tool_usage")).get("image_gen"))
-        words = settle_mainline(document.get("model"), document.get("usage"))
-        if picture is None or words is None or document.get("service_tier") not in _USUAL_TIERS:
+        """USD for the image and the text model; None if either is not known."""
+        image = settle(model, self._image_usage)
+        text = settle_mainline(self._body.model, self._body.usage)
+        if image is None or text is None or self._body.service_tier not in _USUAL_TIERS:
             return None
-        return round(picture + words, 8)
+        return round(image + text, 8)
 
     def _facts(self) -> dict[str, Any]:
         facts = {
             "response_id": self.id,
-            "request_id": self.request_id,
-            "usage": self.document.get("usage"),
-            "image_usage": as_object(self.document.get("tool_usage")).get("image_gen"),
+            "request_id": self._request_id,
+            "usage": counted(self._body.usage),
+            "image_usage": counted(self._image_usage),
         }
         return {name: value for name, value in facts.items() if value is not None}
 
     @property
-    def _output(self) -> list[dict[str, Any]]:
-        return _objects(self.document.get("output"))
+    def _counted(self) -> bool:
+        """Whether tokens were counted, which are charged."""
+        return counted(self._body.usage) is not None or counted(self._image_usage) is not None
+
+    @property
+    def _image_usage(self) -> object:
+        return (self._body.tool_usage or _ToolUsage()).image_gen
 
     @property
     def _text(self) -> str:
-        """What the model said instead of having a picture drawn."""
-        contents = [part for item in self._output for part in _objects(item.get("content"))]
-        return " ".join(str(part.get("text") or part.get("refusal") or "") for part in contents).strip()
-
-
-def _objects(value: object) -> list[dict[str, Any]]:
-    listed = cast("list[object]", value) if isinstance(value, list) else []
-    return [as_object(entry) for entry in listed]
+        """The model's text, where it called no image tool."""
+        contents = [part for item in self._body.output for part in item.content]
+        return " ".join(part.text or part.refusal or "" for part in contents).strip()

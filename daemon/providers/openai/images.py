@@ -1,86 +1,128 @@
-"""The Images API by the official SDK: one call, streamed to disk, with previews where the model gives them."""
+"""Call the Images API by the official SDK: one call, streamed to disk, with previews where the model has them."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 import httpx2
 from openai import AsyncOpenAI, BadRequestError
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_incrementing
+from pydantic import Field
 
-from daemon.errors import Refused, Retryable
-from daemon.fetch import Fetcher
+from daemon.errors import Refused, RunError, Undecodable
+from daemon.fetch.client import Fetcher, NotAnImage
 from daemon.providers import Generated, Reporter, Request
-from daemon.providers.base64_stream import Base64Stream, BrokenImage, EventStream
-from daemon.providers.openai_answer import expect_object, parse, read_document
-from daemon.providers.openai_errors import BROKEN, OPENAI, reported, translate
-from daemon.providers.openai_models import settle
-from daemon.providers.openai_request import PREVIEWS, ImagesCall, build
+from daemon.providers.base64_stream import ImageTooLarge
+from daemon.providers.body import NotUnderstood, Picture, Unreadable, read_body
+from daemon.providers.event_stream import Document
+from daemon.providers.lenient import Encoded, Lenient, Objects, Text, counted
+from daemon.providers.openai.errors import CALL_ERRORS, OPENAI, reported, translate
+from daemon.providers.openai.models import settle
+from daemon.providers.openai.request import PREVIEWS, ImagesCall, build
+from daemon.providers.pictures import NotAPicture, is_url, save_picture
+from daemon.providers.sending import Sending
+from daemon.providers.spool import Spool, TooMuch
+from daemon.providers.words import readable
 
-_DOWNLOAD_TIMEOUT = timedelta(seconds=60)
 _STREAM_FIELDS = ("stream", "partial_images")
+_PARTIAL = "partial_image"
+_COMPLETED = ".completed"
+_FIELDS = {"data", "b64_json", "url", "usage", "created", "created_at", "type", "error", "detail"}
 
 
-@dataclass(slots=True)
-class _Answer:
-    """What was in the body. `image` is a file; servers that give a `url` leave it None."""
+class _Item(Lenient):
+    """A picture of a response, or of an event. Some servers have the picture itself in `url`, or its address in `b64_json`."""
+
+    b64_json: Encoded = None
+    url: Encoded = None
+    revised_prompt: Text = None
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The texts that may be the picture, or its address; an empty one is none."""
+        return tuple(text for text in (self.b64_json, self.url) if text)
+
+
+class _Body(_Item):
+    """A response, or an event of a stream."""
+
+    type: Text = None
+    data: Objects[_Item] = Field(default_factory=list)
+
+    @property
+    def items(self) -> tuple[_Item, ...]:
+        """All pictures in it."""
+        return (*self.data, self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """The fields of a response. `image` is a file; None where a server returns a `url`, or nothing."""
 
     image: Path | None = None
     url: str | None = None
     revised_prompt: str | None = None
-    usage: Mapping[str, Any] | None = None
-    request_id: str | None = None
+    usage: object = None
+    undecodable: Path | None = None
+    """A file with what is no picture, in the place of one."""
+    reason: str = ""
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether there is a picture, its address, or what cannot be decoded: all of them are paid for."""
+        return self.image is not None or self.url is not None or self.undecodable is not None
 
 
 class OpenAIImages:
-    """Makes and edits pictures with OpenAI, or with a server that speaks its Images API.
+    """Generate and edit images with OpenAI, or with a server that has its Images API.
 
     Args:
-        client: Speaks to that server.
-        fetcher: Fetches pictures that it only points to.
+        client: Connects to that server.
+        fetcher: Fetches images that the server returns as a URL.
+        download_deadline: How long such an image is asked for again.
         max_bytes: Largest image that is accepted.
     """
 
-    def __init__(self, client: AsyncOpenAI, fetcher: Fetcher, *, max_bytes: int) -> None:
+    def __init__(self, client: AsyncOpenAI, fetcher: Fetcher, *, download_deadline: timedelta, max_bytes: int) -> None:
         self._client = client
         self._fetcher = fetcher
+        self._download_deadline = download_deadline
         self._max_bytes = max_bytes
 
     async def generate(self, request: Request, report: Reporter) -> Generated:
-        """Makes the picture, or edits the previous one."""
+        """Generate an image, or edit the previous one. Raises `RunError`."""
         call = build(request, report.warning)
-        report.submitted(call.described(), estimate=call.estimate)
-        try:
-            answer = await self._ask(call, request, report)
-        except BadRequestError as error:
-            if not (call.streams and error.param in _STREAM_FIELDS):
-                raise translate(error, request.model) from error
-            # Nothing was made and nothing paid: some accounts and servers may draw, but not stream.
-            report.warning(f"No previews: {error.message}"[:300], field="stream", feature="unsupported")
-            try:
-                answer = await self._ask(call.without_stream(), request, report)
-            except BROKEN as again:
-                raise translate(again, request.model) from again
-        except BROKEN as error:
-            raise translate(error, request.model) from error
-        return await self._finish(answer, request)
-
-    async def _ask(self, call: ImagesCall, request: Request, report: Reporter) -> _Answer:
-        with Base64Stream(request.workdir, max_bytes=self._max_bytes) as images:
-            async with self._send(call) as response:
-                report.progress(5, "OpenAI is drawing")
+        while True:
+            sending = Sending(partial(report.submitted, call.described(), estimate=call.estimate))
+            with OPENAI.guard(sending), sending.in_sdk():
                 try:
-                    if response.headers.get("content-type", "").startswith("text/event-stream"):
-                        answer = await _read_events(response.aiter_bytes(), images, request.model, report)
-                    else:
-                        answer = await _read_json(response.aiter_bytes(), images, request.model)
-                except BrokenImage as error:
-                    raise OPENAI.unknown(f"OpenAI's answer is damaged: {error}") from error
-                answer.request_id = response.headers.get("x-request-id")
-                return answer
+                    return await self._call(call, request, report)
+                except CALL_ERRORS as error:
+                    if not (isinstance(error, BadRequestError) and call.streams and error.param in _STREAM_FIELDS):
+                        raise translate(error, request.model, sent=sending.sent) from error
+                    # Nothing was generated and nothing paid: some accounts and servers may draw, but not stream.
+                    report.warning(
+                        f"No previews: {readable(error.message, 300)}", field="stream", feature="unsupported"
+                    )
+            call = call.without_stream()
+
+    async def _call(self, call: ImagesCall, request: Request, report: Reporter) -> Generated:
+        spool = Spool(request.workdir, max_bytes=self._max_bytes)
+        async with self._send(call) as response:
+            report.progress(5, "OpenAI is drawing")
+            facts = {"request_id": response.headers.get("x-request-id")}
+            try:
+                result = await _read(response, spool, request.model, report)
+            except ImageTooLarge as error:
+                raise OPENAI.too_large_picture(self._max_bytes, facts) from error
+            except TooMuch as error:
+                raise OPENAI.unknown("OpenAI's answer is larger than one of OpenAI's can be.", **facts) from error
+            except NotUnderstood as error:
+                raise OPENAI.unknown("OpenAI's answer cannot be read.", **facts) from error
+        return await self._finish(result, request, facts)
 
     @asynccontextmanager
     async def _send(self, call: ImagesCall) -> AsyncGenerator[httpx2.Response, None]:
@@ -95,76 +137,121 @@ class OpenAIImages:
             async with images.edit(image=image, **call.fields) as response:
                 yield response.http_response
 
-    async def _finish(self, answer: _Answer, request: Request) -> Generated:
-        cost = settle(request.model, answer.usage)
-        data = {"request_id": answer.request_id, "usage": answer.usage}
-        data = {key: value for key, value in data.items() if value is not None}
-        path = answer.image
-        if path is None and answer.url is not None:
-            path = request.workdir / "image-0"
-            await self._download(answer.url, path, cost, data)
-        if path is None or path.stat().st_size == 0:
-            raise OPENAI.empty(data, cost=cost)
-        return Generated(path, cost, answer.revised_prompt, answer.url, data)
+    async def _finish(self, result: _Result, request: Request, facts: Mapping[str, Any]) -> Generated:
+        usage = counted(result.usage)
+        cost = settle(request.model, result.usage)
+        data = {name: value for name, value in {**facts, "usage": usage}.items() if value is not None}
+        if result.image is not None:
+            return Generated(result.image, cost, result.revised_prompt, data=data)
+        if result.undecodable is not None:
+            raise OPENAI.undecodable(result.undecodable, data, cost=cost)
+        if result.url is None:
+            raise OPENAI.empty(data, reason=result.reason, cost=cost, charged=usage is not None)
+        path = request.workdir / "image-0"
+        await self._download(result.url, path, cost, data)
+        return Generated(path, cost, result.revised_prompt, result.url, data)
 
     async def _download(self, url: str, path: Path, cost: float | None, data: dict[str, Any]) -> None:
-        """Fetches a picture that a compatible server only points to. Never a reason to have it made again."""
-        persistently = AsyncRetrying(
-            stop=stop_after_attempt(3),
-            wait=wait_incrementing(start=1, increment=1),
-            retry=retry_if_exception_type(Retryable),
-            reraise=True,
-        )
+        """Fetch an image that a compatible server returned as a URL. A failure is final: another attempt would be paid again."""
+        data = {**data, "url": url.partition("?")[0][:2000]}
         try:
-            await persistently(
-                self._fetcher.fetch, url, path, max_bytes=self._max_bytes, timeout=_DOWNLOAD_TIMEOUT, what="it"
-            )
-        except (Refused, Retryable) as error:
+            await self._fetcher.fetch_result(url, path, max_bytes=self._max_bytes, deadline=self._download_deadline)
+        except NotAnImage as error:
+            raise Undecodable(error.message, error.path, data=data, cost=cost) from error
+        except RunError as error:
             raise Refused(
                 f"The picture was made, but not handed over. {error.message}",
                 code="download",
                 hint="Requeueing makes a new one.",
-                data={**data, "url": url.partition("?")[0][:2000]},
+                data=data,
                 cost=cost,
+                charged=True,
             ) from error
 
 
-async def _read_json(chunks: AsyncIterator[bytes], images: Base64Stream, model: str) -> _Answer:
-    document = await read_document(chunks, images)
-    _raise_reported(document, model)
-    items = cast("list[object]", document.get("data") or [{}])
-    return _answer(expect_object(items[0]), document.get("usage"), images)
+async def _read(  # noqa: C901 - the kinds of parts
+    response: httpx2.Response, spool: Spool, model: str, report: Reporter
+) -> _Result:
+    """Read a response: JSON, a stream of events, or the picture itself.
 
+    A stream need not end as it should: what came as a picture counts, whatever the type of its event.
 
-async def _read_events(chunks: AsyncIterator[bytes], images: Base64Stream, model: str, report: Reporter) -> _Answer:
-    events = EventStream()
+    Raises:
+        RunError: If it is an error, or breaks off.
+    """
+    last = _Result()
     previews = 0
-    async for chunk in chunks:
-        for text in events.feed(images.feed(chunk)):
-            if text.startswith(b"[DONE]"):
+    try:
+        async with aclosing(read_body(response.aiter_raw(), spool)) as parts:
+            async for part in parts:
+                match part:
+                    case Picture(path):
+                        return _Result(path)
+                    case Unreadable(path):
+                        return _Result(undecodable=path)
+                    case Document(event=None):
+                        return await _result(part, spool, model)
+                    case _ if part.fields is None:
+                        continue
+                    case _ if _PARTIAL in (kind := _Body.read(part.value).type or part.event or ""):
+                        previews += await _preview(part, spool, previews, report)
+                        spool.drop()
+                    case _:
+                        found = await _result(part, spool, model)
+                        last = found if found.has_picture else replace(last, usage=found.usage or last.usage)
+                        if kind.endswith(_COMPLETED):
+                            return last
+    except (*CALL_ERRORS, NotUnderstood, TooMuch):
+        if not last.has_picture:
+            raise
+    if not last.has_picture:
+        raise OPENAI.unknown("OpenAI's answer broke off before the picture was complete.")
+    return last
+
+
+async def _result(document: Document, spool: Spool, model: str) -> _Result:
+    """Find the picture of a document: the first that can be read, else the first address."""
+    fields, body = document.fields, _Body.read(document.value)
+    if not is_response(fields):
+        raise OPENAI.unknown("OpenAI's answer has another shape than it should.")
+    usage: object = fields.get("usage")
+    result = _Result(usage=usage)
+    for item in body.items:
+        result = replace(result, revised_prompt=result.revised_prompt or item.revised_prompt)
+        for text in item.spellings:
+            if is_url(text) and text not in spool:
+                result = replace(result, url=result.url or text.strip())
                 continue
-            event = parse(text)
-            _raise_reported(event, model)
-            answer = _answer(event, event.get("usage"), images)
-            if str(event.get("type")).endswith(".completed"):
-                return answer
-            if answer.image is not None:
-                previews += 1
-                report.progress(100 * previews / (PREVIEWS + 1), f"Preview {previews}")
-                report.preview(answer.image)
-    raise OPENAI.unknown("OpenAI's answer broke off before the picture was complete.")
+            try:
+                image = await save_picture(text, spool)
+            except NotAPicture as error:
+                if error.path.stat().st_size:
+                    result = replace(result, undecodable=result.undecodable or error.path)
+            else:
+                return replace(result, image=image, url=None)
+    if result.url is None and result.undecodable is None and (error := fields.get("error") or fields.get("detail")):
+        failure = reported(error, model)
+        failure.charged = failure.charged or counted(usage) is not None
+        failure.cost = settle(model, usage)
+        raise failure
+    return replace(result, undecodable=None if result.url else result.undecodable)
 
 
-def _answer(item: Mapping[str, Any], usage: Any, images: Base64Stream) -> _Answer:
-    number, url, revised = item.get("b64_json"), item.get("url"), item.get("revised_prompt")
-    return _Answer(
-        image=images.files[int(number)] if number is not None else None,
-        url=url if isinstance(url, str) else None,
-        revised_prompt=revised if isinstance(revised, str) else None,
-        usage=expect_object(usage) if usage is not None else None,
-    )
+def is_response(fields: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether a document is a response of this API: an empty one, or one with a field of it that has its type."""
+    if fields is None or not isinstance(fields.get("data", []), list | dict):
+        return False
+    return not fields or not _FIELDS.isdisjoint(fields)
 
 
-def _raise_reported(document: Mapping[str, Any], model: str) -> None:
-    if error := document.get("error"):
-        raise reported(error, model)
+async def _preview(document: Document, spool: Spool, previews: int, report: Reporter) -> int:
+    """Publish the picture of an event that is not the last, and return how many that were: nothing depends on it."""
+    for text in _Body.read(document.value).spellings:
+        try:
+            image = await save_picture(text, spool)
+        except (NotAPicture, ImageTooLarge):
+            continue
+        report.progress(100 * (previews + 1) / (PREVIEWS + 1), f"Preview {previews + 1}")
+        report.preview(image)
+        return 1
+    return 0

@@ -1,4 +1,4 @@
-"""OpenAI as one provider: each run says by its `mode` which API makes its picture."""
+"""Choose the API by a run's `metadata.mode`: the Images API, or the Responses API in background mode."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -7,25 +7,34 @@ import httpx2
 from openai import AsyncOpenAI
 from pydantic import SecretStr
 
-from daemon.fetch import Fetcher
-from daemon.providers import Generated, Model, Reporter, Request, Submitted, Waiting
-from daemon.providers.openai_background import OpenAIBackground
-from daemon.providers.openai_images import OpenAIImages
+from daemon.fetch.client import Fetcher
+from daemon.http_clients import client2
+from daemon.providers import Charge, Generated, Model, Reporter, Request, Submitted, Waiting
+from daemon.providers.openai.background import OpenAIBackground
+from daemon.providers.openai.errors import CALL_ERRORS, translate
+from daemon.providers.openai.images import OpenAIImages
+from daemon.providers.sending import follow, shorten
 
 BACKGROUND = "background"
-"""The `metadata.mode` of runs that are ordered and fetched later."""
+"""The `metadata.mode` of runs that are submitted now and checked later."""
 _BASE_URL = "https://api.openai.com/v1"
+_NO_SCOPE = "Missing scopes"
+"""Of OpenAI's sentence for a key that may do other things than this one."""
+_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+"""The SDK's own."""
 
 
 class OpenAI:
-    """Draws at once by the Images API, or in the background by the Responses API.
+    """Generate images at once by the Images API, or in the background by the Responses API.
 
     Args:
         api_key: Sent to `base_url` and nowhere else.
         base_url: A compatible server; None for OpenAI itself.
-        models: What that server has on offer, as far as it is known.
-        webhook: Whether OpenAI's webhooks are verified here.
+        organization, project: Who pays; None where the key alone says it.
+        models: The catalogue of that server; empty if it is not known.
+        webhook: Whether the database has a secret to verify OpenAI's webhooks with.
         timeout: Longest silence of the server.
+        download_deadline: How long an image is asked for that the server returned as a URL.
         max_bytes: Largest image that is accepted.
     """
 
@@ -34,9 +43,12 @@ class OpenAI:
         api_key: SecretStr,
         *,
         base_url: str | None,
+        organization: SecretStr | None,
+        project: SecretStr | None,
         models: Sequence[Model],
         webhook: bool,
         timeout: timedelta,
+        download_deadline: timedelta,
         max_bytes: int,
     ) -> None:
         self.models = models
@@ -45,34 +57,53 @@ class OpenAI:
             api_key=api_key.get_secret_value().strip(),
             base_url=base_url,
             max_retries=0,  # its retries send no idempotency key: one picture could be paid for three times
+            organization=organization.get_secret_value() if organization else None,
+            project=project.get_secret_value() if project else None,
             timeout=httpx2.Timeout(timeout.total_seconds(), connect=10, pool=10),
+            http_client=client2(
+                limits=_LIMITS,
+                follow_redirects=True,
+                headers={"accept-encoding": "identity"},
+                event_hooks={"request": [follow], "response": [shorten]},
+            ),
         )
         self._fetcher = Fetcher([base_url])
-        self._images = OpenAIImages(self._client, self._fetcher, max_bytes=max_bytes)
+        self._images = OpenAIImages(
+            self._client, self._fetcher, download_deadline=download_deadline, max_bytes=max_bytes
+        )
         self._background = OpenAIBackground(self._client, webhook=webhook, max_bytes=max_bytes)
 
     async def aclose(self) -> None:
-        """Lets go of connections."""
+        """Close all connections."""
         await self._client.close()
         await self._fetcher.aclose()
 
+    async def check_key(self) -> None:
+        """List the models, which is free. A key that is restricted to making images is accepted, too."""
+        try:
+            await self._client.models.with_raw_response.list()
+        except CALL_ERRORS as error:
+            refusal = translate(error, "", api="list of models")
+            if refusal.code != "permission" or _NO_SCOPE not in refusal.message:
+                raise refusal from error
+
     async def generate(self, request: Request, report: Reporter) -> Generated | Submitted:
-        """Makes the picture, or orders it."""
+        """Generate the image, or submit a job for it. Raises `RunError`."""
         mode = request.metadata.get("mode")
         if mode == BACKGROUND:
-            return await self._background.order(request, report)
+            return await self._background.submit(request, report)
         if mode is not None:
             report.warning(f"mode {str(mode)[:40]!r} is unknown; the image is made at once.", field="mode")
         return await self._images.generate(request, report)
 
-    async def check(self, job_id: str, request: Request, report: Reporter) -> Generated | Waiting:  # noqa: ARG002 - it does not tell how far it is
-        """Asks about an order once."""
+    async def check(self, job_id: str, request: Request, report: Reporter) -> Generated | Waiting:  # noqa: ARG002 - there is no progress to report
+        """Check a job once."""
         return await self._background.check(job_id, request)
 
-    async def cancel(self, job_id: str) -> None:
-        """Has an order stopped."""
-        await self._background.cancel(job_id)
+    async def cancel(self, job_id: str) -> Charge | None:
+        """Cancel a job. Return what OpenAI says about its charge."""
+        return await self._background.cancel(job_id)
 
     async def owner(self, job_id: str) -> tuple[str, int] | None:
-        """The run and the ticket that an order was made for."""
+        """Return the run id and ticket that a job was submitted with."""
         return await self._background.owner(job_id)

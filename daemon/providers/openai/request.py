@@ -1,4 +1,4 @@
-"""From a prompt to what OpenAI draws, and to a call of its Images API. Whatever is lost on the way is a warning."""
+"""Map a prompt to a `Drawing`, and to a call of the Images API. A value that is changed or lost is a warning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,43 +8,29 @@ from typing import Any
 
 from daemon.prompt import MAX_PROMPT, PromptSpec
 from daemon.providers import Request
-from daemon.providers.mapping import Warn, content_type, distance, far, wanted_shape, whole_text
-from daemon.providers.openai_models import FIXED_SIZES, estimate, generation
-
-Size = tuple[int, int]
+from daemon.providers.openai.models import FIXED_SIZES, RATIO_SIZES, Size, estimate, generation
+from daemon.providers.prompts import Warn, content_type, prompt_text, requested_shape, shape_distance, shapes_differ
 
 PREVIEWS = 2
-"""Partial images that are asked for; each costs about 100 output tokens."""
+"""Partial images per call; each costs about 100 output tokens."""
 _STEP = 16
 _LONGEST = 3840
 _FEWEST_PIXELS = 655_360
 _MOST_PIXELS = 3840 * 2160
 _STEEPEST = 3.0
-_RATIO_SIZES: dict[tuple[int, int], Size] = {
-    (1, 1): (1024, 1024),
-    (16, 9): (1536, 864),
-    (9, 16): (864, 1536),
-    (3, 2): (1536, 1024),
-    (2, 3): (1024, 1536),
-    (4, 3): (1152, 864),
-    (3, 4): (864, 1152),
-    (5, 4): (1120, 896),
-    (4, 5): (896, 1120),
-    (21, 9): (1568, 672),
-}
 _QUALITIES = {"standard": "medium", "hd": "high"}
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What is to be drawn, in OpenAI's words, whichever of its APIs is asked.
+    """The image to generate, in OpenAI's terms, for either API.
 
     Args:
         model: The image model.
         text: The prompt.
         size: Width and height.
         quality: None leaves it to the server.
-        image: The picture to edit; None to make one from nothing.
+        image: The image to edit; None to generate from the prompt alone.
         image_type: Its content type.
     """
 
@@ -57,13 +43,13 @@ class Drawing:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the picture is to be like, as both APIs name it."""
+        """Size and quality, as both APIs name them."""
         options = {"size": f"{self.size[0]}x{self.size[1]}"}
         return options if self.quality is None else {**options, "quality": self.quality}
 
     @property
     def image_described(self) -> str:
-        """The picture to edit, for the audit trail: its type and size."""
+        """The image to edit, for the audit trail: its type and size."""
         return "" if self.image is None else f"{self.image_type}, {self.image.stat().st_size} bytes"
 
     def estimate(self, *, previews: int = 0) -> float | None:
@@ -76,8 +62,8 @@ class ImagesCall:
     """One call of the Images API.
 
     Args:
-        drawing: What is to be drawn.
-        fields: What is sent, without the image.
+        drawing: The image to generate.
+        fields: The fields to send, without the image.
     """
 
     drawing: Drawing
@@ -85,7 +71,7 @@ class ImagesCall:
 
     @property
     def streams(self) -> bool:
-        """Whether previews are asked for."""
+        """Whether previews are requested."""
         return "stream" in self.fields
 
     @property
@@ -94,18 +80,18 @@ class ImagesCall:
         return self.drawing.estimate(previews=self.fields.get("partial_images", 0))
 
     def without_stream(self) -> "ImagesCall":
-        """The same, for servers and accounts that may not stream."""
+        """Return the same call without a stream, for servers and accounts that may not stream."""
         return replace(self, fields={k: v for k, v in self.fields.items() if k not in ("stream", "partial_images")})
 
     def described(self) -> dict[str, Any]:
-        """The exact request, for the audit trail; the image by its type and size."""
+        """Return the exact request for the audit trail; the image by its type and size."""
         if self.drawing.image is None:
             return {"endpoint": "images/generations", **self.fields}
         return {"endpoint": "images/edits", **self.fields, "image": self.drawing.image_described}
 
 
 def build(request: Request, warn: Warn) -> ImagesCall:
-    """Maps a run to a call of the Images API.
+    """Map a run to a call of the Images API.
 
     OpenAI's own models (`gpt-image-…`, wherever they are served) are streamed and are never sent `response_format`,
     which they refuse. Any other name is taken for a compatible server's: it gets `response_format=b64_json` and no
@@ -122,15 +108,15 @@ def build(request: Request, warn: Warn) -> ImagesCall:
 
 
 def draw(request: Request, warn: Warn) -> Drawing:
-    """Maps a run to what is to be drawn. Models that are not OpenAI's own get the size as it is, and a quality only if
-    it is not the usual one.
+    """Map a run to a `Drawing`. Models that are not OpenAI's own get the size as it is, and a quality only if it is not the
+    default.
 
     Raises:
         Refused: If the previous image is of a type that cannot be edited.
     """
     prompt, model, image = request.prompt, request.model, request.previous_image
     number = generation(model)
-    text = whole_text(prompt, warn, limit=MAX_PROMPT, fold=True)
+    text = prompt_text(prompt, warn, limit=MAX_PROMPT, fold=True)
     size = _size(_Asked(model, number, warn), prompt)
     if number is not None:
         quality = _quality(model, number, prompt.quality, warn)
@@ -165,7 +151,7 @@ class _Asked:
 
 
 def _size(asked: _Asked, prompt: PromptSpec) -> Size:
-    shape = wanted_shape(prompt, asked.warn)
+    shape = requested_shape(prompt, asked.warn)
     if prompt.size is None:
         return _for_ratio(asked, shape)
     if asked.number is None:
@@ -181,19 +167,19 @@ def _for_ratio(asked: _Asked, ratio: tuple[int, int]) -> Size:
         size = _fixed(ratio)
     else:
         wanted = sqrt(ratio[0] / ratio[1])
-        size = _RATIO_SIZES.get(ratio) or _possible(1024 * wanted, 1024 / wanted)
-    if far(size, ratio):
+        size = RATIO_SIZES.get(ratio) or _possible(1024 * wanted, 1024 / wanted)
+    if shapes_differ(size, ratio):
         asked.instead("aspectRatio", f"{ratio[0]}:{ratio[1]}", size)
     return size
 
 
 def _fixed(shape: tuple[int, int]) -> Size:
     sizes = [(int(w), int(h)) for w, h in (size.split("x") for size in FIXED_SIZES)]
-    return min(sizes, key=lambda size: distance(size, shape))
+    return min(sizes, key=lambda size: shape_distance(size, shape))
 
 
 def _possible(width: float, height: float) -> Size:
-    """The nearest size that the second generation draws.
+    """Return the nearest size of the second generation.
 
     Both edges divisible by 16 and at most 3840, a ratio of at most 3:1, 655,360 to 8,294,400 pixels.
     """
