@@ -1,50 +1,112 @@
-"""store: Supabase Storage, through its official client.
+"""Upload to and download from Supabase Storage, by its official client.
 
-What that client leaves to its caller, and what is therefore done here: tries (it has none), time limits, a sentence
-for each of its errors, and a connection of its own for each request. For when the server refuses an upload early it
-leaves the rest of the body unread, and whoever gets the connection next waits for its time limit. (A header
-`connection: close` would not do: then the server cuts the upload, and its reason is lost.)
+That client leaves to its caller, and so it is done here: retries (it has none), time limits, a sentence for each of its
+errors, responses that are not Storage's, and a connection of its own for each request. For when the server refuses an upload early it leaves the rest of the
+body unread, and the next request on that connection waits for its time limit. (A header `connection: close` would not do:
+then the server cuts the upload, and its reason is lost.)
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Mapping
+import base64
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+import anyio
 import httpx
+from pydantic import BaseModel
 from storage3 import AsyncStorageClient
 from storage3.exceptions import StorageApiError
 from storage3.types import FileOptions
 from supabase import AsyncClient, AsyncClientOptions, AsyncSupabaseException, acreate_client
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_exponential_jitter
 
-from daemon.errors import ImageJobsError, Refused, Retryable
-from daemon.storage_errors import parsed, translated, unreachable
+from daemon.errors import ImageJobsError, Refused, Retryable, RunError, is_disk_error
+from daemon.http_clients import client
+from daemon.storage.breaker import LEASE_CODE, Breaker
+from daemon.storage.errors import not_understood, of_file, parsed, translated, unreachable
 
 T = TypeVar("T")
 
 TRIES = 3
+"""At least, of each request whose error is retryable."""
+LONGEST_PAUSE = 10.0
+"""Seconds between two tries, unless Storage asks for more."""
 YEAR = "31536000"
 """Seconds a browser may keep an image: its URL changes with its bytes."""
 _CHUNK = 1 << 20
+_TRANSPORT_ERRORS = (httpx.HTTPError, ssl.SSLError, anyio.EndOfStream)
+"""All that the HTTP library raises when a request fails; the last two slip through it."""
+_WAYS = ("public", "authenticated", "sign")
+"""How Storage's addresses of an object say who may read it."""
+
+PROBE = "image-jobs-probe.png"
+"""The key of the object that `probe` uploads."""
+PROBE_TIMEOUT = 10.0
+"""Seconds for a probe."""
+VISIBILITY_TIMEOUT = 5.0
+"""Seconds for a look at the bucket: a picture that is stored already may wait for it."""
+_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 
 
-class ClaimGone(Exception):
-    """The run was taken away before its picture was written: nothing was."""
+class ClaimLost(Exception):
+    """The claim was lost before the upload: nothing was written (fencing)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What lies in storage. `size` in bytes; `metadata` is what `upload` was given."""
+    """An object in storage. `size` is in bytes; `metadata` was given to `upload`."""
 
     key: str
     content_type: str
     size: int
     metadata: Mapping[str, str]
+
+
+class _Fenced(FileIO):
+    """A file that is read for as long as the lease lasts."""
+
+    def __init__(self, file: Path, may_go_on: Callable[[], bool]) -> None:
+        super().__init__(file, "rb")
+        self._may_go_on = may_go_on
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read a piece.
+
+        Raises:
+            Retryable: If the lease has lapsed.
+        """
+        if not self._may_go_on():
+            raise Retryable(
+                "The daemon was held up while it stored the image.", code=LEASE_CODE, hint="Requeue the run."
+            )
+        return super().read(size) or b""
+
+
+class _Info(BaseModel):
+    """An object as Storage describes it. pydantic's errors are ValueErrors."""
+
+    content_type: str | None = None
+    size: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+def _split(url: str) -> SplitResult | None:
+    """Return the parts of a URL; None if it cannot be read."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
 
 
 class Storage:
@@ -54,8 +116,9 @@ class Storage:
         url: The project's address.
         key: Service role or secret key.
         bucket: Its name.
-        timeout: For each silence of the server's, not for a whole transfer.
-        first_wait: Before the second try; doubled before the third, with jitter.
+        timeout: For each silence of the server, not for a whole transfer.
+        first_wait: Pause before the second try; doubled before each further one, with jitter.
+        breaker: Is told of each upload; None for a bucket that no run depends on.
     """
 
     def __init__(
@@ -66,26 +129,33 @@ class Storage:
         bucket: str,
         timeout: timedelta = timedelta(seconds=60),
         first_wait: timedelta = timedelta(seconds=1),
+        breaker: Breaker | None = None,
     ) -> None:
         self.uploads_tried = 0
         self.uploads_failed = 0
         self._url = url.rstrip("/")
         self._key = key
         self._bucket = bucket
+        self._breaker = breaker
         self._first_wait = first_wait.total_seconds()
         seconds = timeout.total_seconds()
-        self._http = httpx.AsyncClient(
+        self._http = client(
             timeout=httpx.Timeout(seconds, connect=min(10, seconds), pool=min(30, seconds)),
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=0),
             follow_redirects=False,  # httpx would take the header `apikey` along to wherever it is sent
         )
         self._client: AsyncClient | None = None
 
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return self._bucket
+
     async def open(self) -> None:
-        """Makes the client. Connects to nothing.
+        """Create the client. Connects to nothing.
 
         Raises:
-            ImageJobsError: If the URL or the key cannot be one.
+            ImageJobsError: If the URL or the key is malformed.
         """
         options = AsyncClientOptions(httpx_client=self._http, auto_refresh_token=False, persist_session=False)
         try:
@@ -96,7 +166,7 @@ class Storage:
             ) from error
 
     async def aclose(self) -> None:
-        """Lets go of all connections."""
+        """Close all connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -114,23 +184,30 @@ class Storage:
         content_type: str,
         metadata: Mapping[str, str] | None = None,
         may_write: Callable[[], Awaitable[bool]] | None = None,
+        may_go_on: Callable[[], bool] = lambda: True,
+        patience: Callable[[], float] = lambda: 0.0,
+        waiting: Callable[[], None] = lambda: None,
     ) -> int:
-        """Stores a file, replacing what is there; three tries.
+        """Upload a file, replacing the object of that key; at least three tries, with growing pauses between them.
 
         Args:
             key: Path in the bucket.
             file: Read in small pieces while it is sent.
-            content_type: What the bucket will say that it is.
-            metadata: Kept beside it; `find` gives it back.
-            may_write: Asked right before each try, so that a daemon that has lost its run does not overwrite a newer
-                picture.
+            content_type: The object's content type.
+            metadata: Stored with it; `find` returns it.
+            may_write: Called right before each try (fencing): a daemon that has lost its claim must not overwrite a newer
+                image.
+            may_go_on: Asked before each piece of the file and before the end, without which storage keeps nothing: an upload
+                ends with its lease.
+            patience: Returns the seconds for which more than three tries are made, from now.
+            waiting: Called once, when three tries have failed and more are made.
 
         Returns:
-            How many tries it took.
+            The number of tries.
 
         Raises:
-            ClaimGone: If `may_write` said no.
-            Retryable, Refused: With a code `storage_…`; `data["uploadTries"]` says how often it was tried.
+            ClaimLost: If `may_write` returned False.
+            Retryable, Refused: With a code `storage_…`; `data["uploadTries"]` is the number of tries.
         """
         options: FileOptions = {
             "content-type": content_type,
@@ -144,47 +221,100 @@ class Storage:
         async def once() -> int:
             nonlocal tries
             if may_write is not None and not await may_write():
-                raise ClaimGone(key)
+                raise ClaimLost(key)
             tries += 1
             self.uploads_tried += 1
             try:
-                await self._storage.from_(self._bucket).upload(key, file, options)
-            except (StorageApiError, httpx.HTTPError):
+                await self._mapped(partial(self._put, key, file, options, may_go_on))
+            except RunError as error:
                 self.uploads_failed += 1
+                if self._breaker is not None:
+                    self._breaker.failed(error)
                 raise
+            if self._breaker is not None:
+                self._breaker.passed()
             return tries
 
         try:
-            return await self._persist(once)
+            return await self._persist(once, patience=patience, waiting=waiting)
         except (Refused, Retryable) as error:
             error.data["uploadTries"] = tries
             raise
 
-    async def returns(self, until: float) -> bool:
-        """Waits for a server that is away; answers whether it is back.
+    async def _put(self, key: str, file: Path, options: FileOptions, may_go_on: Callable[[], bool]) -> None:
+        try:
+            with _Fenced(file, may_go_on) as fenced:
+                await self._storage.from_(self._bucket).upload(key, fenced, options)
+        except OSError as error:
+            if not is_disk_error(error):
+                raise
+            raise of_file(error) from error
 
-        False at once where it is not away: what it has said of an upload stands.
+    async def create_bucket(self, *, max_bytes: int) -> None:
+        """Create the bucket: private, for any type. One that is there already stays as it is.
 
-        Args:
-            until: When to give up, in `time.monotonic()` seconds.
+        Raises:
+            Retryable, Refused: With a code `storage_…`.
         """
-        if await self._answers(until):
-            return False
-        while time.monotonic() < until:
-            await asyncio.sleep(self._first_wait)
-            if await self._answers(until):
-                return True
-        return False
+
+        async def once() -> None:
+            try:
+                await self._storage.create_bucket(self._bucket, options={"public": False, "file_size_limit": max_bytes})
+            except StorageApiError as error:
+                if error.code != "Duplicate":
+                    raise
+
+        await self._persist(once)
+
+    async def probe(self) -> None:
+        """Upload a picture of one pixel and remove it again: the bucket, the key and the store behind it work.
+
+        Nothing less shows it. With its object store away, Storage still shows buckets and signs uploads (measured).
+
+        Raises:
+            RunError: With a code `storage_…`.
+        """
+        options: FileOptions = {"content-type": "image/png", "cache-control": "0", "upsert": "true"}
+
+        async def once() -> None:
+            await self._storage.from_(self._bucket).upload(PROBE, _PIXEL, options)
+
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await self._mapped(once)
+                with suppress(StorageApiError, httpx.HTTPError, ValueError, TypeError):
+                    await self._storage.from_(self._bucket).remove([PROBE])
+        except TimeoutError as error:
+            raise unreachable(httpx.ReadTimeout(str(error)), self._url) from error
+
+    async def remove(self, keys: Sequence[str], *, bucket: str | None = None) -> None:
+        """Remove objects of this bucket, or of another one. Those that are not there are no error.
+
+        Raises:
+            Retryable, Refused: With a code `storage_…`.
+        """
+
+        async def once() -> None:
+            await self._storage.from_(bucket or self._bucket).remove(list(keys))
+
+        await self._persist(once)
 
     async def public_url(self, key: str, version: str) -> str:
-        """The address at which anyone can see an object; `version` makes it a new one for every content."""
+        """Return the public URL of an object; `version` makes it a new one for every content."""
         return f"{await self._storage.from_(self._bucket).get_public_url(key)}?v={version[:8]}"
 
     async def is_public(self, url: str) -> bool:
-        """Whether a GET of `url` answers with 200; asked up to three times, as a cache may be a moment behind."""
+        """Return whether a GET of `url` has status 200; up to three tries, as a cache may be a moment behind.
+
+        A private bucket is asked once: Storage reports it as missing (measured).
+        """
 
         async def once() -> None:
             async with self._http.stream("GET", url, follow_redirects=True) as response:
+                if response.is_client_error:
+                    await response.aread()
+                    if (error := parsed(response)).code == "Bucket not found":
+                        raise error
                 response.raise_for_status()
 
         try:
@@ -194,15 +324,15 @@ class Storage:
         return True
 
     async def find(self, key: str) -> StoredObject | None:
-        """What lies at `key`; None if nothing does.
+        """Return the object at `key`; None if there is none.
 
         Raises:
             Retryable, Refused: With a code `storage_…`.
         """
 
-        async def once() -> dict[str, Any] | None:
+        async def once() -> _Info | None:
             try:
-                return await self._storage.from_(self._bucket).info(key)
+                return _Info.model_validate(await self._storage.from_(self._bucket).info(key))
             except StorageApiError as error:
                 if error.code == "not_found":
                     return None
@@ -211,16 +341,11 @@ class Storage:
         info = await self._persist(once)
         if info is None:
             return None
-        metadata: dict[str, Any] = info.get("metadata") or {}
-        return StoredObject(
-            key=key,
-            content_type=info.get("content_type") or "",
-            size=info.get("size") or 0,
-            metadata={name: str(value) for name, value in metadata.items()},
-        )
+        metadata = {name: str(value) for name, value in (info.metadata or {}).items()}
+        return StoredObject(key, info.content_type or "", info.size or 0, metadata)
 
     async def download(self, key: str, to: Path, *, max_bytes: int) -> None:
-        """Writes an object into a file, piece by piece.
+        """Download an object into a file, piece by piece.
 
         Raises:
             Refused: `storage_missing`, or `image_too_large` if it has more than `max_bytes`.
@@ -232,7 +357,8 @@ class Storage:
         async def once() -> None:
             async with self._http.stream("GET", url, headers=headers) as response:
                 if not response.is_success:
-                    raise parsed(await response.aread(), response.status_code)
+                    await response.aread()
+                    raise parsed(response)
                 size = 0
                 with to.open("wb") as file:
                     async for chunk in response.aiter_bytes(_CHUNK):
@@ -248,31 +374,46 @@ class Storage:
         await self._persist(once)
 
     def owns(self, url: str) -> str | None:
-        """The key, if `url` is the public URL of an object in our bucket; else None."""
-        ours, theirs = urlsplit(self._url), urlsplit(url)
-        prefix = f"{ours.path}/storage/v1/object/public/{self._bucket}/"
-        if (theirs.scheme, theirs.netloc.lower()) != (ours.scheme, ours.netloc.lower()):
+        """Return the key, if `url` is the plain address of an object in our bucket, public, authenticated or signed; else None.
+
+        `image_jobs.pictured_workflow` reads the workflow from every URL of which this returns a key below one.
+        """
+        ours, theirs = urlsplit(self._url), _split(url)
+        if theirs is None or (theirs.scheme, theirs.netloc.lower()) != (ours.scheme, ours.netloc.lower()):
             return None
-        if not theirs.path.startswith(prefix):
-            return None
-        key = unquote(theirs.path.removeprefix(prefix))
-        return key if key and not {"", ".", ".."} & set(key.split("/")) else None
+        for way in _WAYS:
+            prefix = f"{ours.path}/storage/v1/object/{way}/{self._bucket}/"
+            if theirs.path.startswith(prefix):
+                key = unquote(theirs.path.removeprefix(prefix))
+                return key if not {"", ".", ".."} & set(key.split("/")) else None
+        return None
+
+    def may_hold(self, url: str) -> bool:
+        """Return whether `url` may name anything in our bucket, however it is written."""
+        ours, theirs = urlsplit(self._url), _split(url)
+        if theirs is None or (theirs.hostname or "").rstrip(".") != ours.hostname:
+            return False
+        segments = {segment.lower() for segment in unquote(theirs.path).replace("\\", "/").split("/")}
+        return {"storage", self._bucket.lower()} <= segments
 
     async def check(self) -> None:
-        """For `doctor`: the server answers, the bucket exists and is public, the key may write into it.
+        """Check for `doctor` that the server is up, the bucket exists and is public, and the key may write into it.
 
         Raises:
-            ImageJobsError: With what is wrong and its cure.
+            ImageJobsError: With the first problem and its cure.
         """
         try:
             bucket = await self._storage.get_bucket(self._bucket)
             # The server checks the right to write before it signs, and nothing is written.
             await self._storage.from_(self._bucket).create_signed_upload_url("doctor/probe.png")
         except StorageApiError as error:
-            found = translated(error, self._bucket)
+            found = translated(error, self._bucket, self._key)
             raise ImageJobsError(found.message, found.hint) from error
-        except httpx.HTTPError as error:
+        except _TRANSPORT_ERRORS as error:
             found = unreachable(error, self._url)
+            raise ImageJobsError(found.message, found.hint) from error
+        except (ValueError, TypeError, KeyError) as error:
+            found = not_understood(error)
             raise ImageJobsError(found.message, found.hint) from error
         if not bucket.public:
             raise ImageJobsError(
@@ -281,10 +422,11 @@ class Storage:
             )
 
     async def visibility(self) -> bool | None:
-        """For `doctor`: whether the bucket is public; None if it is not there, or nobody says so."""
+        """Return whether the bucket is public; None if it is not there, or the server is down or takes too long."""
         try:
-            return (await self._storage.get_bucket(self._bucket)).public
-        except (StorageApiError, httpx.HTTPError):
+            async with asyncio.timeout(VISIBILITY_TIMEOUT):
+                return (await self._storage.get_bucket(self._bucket)).public
+        except (*_TRANSPORT_ERRORS, StorageApiError, TimeoutError, ValueError, TypeError, KeyError):
             return None
 
     @property
@@ -293,31 +435,48 @@ class Storage:
             raise RuntimeError("Storage is not open.")
         return self._client.storage
 
-    async def _answers(self, until: float) -> bool:
-        """Whether anything but an outage answers; asked once."""
+    async def _mapped(self, once: Callable[[], Awaitable[T]]) -> T:
+        """Run `once`; map its errors."""
         try:
-            async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                await self._storage.get_bucket(self._bucket)
+            return await once()
         except StorageApiError as error:
-            return not isinstance(translated(error, self._bucket), Retryable)
-        except (httpx.HTTPError, TimeoutError):
-            return False
-        return True
+            raise translated(error, self._bucket, self._key) from error
+        except _TRANSPORT_ERRORS as error:
+            raise unreachable(error, self._url) from error
+        except (ValueError, TypeError, KeyError) as error:  # 200, and no JSON or another's
+            raise not_understood(error) from error
 
-    async def _persist(self, once: Callable[[], Awaitable[T]]) -> T:
-        """Tries `once` up to three times; its errors become ours."""
+    async def _persist(
+        self,
+        once: Callable[[], Awaitable[T]],
+        *,
+        patience: Callable[[], float] = lambda: 0.0,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Run `once` until it succeeds, is refused, or has failed three times and patience is over; map its errors."""
+        growing = wait_exponential_jitter(initial=self._first_wait, jitter=self._first_wait, max=LONGEST_PAUSE)
+
+        def over(state: RetryCallState) -> bool:
+            return state.attempt_number >= TRIES and patience() <= 0
+
+        def pause(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome is not None else None
+            wanted = error.retry_in if isinstance(error, Retryable) else None
+            seconds = growing(state) if wanted is None else max(wanted.total_seconds(), self._first_wait)
+            # The last try is made when patience ends.
+            return min(seconds, patience() if patience() > 0 else LONGEST_PAUSE)
+
+        def before_sleep(state: RetryCallState) -> None:
+            if state.attempt_number == TRIES:
+                waiting()
 
         async def attempt() -> T:
-            try:
-                return await once()
-            except StorageApiError as error:
-                raise translated(error, self._bucket) from error
-            except httpx.HTTPError as error:
-                raise unreachable(error, self._url) from error
+            return await self._mapped(once)
 
         return await AsyncRetrying(
-            stop=stop_after_attempt(TRIES),
-            wait=wait_exponential_jitter(initial=self._first_wait, jitter=self._first_wait),
+            stop=over,
+            wait=pause,
             retry=retry_if_exception_type(Retryable),
+            before_sleep=before_sleep,
             reraise=True,
         )(attempt)
