@@ -9,19 +9,31 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.console import complain
+from daemon.cli.completion import PROGRAM, completion, prepare
+from daemon.cli.console import print_error
+from daemon.cli.doctor.doctor import doctor
 from daemon.cli.generate import generate
-from daemon.cli.health import check, doctor
-from daemon.cli.operate import dev, migrate, run
+from daemon.cli.list import list_runs
+from daemon.cli.operate import check, dev, migrate, run
+from daemon.cli.prune import prune
 from daemon.cli.runs import cancel, events, requeue
 from daemon.cli.status import status
-from daemon.cli.watch import watch
+from daemon.cli.watch.watch import watch
 from daemon.errors import ImageJobsError, Misconfigured
+from daemon.terminal import spare_characters
 
 app = typer.Typer(
-    name="image-jobs", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    name=PROGRAM,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (dev, run, migrate, generate, status, events, watch, cancel, requeue, doctor, check):
+for command in (dev, run, migrate, generate, status):
+    app.command()(command)
+app.command("list")(list_runs)
+for command in (events, watch, cancel, requeue, prune, doctor, check, completion):
     app.command()(command)
 
 
@@ -40,14 +52,16 @@ def _image_jobs(
     """Images out of Postgres: insert a row into `runs`, and a daemon makes the image.
 
     The environment, or a file .env, says where: DATABASE_URL, SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY and the keys of
-    providers. Beside a running `image-jobs dev` nothing needs to be set.
+    providers. While `image-jobs dev` runs, nothing needs to be set: commands find it, wherever they are started.
     """
 
 
 def main() -> None:
-    """Runs a command. What the operator can mend is one sentence and a cure, on stderr."""
+    """Run a command. Print an `ImageJobsError` as one sentence and a cure on stderr, and exit with 1 or 2."""
+    spare_characters()
+    prepare()
     try:
-        app()
+        app(prog_name=PROGRAM)
     except ImageJobsError as error:
-        complain(error)
+        print_error(error)
         sys.exit(2 if isinstance(error, Misconfigured) else 1)

@@ -1,7 +1,7 @@
 """generate: insert a run and follow it to the image."""
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +10,16 @@ from uuid import UUID, uuid4
 import asyncpg
 import typer
 
-from daemon.cli.console import AsJson, database_url, load_settings, note, print_json
+from daemon.cli.console import AsJson, database_url, dollars, load_settings, note, print_json
 from daemon.database import Connection, connected
 from daemon.errors import ImageJobsError, Misconfigured
 
-POLL = 0.2
-"""Seconds between two looks at a run."""
+POLL_INTERVAL = 0.2
+"""Seconds between two reads of the run."""
+
+WARNINGS = """
+select e.payload ->> 'message' as message from public.run_events e
+where e.run_id = $1 and e.payload ->> 'event' in ('warning', 'incident') order by e.seq"""
 
 Show = Callable[[int, str], None]
 
@@ -67,12 +71,15 @@ async def _generate(
     dsn: str, processor: str | None, workflow: UUID, metadata: dict[str, Any], out: Path | None, *, as_json: bool
 ) -> None:
     async with connected(dsn) as connection:
-        run_id = await _insert(connection, processor or await _on_offer(connection), workflow, metadata)
+        run_id = await _insert(connection, processor or await _default_processor(connection), workflow, metadata)
         try:
-            if not await connection.fetchval("select exists (select from public.daemons where state = 'alive')"):
+            if not await connection.fetchval(
+                "select exists (select from image_jobs.daemon_status where state = 'alive')"
+            ):
                 note(f"No daemon is running: {run_id} waits until one starts (image-jobs run).")
             with _progress() as show:
                 run = await _follow(connection, run_id, show)
+            warnings = [row["message"] for row in await connection.fetch(WARNINGS, run_id)]
         except asyncio.CancelledError:
             note(f"{run_id} goes on. To stop it: image-jobs cancel {run_id}")
             raise
@@ -81,9 +88,15 @@ async def _generate(
     if saved and out is not None:
         await _download(payload["imageUrl"], out)
     if as_json:
-        print_json({"jobId": run_id, "status": run["status"], "file": str(out) if saved else None, **payload})
-    elif run["status"] == "completed":
-        typer.echo(str(out) if saved else payload["imageUrl"])
+        ended = {"jobId": run_id, "status": run["status"], "file": str(out) if saved else None, "warnings": warnings}
+        print_json({**ended, **payload})
+    else:
+        for warning in warnings:
+            typer.secho(f"Warning: {warning}", err=True, fg="yellow")
+        if cost := _cost(run["status"], payload):
+            note(cost)
+        if run["status"] == "completed":
+            typer.echo(str(out) if saved else payload["imageUrl"])
     if run["status"] != "completed":
         raise ImageJobsError(
             payload.get("error") or f"{run_id} was {run['status']}.",
@@ -91,13 +104,22 @@ async def _generate(
         )
 
 
-async def _on_offer(connection: Connection) -> str:
-    """What to ask when nobody said: nothing that costs, if there is such a thing; else the cheapest model on offer."""
+def _cost(status: str, payload: Mapping[str, Any]) -> str:
+    """Return what the run cost, and what it may have cost besides. Empty if it ended before a call."""
+    known, possible = payload.get("cost"), payload.get("possibleCost")
+    said = f"Cost: {dollars(known)}." if known is not None else "Cost: not known." if status == "completed" else ""
+    if possible:
+        said += f" Of other calls the outcome is not known: up to {dollars(possible)} more."
+    return said.strip()
+
+
+async def _default_processor(connection: Connection) -> str:
+    """Return the cheapest model that a living daemon serves: a free one, if there is one."""
     found: str | None = await connection.fetchval(
         """
         select m.provider || ':' || m.model from public.image_models m
         where (m.retired is null or m.retired > current_date)
-          and exists (select from public.daemons d where d.state = 'alive' and m.provider = any (d.providers))
+          and exists (select from image_jobs.daemon_status d where d.state = 'alive' and m.provider = any (d.providers))
         order by m.price, m.provider, m.model limit 1
         """
     )
@@ -119,7 +141,7 @@ async def _insert(connection: Connection, processor: str, workflow: UUID, metada
 
 
 async def _follow(connection: Connection, run_id: str, show: Show) -> asyncpg.Record:
-    """Looks at a run until it has ended."""
+    """Read a run until its status is terminal; pass its progress and message to `show`."""
     while True:
         run = await connection.fetchrow(
             "select status, progress, message, payload from public.runs where id = $1", run_id
@@ -130,12 +152,12 @@ async def _follow(connection: Connection, run_id: str, show: Show) -> asyncpg.Re
             return run
         waiting = "Waiting in line." if run["status"] == "pending" else "Working on it."
         show(run["progress"] or 0, run["message"] or waiting)
-        await asyncio.sleep(POLL)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
 @contextmanager
 def _progress() -> Generator[Show, None, None]:
-    """A bar on stderr, if that is a terminal."""
+    """Show a progress bar on stderr, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -149,17 +171,19 @@ def _progress() -> Generator[Show, None, None]:
 async def _download(url: str, out: Path) -> None:
     import httpx
 
+    from daemon.http_clients import client as http_client
+
     try:
-        async with httpx.AsyncClient(follow_redirects=True, timeout=60) as client:
-            answer = await client.get(url)
-            answer.raise_for_status()
+        async with http_client(follow_redirects=True, timeout=60) as client:
+            response = await client.get(url)
+            response.raise_for_status()
     except httpx.HTTPError as error:
         raise ImageJobsError(
             f"The image is ready, but could not be fetched from {url} ({type(error).__name__}).",
             "Check SUPABASE_URL of the daemon: it must be an address that is reachable from here.",
         ) from error
     try:
-        await asyncio.to_thread(out.write_bytes, answer.content)
+        await asyncio.to_thread(out.write_bytes, response.content)
     except OSError as error:
         raise ImageJobsError(
             f"The image is at {url}, but could not be saved as {out} ({error.strerror}).", "Choose another --out."

@@ -1,4 +1,4 @@
-"""events, cancel, requeue: what a run went through, and what to do with it."""
+"""events, cancel, requeue: the audit trail of a run, and its two RPCs."""
 
 import asyncio
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from daemon.cli.console import AsJson, RunId, database_url, load_settings, print_json
+from daemon.cli.tables import BESIDE, fold, screen_width
 from daemon.database import connected
 from daemon.errors import ImageJobsError
 
@@ -19,12 +20,22 @@ def events(run: RunId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
+    width = screen_width()
     for row in rows:
-        payload: dict[str, Any] = row["payload"] or {}
-        time = row["ts"].astimezone().strftime("%H:%M:%S.%f")[:-3]
-        percent = f"{payload['progress']:>3} %" if payload.get("progress") is not None else ""
-        said = f"{payload.get('event', row['kind']):<12} {percent:<5} {payload.get('message', '')}"
-        typer.secho(f"{time}  {said}".rstrip(), fg="red" if row["kind"] == "error" else None)
+        typer.secho("\n".join(_lines(row, width)), fg="red" if row["kind"] == "error" else None)
+
+
+def _lines(event: dict[str, Any], width: int) -> list[str]:
+    """Lay out one event: its message folds beside time and name, or where that leaves little, below them."""
+    payload: dict[str, Any] = event["payload"] or {}
+    time = event["ts"].astimezone().strftime("%H:%M:%S.%f")[:-3]
+    percent = f"{payload['progress']:>3} %" if payload.get("progress") is not None else ""
+    begin = f"{time}  {payload.get('event', event['kind']):<12} {percent:<5} "
+    left = width - len(begin)
+    if left >= BESIDE:
+        first, *others = fold(payload.get("message") or "", left)
+        return [(begin + first).rstrip(), *(" " * len(begin) + line for line in others)]
+    return [begin.rstrip(), *("    " + line for line in fold(payload.get("message") or "", width - 4) if line)]
 
 
 def cancel(run: RunId, as_json: AsJson = False) -> None:
@@ -32,7 +43,7 @@ def cancel(run: RunId, as_json: AsJson = False) -> None:
 
     Example: image-jobs cancel job_1763950000000_0a1b2c3d4e5f
     """
-    _order("select public.cancel_run($1)", run, as_json=as_json)
+    _call("select public.cancel_run($1)", run, as_json=as_json)
 
 
 def requeue(run: RunId, as_json: AsJson = False) -> None:
@@ -42,18 +53,18 @@ def requeue(run: RunId, as_json: AsJson = False) -> None:
 
     Example: image-jobs requeue job_1763950000000_0a1b2c3d4e5f
     """
-    _order("select public.requeue_run($1)", run, as_json=as_json)
+    _call("select public.requeue_run($1)", run, as_json=as_json)
 
 
-def _order(call: str, run_id: str, *, as_json: bool) -> None:
-    """Calls one of the functions that answer with a run's ImageJobRecord."""
+def _call(statement: str, run_id: str, *, as_json: bool) -> None:
+    """Run a statement that returns a run's ImageJobRecord, and print it."""
 
-    async def order() -> dict[str, Any]:
+    async def fetch() -> dict[str, Any]:
         async with connected(database_url(load_settings())) as connection:
-            record: dict[str, Any] = await connection.fetchval(call, run_id)
+            record: dict[str, Any] = await connection.fetchval(statement, run_id)
             return record
 
-    record = asyncio.run(order())
+    record = asyncio.run(fetch())
     if as_json:
         print_json(record)
     else:
@@ -66,5 +77,5 @@ async def _events(dsn: str, run_id: str) -> list[dict[str, Any]]:
             "select seq, ts, kind, payload from public.run_events where run_id = $1 order by seq", run_id
         )
         if not rows and not await connection.fetchval("select exists (select from public.runs where id = $1)", run_id):
-            raise ImageJobsError(f"There is no run {run_id}.", "Check its id; the view image_jobs lists them all.")
+            raise ImageJobsError(f"There is no run {run_id}.", "Check its id: image-jobs list shows the newest.")
         return [dict(row) for row in rows]

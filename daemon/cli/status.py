@@ -2,23 +2,25 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from daemon.cli.console import AsJson, database_url, load_settings, plain, print_json
+from daemon.cli.tables import fold, screen_width, table
 from daemon.database import Connection, connected
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.text import Text
 
 Snapshot: TypeAlias = dict[str, list[dict[str, Any]]]
 
 REFRESH = 1.0
-QUEUE = "select * from public.queue_stats order by provider"
+QUEUE = "select * from image_jobs.queue_stats order by provider"
 DAEMONS = """
-select name, state, version, in_flight, slots, providers, started_at, seen_at from public.daemons
+select name, state, version, in_flight, slots, providers, started_at, seen_at from image_jobs.daemon_status
 where state in ('alive', 'draining', 'silent') order by started_at"""
 FAILURES = """
 select r.id, r.finished_at, r.processor, r.attempt, r.payload ->> 'error' as error, r.payload ->> 'hint' as hint
@@ -47,22 +49,22 @@ async def _status(dsn: str, *, watch: bool, as_json: bool) -> None:
 
     async with connected(dsn) as connection:
         if as_json:
-            print_json(await _look(connection))
+            print_json(await _snapshot(connection))
             while watch:
                 await asyncio.sleep(REFRESH)
-                print_json(await _look(connection))
+                print_json(await _snapshot(connection))
+            return
+        if not watch:
+            Console().print(_screen(await _snapshot(connection)), soft_wrap=True)
             return
         console = Console()
-        if not watch:
-            console.print(_screen(await _look(connection)))
-            return
-        with Live(_screen(await _look(connection)), console=console, auto_refresh=False, screen=False) as live:
+        with Live(_screen(await _snapshot(connection)), console=console, auto_refresh=False, screen=False) as live:
             while True:
                 await asyncio.sleep(REFRESH)
-                live.update(_screen(await _look(connection)), refresh=True)
+                live.update(_screen(await _snapshot(connection)), refresh=True)
 
 
-async def _look(connection: Connection) -> Snapshot:
+async def _snapshot(connection: Connection) -> Snapshot:
     return {
         "queue": [plain(dict(row)) for row in await connection.fetch(QUEUE)],
         "daemons": [plain(dict(row)) for row in await connection.fetch(DAEMONS)],
@@ -70,10 +72,11 @@ async def _look(connection: Connection) -> Snapshot:
     }
 
 
-def _screen(seen: Snapshot) -> "Group":
+def _screen(snapshot: Snapshot) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
+    width = screen_width()
     queue = [
         {
             "provider": row["provider"],
@@ -81,49 +84,51 @@ def _screen(seen: Snapshot) -> "Group":
             **{
                 state: row[state]
                 for state in ("delayed", "parked", "cancelled")
-                if any(r[state] for r in seen["queue"])
+                if any(r[state] for r in snapshot["queue"])
             },
-            "oldest waits": _duration(row["oldest_wait"]),
+            "oldest": _duration(row["oldest_wait"]),
             "note": _closed(row),
         }
-        for row in seen["queue"]
+        for row in snapshot["queue"]
     ]
     daemons = [
         {
             "daemon": row["name"],
             "state": row["state"],
             "runs": f"{row['in_flight']} of {row['slots']}",
-            "providers": ", ".join(row["providers"]),
             "version": row["version"],
+            "providers": ", ".join(row["providers"]),
         }
-        for row in seen["daemons"]
+        for row in snapshot["daemons"]
     ]
-    failures = [{"failed": row["id"], "processor": row["processor"], "why": row["error"]} for row in seen["failures"]]
-    return Group(
-        _table(queue) if queue else Text("No runs yet."),
-        _table(daemons) if daemons else Text("No daemon is running: start one with image-jobs run.", style="yellow"),
-        *([_table(failures)] if failures else []),
-    )
+    failures = [
+        {"failed": row["id"], "processor": row["processor"], "why": row["error"]} for row in snapshot["failures"]
+    ]
+    nobody = "No daemon is running: start one with image-jobs run."
+    parts = [
+        _table(queue, width, "note") if queue else Text("No runs yet."),
+        _table(daemons, width, "providers") if daemons else Text("\n".join(fold(nobody, width)), style="yellow"),
+        *([_table(failures, width, "why")] if failures else []),
+    ]
+    return Group(*(part for each in parts for part in (each, Text())))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
-    from rich import box
-    from rich.table import Table
+def _table(rows: Sequence[Mapping[str, Any]], width: int, sentence: str) -> "Text":
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    last = list(rows[0])[-1]
-    for name, value in rows[0].items():
-        table.add_column(name, justify="right" if isinstance(value, int) else "left", no_wrap=name != last)
-    for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))  # Text: what stands in the database is no markup
-    return table
+    header, *others = table(rows, width, sentence=sentence)
+    shown = Text("\n".join(header), style="bold")
+    return Text("\n").join([*([shown] if header else []), *(Text("\n".join(lines)) for lines in others)])
 
 
 def _closed(row: Mapping[str, Any]) -> str:
+    """Return why a provider starts nothing, and until when by this machine's clock."""
     if row["paused"]:
         return "paused"
-    return f"blocked until {row['blocked_until']}" if row["blocked_until"] else ""
+    if not row["blocked_until"]:
+        return ""
+    until, today = datetime.fromisoformat(row["blocked_until"]).astimezone(), datetime.now().astimezone().date()
+    return f"blocked until {until:{'' if until.date() == today else '%Y-%m-%d '}%H:%M:%S}"
 
 
 def _duration(seconds: float | None) -> str:

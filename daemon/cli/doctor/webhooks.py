@@ -1,4 +1,4 @@
-"""A test delivery: doctor is a provider for once, and posts to the address that providers are given."""
+"""Check of the webhooks: post a signed test delivery to the address that providers are given."""
 
 import asyncio
 import base64
@@ -12,19 +12,20 @@ from uuid import uuid4
 
 import httpx
 
-from daemon.cli.finding import Finding
+from daemon.cli.doctor.finding import Finding
 from daemon.database import Connection
+from daemon.http_clients import client as http_client
 from daemon.settings import Settings
 
-ANSWER_TIMEOUT = 10.0
-"""Seconds for an answer."""
+RESPONSE_TIMEOUT = 10.0
+"""Seconds for a response."""
 
 _DOOR = "Put the Edge Function of sql/README.md (Webhooks) in front, and give providers its address."
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What is posted, and the id that it is kept by. The secret is in none of it."""
+    """A request to `webhook_<name>`. `id` is its delivery id in the inbox. The secret is in none of it."""
 
     id: str
     body: bytes = field(repr=False)
@@ -32,7 +33,7 @@ class Delivery:
 
 
 def sign(name: str, secret: str) -> Delivery:
-    """A delivery about nothing, signed as `webhook_<name>` wants it: see `private.verified_delivery`.
+    """Sign a delivery that names no provider job, as `image_jobs.verified_delivery` expects it.
 
     Args:
         name: openai, hmac, midjourney.
@@ -41,30 +42,39 @@ def sign(name: str, secret: str) -> Delivery:
     Raises:
         ValueError: If the secret is `whsec_` and no base64.
     """
-    order = f"doctor_{uuid4().hex}"
-    content = {"id": order, "type": "image-jobs.test"}
+    delivery_id = f"doctor_{uuid4().hex}"
+    content = {"id": delivery_id, "type": "image-jobs.test"}
     match name:
         case "hmac":
             body = json.dumps(content).encode()
             return Delivery(hashlib.sha256(body).hexdigest(), body, {"webhook-signature": _hex(secret, body)})
         case "midjourney":
-            body = json.dumps({**content, "state": f"{order}.{_hex(secret, order.encode())}"}).encode()
+            body = json.dumps({**content, "state": f"{delivery_id}.{_hex(secret, delivery_id.encode())}"}).encode()
             return Delivery(hashlib.sha256(body).hexdigest(), body, {})
         case _:
             body = json.dumps(content).encode()
             at = str(int(time.time()))
-            digest = hmac.digest(_key(secret), f"{order}.{at}.".encode() + body, "sha256")
+            digest = hmac.digest(_key(secret), f"{delivery_id}.{at}.".encode() + body, "sha256")
             signature = f"v1,{base64.b64encode(digest).decode()}"
-            return Delivery(order, body, {"webhook-id": order, "webhook-timestamp": at, "webhook-signature": signature})
+            headers = {"webhook-id": delivery_id, "webhook-timestamp": at, "webhook-signature": signature}
+            return Delivery(delivery_id, body, headers)
+
+
+async def check_webhooks(settings: Settings, connection: Connection) -> list[Finding]:
+    """Try each webhook that has a secret in these settings."""
+    if not settings.webhook_secrets:
+        return [Finding("webhooks", "info", "No secret is set, so none are accepted: what takes long is polled.")]
+    return [await try_webhook(settings, connection, name) for name in settings.webhook_secrets]
 
 
 async def try_webhook(settings: Settings, connection: Connection, name: str) -> Finding:
-    """Posts one to `webhook_<name>` as a provider does, who knows an address and nothing else; looks whether it is in the
-    database, and takes it out again.
+    """Post a test delivery to `webhook_<name>`, look for it in `image_jobs.webhook_deliveries`, and delete it.
+
+    It goes by the public address alone, as a provider's does.
 
     Args:
-        settings: With a secret for `name`. It is for daemons to give secrets to the database, and not done here.
-        connection: To the database that it is to arrive in.
+        settings: With a secret for `name`. Secrets are written to the database by daemons, not here.
+        connection: To the database in which it should arrive.
         name: openai, hmac, midjourney.
     """
     webhook = f"webhook_{name}"
@@ -81,10 +91,10 @@ async def try_webhook(settings: Settings, connection: Connection, name: str) -> 
     started = time.monotonic()
     try:
         async with (
-            asyncio.timeout(ANSWER_TIMEOUT),
-            httpx.AsyncClient(timeout=ANSWER_TIMEOUT) as client,
+            asyncio.timeout(RESPONSE_TIMEOUT),
+            http_client(timeout=RESPONSE_TIMEOUT) as client,
         ):  # it follows no redirect
-            answer = await client.post(
+            response = await client.post(
                 f"{base}/rest/v1/rpc/{webhook}",
                 params={"apikey": settings.anon_key.get_secret_value().strip()},
                 content=delivery.body,
@@ -97,15 +107,15 @@ async def try_webhook(settings: Settings, connection: Connection, name: str) -> 
         )
     finally:
         milliseconds = 1000 * (time.monotonic() - started)
-        arrived = await connection.fetchval("select private.forget_delivery($1, $2)", name, delivery.id)
-    if arrived and answer.is_success:
+        arrived = await connection.fetchval("select image_jobs.delete_delivery($1, $2)", name, delivery.id)
+    if arrived and response.is_success:
         return Finding("webhooks", "ok", f"{webhook}: a test delivery arrived, in {milliseconds:.0f} ms.")
-    return _explain(webhook, answer)
+    return _explain(webhook, response)
 
 
-def _explain(webhook: str, answer: httpx.Response) -> Finding:
-    """Why it did not arrive."""
-    match answer.status_code, _code(answer):
+def _explain(webhook: str, response: httpx.Response) -> Finding:
+    """Tell from the response why the delivery did not arrive."""
+    match response.status_code, _code(response):
         case 401, "PT401":
             message = f"{webhook} refused the test delivery: the database does not have the secret of this environment."
             cure = "Start a daemon with this environment: it gives its secrets to the database."
@@ -117,12 +127,12 @@ def _explain(webhook: str, answer: httpx.Response) -> Finding:
             cure = "See that the schema public is exposed in the API settings, then run: notify pgrst, 'reload schema'."
         case ((401 | 403), "42501"):
             message = f"The API may not call {webhook}."
-            cure = "Put its rights back: grant execute on it, and usage on the schema private, to anon."
+            cure = "Put its rights back: grant execute on it, and usage on the schema image_jobs, to anon."
         case ((401 | 403), _):
             message = f"The gateway before {webhook} refused the key in its address."
             cure = f"See that SUPABASE_ANON_KEY is this project's. If it is, the gateway takes none there. {_DOOR}"
-        case status, _ if answer.is_redirect:
-            message = f"{webhook} is elsewhere ({status} to {_host(answer)}), and providers follow no redirect."
+        case status, _ if response.is_redirect:
+            message = f"{webhook} is elsewhere ({status} to {_host(response)}), and providers follow no redirect."
             cure = "Set SUPABASE_URL to the address that answers itself, and give that one to providers."
         case 200, _:
             message = f"{webhook} answered, but nothing arrived in this database."
@@ -133,17 +143,17 @@ def _explain(webhook: str, answer: httpx.Response) -> Finding:
     return _problem(message, cure)
 
 
-def _code(answer: httpx.Response) -> str | None:
-    """PostgREST's code for an error; none if something else answered."""
+def _code(response: httpx.Response) -> str | None:
+    """PostgREST's code for an error; None if the response is not PostgREST's."""
     try:
-        return answer.json()["code"]
+        return response.json()["code"]
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _host(answer: httpx.Response) -> str:
-    """Where a redirect leads; its path and query may repeat the key."""
-    return answer.next_request.url.host if answer.next_request else "nowhere"
+def _host(response: httpx.Response) -> str:
+    """The host that a redirect leads to. Its path and query are left out: they may repeat the key."""
+    return response.next_request.url.host if response.next_request else "nowhere"
 
 
 def _key(secret: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A workflow as a client of Supabase meets it: its nodes over REST, their changes over Realtime."""
+"""A workflow as a client of Supabase reads it: its nodes over REST, their changes over Realtime."""
 
 import asyncio
 import json
@@ -13,16 +13,18 @@ from realtime.types import BroadcastPayload
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from daemon.errors import ImageJobsError, Misconfigured
+from daemon.http_clients import check_environment
+from daemon.http_clients import client as http_client
 
 PAGE = 500
 TIMEOUT = 20
-"""Seconds for an answer."""
+"""Seconds for a response."""
 
 Rows: TypeAlias = list[dict[str, Any]]
 
 
 class Away(Exception):
-    """Nobody is there just now, or nobody who can answer. The message says what happened, without a full stop."""
+    """The server cannot be reached, or does not respond. The message is the reason, without a full stop."""
 
 
 class Channel:
@@ -41,21 +43,22 @@ class Channel:
     def __init__(self, url: str, key: str, token: str | None, workflow: UUID) -> None:
         if not url.startswith(("http://", "https://")):
             raise Misconfigured("SUPABASE_URL is no address.", "It begins with https://.")
+        check_environment()
         self._url = url.rstrip("/")
         self._key = key
         self._token = token or key
         self._workflow = workflow
 
     async def rows(self) -> Rows:
-        """All nodes of the workflow, as they are now.
+        """Fetch all nodes of the workflow, page by page.
 
         Raises:
-            Away: If that could not be found out.
+            Away: If the server cannot be reached, or responds with an error.
             ImageJobsError: If the key or the token is not accepted.
         """
         headers = {"apikey": self._key, "authorization": f"Bearer {self._token}"}
         found: Rows = []
-        async with httpx.AsyncClient(base_url=self._url, headers=headers, timeout=TIMEOUT) as client:
+        async with http_client(base_url=self._url, headers=headers, timeout=TIMEOUT) as client:
             while True:
                 query = {
                     "select": "id,version,node_data",
@@ -65,14 +68,16 @@ class Channel:
                     "limit": str(PAGE),
                 }
                 try:
-                    answer = await client.get("/rest/v1/workflow_nodes", params=query)
-                    answer.raise_for_status()
-                    page: Rows = answer.json()
+                    response = await client.get("/rest/v1/workflow_nodes", params=query)
+                    response.raise_for_status()
+                    page: Rows = response.json()
                 except httpx.HTTPStatusError as error:
-                    said = f"{self._url} answers {error.response.status_code} {_message(error.response)}".rstrip(" .")
+                    message = f"{self._url} answers {error.response.status_code} {_message(error.response)}".rstrip(
+                        " ."
+                    )
                     if error.response.status_code in (401, 403):
-                        raise ImageJobsError(f"{said}.", self._cure()) from error
-                    raise Away(said) from error
+                        raise ImageJobsError(f"{message}.", self._cure()) from error
+                    raise Away(message) from error
                 except (httpx.HTTPError, json.JSONDecodeError) as error:
                     raise Away(f"{self._url} does not answer ({type(error).__name__})") from error
                 found += page
@@ -81,11 +86,10 @@ class Channel:
 
     @asynccontextmanager
     async def joined(self) -> AsyncGenerator["Changes", None]:
-        """What is said about the workflow from now on.
+        """Subscribe to the workflow's topic for as long as the context lasts.
 
-        The client's own reconnecting is switched off: by default it gives up for ever after five tries, and what it
-        tells about its state is not enough to know that it has. Whatever ends a connection ends `Changes`, and whoever
-        reads them joins anew.
+        The client's own reconnecting is switched off: by default it gives up for ever after five tries, and the state
+        that it reports does not show it. The end of a connection ends `Changes`, and the caller joins anew.
 
         Raises:
             Away: If the server cannot be reached.
@@ -96,12 +100,12 @@ class Channel:
         changes = Changes()
         try:
             await self._connect(client)
-            # Private, but an error in the client's own code ends this task, too, and nothing else would tell.
+            # Private, but an error in the client's own code ends this task, too, and nothing else reports it.
             listening = cast("asyncio.Task[None]", client._listen_task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
             listening.add_done_callback(changes.on_end)
             channel = client.channel(f"workflow:{self._workflow}", {"config": _PRIVATE})
             await channel.on_broadcast("nodes_changed", changes.on_message).subscribe(changes.on_state)
-            await self._let_in(channel, changes)
+            await self._wait_joined(channel, changes)
             yield changes
         finally:
             await client.close()
@@ -110,14 +114,19 @@ class Channel:
         try:
             await client.connect()
         except InvalidStatus as error:
-            said = f"{self._url} answers {error.response.status_code}"
+            message = f"{self._url} answers {error.response.status_code}"
             if error.response.status_code in (401, 403):
-                raise ImageJobsError(f"{said} to the key.", self._cure()) from error
-            raise Away(said) from error
+                raise ImageJobsError(f"{message} to the key.", self._cure()) from error
+            raise Away(message) from error
+        except ImportError as error:
+            raise Misconfigured(
+                "The environment names a SOCKS proxy, for which the package python-socks is missing.",
+                "Run pip install python-socks, use an http proxy, or unset the variable.",
+            ) from error
         except (OSError, WebSocketException) as error:
             raise Away(f"{self._url} cannot be reached ({type(error).__name__})") from error
 
-    async def _let_in(self, channel: AsyncRealtimeChannel, changes: "Changes") -> None:
+    async def _wait_joined(self, channel: AsyncRealtimeChannel, changes: "Changes") -> None:
         if channel.is_joined:
             return
         try:
@@ -137,53 +146,53 @@ class Channel:
 _PRIVATE: Any = {"broadcast": {"ack": False, "self": False}, "presence": {"key": "", "enabled": False}, "private": True}
 
 _REFUSALS = ("Unauthorized", "InvalidJWT", "MalformedJWT")
-"""Codes of Realtime's that stay as they are however often one asks."""
+"""Realtime's error codes that a retry does not change."""
 
 
 class Changes:
-    """What is said on a channel, in order, until its end."""
+    """The messages of a channel, in order, until the connection ends."""
 
     def __init__(self) -> None:
-        self._heard: asyncio.Queue[Rows | Away] = asyncio.Queue()
+        self._received: asyncio.Queue[Rows | Away] = asyncio.Queue()
 
     async def next(self) -> Rows:
-        """The nodes of the next message.
+        """Wait for the next message, and return its nodes.
 
         Raises:
-            Away: If there will be none.
+            Away: If the connection has ended.
         """
-        heard = await self._heard.get()
-        if isinstance(heard, Away):
-            raise heard
-        return heard
+        received = await self._received.get()
+        if isinstance(received, Away):
+            raise received
+        return received
 
     def on_message(self, message: BroadcastPayload) -> None:
-        """The client calls it for each `nodes_changed`."""
-        self._heard.put_nowait(message["payload"]["nodes"])
+        """Called by the client for each `nodes_changed`."""
+        self._received.put_nowait(message["payload"]["nodes"])
 
     def on_state(self, state: RealtimeSubscribeStates, error: Exception | None) -> None:
-        """The client calls it when its channel is joined, and when it no longer is."""
+        """Called by the client when its channel is joined, and when it no longer is."""
         if state != RealtimeSubscribeStates.SUBSCRIBED:
-            self._heard.put_nowait(Away(_reason(error) if error else state.value.lower()))
+            self._received.put_nowait(Away(_reason(error) if error else state.value.lower()))
 
     def on_end(self, listening: asyncio.Task[None]) -> None:
-        """The connection is over, one way or another."""
+        """Called when the client's reading task has ended, with or without an error."""
         if not listening.cancelled():
             error = listening.exception()
-            self._heard.put_nowait(Away(f"the connection has ended ({error or 'closed by the server'})"))
+            self._received.put_nowait(Away(f"the connection has ended ({error or 'closed by the server'})"))
 
 
 def _reason(error: Exception) -> str:
-    """Of why a channel is not joined: the client wraps what the server says in JSON."""
+    """Return why a channel is not joined. The client wraps the server's reason in JSON."""
     try:
-        said = json.loads(str(error))
+        details = json.loads(str(error))
     except json.JSONDecodeError:
         return str(error)
-    return str(said.get("reason") or said.get("message") or error).rstrip(".")
+    return str(details.get("reason") or details.get("message") or error).rstrip(".")
 
 
-def _message(answer: httpx.Response) -> str:
+def _message(response: httpx.Response) -> str:
     try:
-        return str(answer.json()["message"])
+        return str(response.json()["message"])
     except (json.JSONDecodeError, KeyError, TypeError):
-        return answer.reason_phrase
+        return response.reason_phrase

@@ -10,14 +10,15 @@ from uuid import UUID
 import typer
 
 from daemon.cli.console import AsJson, load_settings, note, print_json, require
-from daemon.cli.nodes import Node, Nodes
+from daemon.cli.watch.nodes import Node, Nodes
 from daemon.errors import ImageJobsError
 
 if TYPE_CHECKING:
-    from daemon.cli.channel import Changes, Channel
+    from daemon.cli.watch.channel import Changes, Channel
 
 QUIET = 10.0
-"""Seconds without news of an image under way until we ask: over its rate limits Realtime drops messages silently."""
+"""Refetch after this many seconds without a message while a run is under way: over its rate limits Realtime drops
+messages silently."""
 
 LONGEST_PAUSE = 5.0
 """Seconds between two tries to connect."""
@@ -33,22 +34,22 @@ def watch(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Follow the nodes of a workflow until Ctrl-C, over Supabase Realtime as a canvas does.
+    """Follow the nodes of a workflow until Ctrl-C.
 
-    A line for each node, then one for each change of its status, progress, image or error. When the server goes away, it
-    is tried again until it is back, and what was missed is fetched. Needs SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY,
-    or with a token SUPABASE_ANON_KEY.
+    Over Supabase Realtime, as a canvas does: a line for each node, then one for each change of its status, progress,
+    image or error. When the server goes away, it is tried again until it is back, and what was missed is fetched. Needs
+    SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY, or with a token SUPABASE_ANON_KEY.
 
     Example: image-jobs watch 00000000-0000-4000-8000-000000000001
     """
-    from daemon.cli.channel import Channel
+    from daemon.cli.watch.channel import Channel
 
     settings = load_settings()
     require(settings, "SUPABASE_URL", "SUPABASE_ANON_KEY" if token else "SUPABASE_SERVICE_ROLE_KEY")
     key = settings.anon_key if token else settings.service_role_key
     assert settings.supabase_url is not None
     assert key is not None
-    logging.getLogger("realtime").addHandler(logging.NullHandler())  # what it has to say, we say
+    logging.getLogger("realtime").addHandler(logging.NullHandler())  # its errors are printed here
     channel = Channel(settings.supabase_url, key.get_secret_value(), token, workflow)
     try:
         asyncio.run(Watch(channel, as_json=as_json).run())
@@ -57,10 +58,10 @@ def watch(
 
 
 class Watch:
-    """Prints what changes in a workflow.
+    """Print the changes of a workflow's nodes.
 
     Args:
-        channel: The workflow's.
+        channel: Of the workflow.
         as_json: Print JSON, a line for each change.
     """
 
@@ -68,26 +69,26 @@ class Watch:
         self._channel = channel
         self._as_json = as_json
         self._nodes = Nodes()
-        self._seen = False
+        self._was_connected = False
         self._away_since: float | None = None
         self._pause = 1.0
 
     async def run(self) -> None:
-        """Never returns.
+        """Follow the workflow until cancelled.
 
         Raises:
-            ImageJobsError: If we are not let in, or the server was not there when we came.
+            ImageJobsError: If access is denied, or the first connection fails.
         """
-        from daemon.cli.channel import Away
+        from daemon.cli.watch.channel import Away
 
         while True:
             try:
                 async with self._channel.joined() as changes:
                     await self._load()
-                    self._say_connected()
+                    self._note_connected()
                     await self._follow(changes)
             except Away as away:
-                if not self._seen:
+                if not self._was_connected:
                     raise ImageJobsError(f"{away}.", "Check SUPABASE_URL, and that the server is running.") from away
                 await self._wait(away)
 
@@ -100,20 +101,20 @@ class Watch:
                 if self._nodes.unfinished:
                     await self._load()
             else:
-                self._print(self._nodes.hear(nodes))
+                self._print(self._nodes.merge(nodes))
 
     async def _load(self) -> None:
-        """Fetches everything: whatever was said while nobody listened is in there."""
+        """Fetch all nodes: messages sent while the connection was away are lost."""
         self._print(self._nodes.load(await self._channel.rows()))
 
-    def _say_connected(self) -> None:
-        if not self._seen:
+    def _note_connected(self) -> None:
+        if not self._was_connected:
             note("Watching. Ctrl-C stops.")
         elif self._away_since is not None:
             note(
                 f"Connected again after {time.monotonic() - self._away_since:.0f} s; what changed meanwhile stands above."
             )
-        self._seen = True
+        self._was_connected = True
         self._away_since = None
         self._pause = 1.0
 
@@ -133,7 +134,7 @@ class Watch:
 
 
 def line(node: Node) -> str:
-    """When it changed, which node, what it shows now."""
+    """Format a node: when it changed, its id, its status, its message, error or image."""
     changed = node.data.get("updatedAt")
     when = datetime.fromisoformat(changed) if changed else datetime.now(UTC)
     status = "deleted" if node.deleted else node.data.get("status", "new")

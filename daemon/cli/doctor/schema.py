@@ -1,0 +1,79 @@
+"""Check of the tables: what is in the way of image runs, an image run that is tried and undone, and old daemons."""
+
+import re
+from importlib.metadata import version
+
+import asyncpg
+
+from daemon.cli.doctor.finding import Finding
+from daemon.database import Connection
+from daemon.migrate import sql_directory
+
+LOCK_TIMEOUT, STATEMENT_TIMEOUT = "2s", "8s"
+"""Others come first: what they lock is looked at another time."""
+
+_BUSY = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError)
+
+
+async def check_schema(connection: Connection, *, migrated: bool) -> list[Finding]:
+    """Compare the database with what is needed, as a migration does; a migrated one also has an image run tried.
+
+    Nothing remains of either: both run in a transaction that is rolled back.
+    """
+    said: list[str] = []
+
+    def note(_: object, message: asyncpg.PostgresLogMessage) -> None:
+        sentence = getattr(message, "message", None) or ""
+        if sentence.startswith("An image run was not tried"):
+            said.append(sentence)
+
+    files = sorted((sql_directory() / "schema").glob("0*_compare_*.sql"))
+    if migrated:
+        files.append(sql_directory() / "schema/95_probe.sql")
+    connection.add_log_listener(note)
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(
+            f"set local lock_timeout = '{LOCK_TIMEOUT}'; set local statement_timeout = '{STATEMENT_TIMEOUT}'"
+        )
+        for file in files:
+            await connection.execute(file.read_text())
+    except _BUSY:
+        return [Finding("schema", "info", "An image run was not tried: the tables are locked.", "Try again.")]
+    except asyncpg.ObjectNotInPrerequisiteStateError as error:
+        found = re.findall(r"^- (.*)\n  (.*)$", getattr(error, "detail", None) or "", re.MULTILINE)
+        return [Finding("schema", "problem", sentence, cure) for sentence, cure in found]
+    finally:
+        await transaction.rollback()
+        connection.remove_log_listener(note)
+    if said:
+        return [Finding("schema", "info", said[0])]
+    tried = "An image run was tried from insert to cancel, and undone." if migrated else "Nothing is in the way."
+    return [Finding("schema", "ok", tried)]
+
+
+async def check_versions(connection: Connection) -> list[Finding]:
+    """Look for living daemons that are older than this command, or too old for the schema."""
+    rows = await connection.fetch(
+        "select d.name, d.version, image_jobs.is_too_old(d.version) as too_old from image_jobs.daemon_status d"
+        " where d.state in ('alive', 'draining') order by d.name, d.started_at"
+    )
+    here = version("image-job-orchestrator")
+    findings: list[Finding] = []
+    for row in rows:
+        name, its = row["name"], row["version"]
+        if row["too_old"]:
+            cure = f"Update it to {here}, and restart it: once it has to register again, it is refused."
+            findings.append(
+                Finding("versions", "problem", f"The daemon {name} ({its}) is too old for the schema.", cure)
+            )
+        elif _numbers(its) < _numbers(here):
+            message = f"The daemon {name} is of version {its}, older than this command ({here})."
+            findings.append(Finding("versions", "info", message, "Update and restart it when it suits."))
+    return findings
+
+
+def _numbers(release: str) -> list[int]:
+    found = re.match(r"\d+(\.\d+)*", release)
+    return [int(number) for number in found[0].split(".")] if found else []
