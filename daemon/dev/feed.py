@@ -1,4 +1,4 @@
-"""What happens to runs, one line each, for whoever watches `image-jobs dev`."""
+"""Events of runs in the terminal of `image-jobs dev`, a line each."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ import typer
 from daemon.database import Connection
 
 INTERVAL = 0.2
-"""Seconds between two looks."""
+"""Seconds between two polls."""
 
 OVERLAP = 1000
-"""How many events back each look begins: a transaction may commit after a later one."""
+"""Events before the last one that each poll reads again: a transaction may commit after a later one."""
 
-LOOKS_AFTER = 25
-"""Looks after the last number was drawn: so long may its transaction take to commit."""
+POLLS_AFTER = 25
+"""Polls after the sequence has last grown: so long may the transaction take to commit."""
 
 COLOURS = {
     "completed": "green",
@@ -42,10 +42,10 @@ order by e.seq"""
 
 
 class Feed:
-    """Prints what is new since it was made.
+    """Print the events that follow the first poll.
 
     Args:
-        connection: For its use alone.
+        connection: Used by nothing else.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -56,18 +56,18 @@ class Feed:
         self._quiet = 0
 
     async def run(self) -> None:
-        """Prints until cancelled."""
+        """Poll until cancelled."""
         while True:
-            await self.look()
+            await self.poll()
             await asyncio.sleep(INTERVAL)
 
-    async def look(self) -> None:
-        """Prints what has happened since the last look. The first one only takes note of what was there before."""
+    async def poll(self) -> None:
+        """Print the events since the last poll. The first poll only notes the events that are there."""
         if self._last is None:
             before = await self._connection.fetch(BEFORE, OVERLAP)
             self._seen = {row["seq"] for row in before}
             self._last = max(self._seen, default=0)
-        elif await self._stirred():
+        elif await self._may_have_events():
             last = self._last
             rows = await self._connection.fetch(EVENTS, last - OVERLAP, list(COLOURS))
             for row in rows:
@@ -77,22 +77,22 @@ class Feed:
             self._last = max((row["seq"] for row in rows), default=last)
             self._seen = {seq for seq in self._seen if seq > last - OVERLAP}
 
-    async def _stirred(self) -> bool:
-        """Whether events may have been written: if none was numbered for a while, reading them all is in vain."""
-        drawn: int = await self._connection.fetchval("select last_value from private.event_order")
+    async def _may_have_events(self) -> bool:
+        """Whether events may have been written: while the sequence stands still, there is nothing to read."""
+        drawn: int = await self._connection.fetchval("select last_value from image_jobs.event_numbers")
         self._quiet = self._quiet + 1 if drawn == self._drawn else 0
         self._drawn = drawn
-        return self._quiet < LOOKS_AFTER
+        return self._quiet < POLLS_AFTER
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """Time, run, event, and what matters about it."""
+    """Format an event: time, run, name, details."""
     time = row["ts"].astimezone().strftime("%H:%M:%S")
     payload: dict[str, Any] = row["payload"]
-    return f"  {time}  {row['id']}  {payload['event']:<10}  {_about(row, payload, payload.get('data') or {})}"
+    return f"  {time}  {row['id']}  {payload['event']:<10}  {_details(row, payload, payload.get('data') or {})}"
 
 
-def _about(row: Mapping[str, Any], payload: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def _details(row: Mapping[str, Any], payload: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     message = str(payload.get("message", ""))
     match payload["event"]:
         case "claimed":

@@ -1,7 +1,7 @@
-"""Stops what `image-jobs dev` has started if dev itself dies without a chance to do so (kill -9, out of memory).
+"""Stops the processes of `image-jobs dev` when dev itself dies without stopping them (kill -9, out of memory).
 
-A process of its own that waits for the end of its stdin, whose other end dev holds: then it interrupts every process
-whose id it was told, the last one first, and insists. It needs nothing but the standard library.
+A process of its own that waits for the end of its stdin, which dev holds open. Then it interrupts the processes whose ids
+it has read there, the last one first, and kills those that do not end. It imports the standard library alone.
 """
 
 import os
@@ -19,10 +19,10 @@ TRIES = 5
 
 
 class Guard:
-    """The guard, as dev sees it. Leaving the context ends it, and nothing else.
+    """Run the guard for as long as the context lasts.
 
     Args:
-        lock: A file descriptor that it keeps open, so that a lock is held until it has done its work.
+        lock: A file descriptor that the guard inherits: the lock is held until all processes have ended.
     """
 
     def __init__(self, lock: int | None = None) -> None:
@@ -40,7 +40,7 @@ class Guard:
         return self
 
     def watch(self, pid: int) -> None:
-        """Adds a process."""
+        """Add a process."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{pid}\n")
         self._process.stdin.flush()
@@ -53,7 +53,7 @@ class Guard:
 
 
 def main() -> None:
-    """What the guard does."""
+    """Read process ids until stdin ends, then stop the processes."""
     pids = [int(line) for line in sys.stdin]
     for pid in reversed(pids):
         for number in (*[signal.SIGINT] * TRIES, signal.SIGKILL):
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _ended(pid: int, number: signal.Signals) -> bool:
-    """Sends a signal, and answers whether that was the end of it."""
+    """Send a signal. Return whether the process has ended within `INTERRUPT_INTERVAL`."""
     try:
         os.kill(pid, number)
         deadline = time.monotonic() + INTERRUPT_INTERVAL

@@ -1,4 +1,4 @@
-"""The directory in which `image-jobs dev` keeps everything: whose it is, who uses it now, what stands in it."""
+"""The data directory of `image-jobs dev`: its marker, its lock, its files."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ DATABASE_PORT = 54322
 """As the Supabase CLI has it."""
 
 MARKER = "# The data of image-jobs dev. --fresh deletes this directory's content.\n*\n"
-"""In `.gitignore`: tells git to look away, and us that the directory is ours to delete."""
+"""Content of `.gitignore`: git ignores the directory, and dev may delete its content."""
 
 
 GUARD_TIMEOUT = 20.0
@@ -24,10 +24,10 @@ GUARD_TIMEOUT = 20.0
 
 
 class Home:
-    """A directory that belongs to `image-jobs dev`, and while it is entered to this process alone.
+    """The data directory. While the context lasts, it is locked by this process.
 
     Args:
-        directory: Made if it does not exist.
+        directory: Created if it does not exist.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -41,29 +41,29 @@ class Home:
         self._held: int | None = None
 
     def __enter__(self) -> Self:
-        """Takes the directory.
+        """Lock the directory.
 
         Raises:
-            Misconfigured: If it holds something else than our data.
-            ImageJobsError: If it cannot be made, or another process uses it.
+            Misconfigured: If it holds files that dev did not make.
+            ImageJobsError: If it cannot be created, or another process holds the lock.
         """
         try:
-            self._claim()
+            self._mark()
             held = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise ImageJobsError(
                 f"{self.directory} cannot be used ({error.strerror}).", "Choose another directory with --data."
             ) from error
         deadline = time.monotonic() + GUARD_TIMEOUT
-        while not _locked(held):
+        while not _try_lock(held):
             holder = self._lock.read_text().strip()
-            if _lives(holder) or time.monotonic() > deadline:
+            if _is_running(holder) or time.monotonic() > deadline:
                 os.close(held)
                 raise ImageJobsError(
                     f"Another image-jobs dev, process {holder}, is using {self.directory}.",
                     "Use that one, stop it first, or choose another directory with --data, and another --port.",
                 )
-            time.sleep(0.05)  # it was killed, and its guard is stopping what it has left behind
+            time.sleep(0.05)  # its holder was killed, and the guard is stopping the holder's processes
         os.truncate(held, 0)
         os.write(held, f"{os.getpid()}\n".encode())
         self._held = held
@@ -71,7 +71,7 @@ class Home:
 
     @property
     def lock(self) -> int:
-        """The file descriptor that holds the lock: whoever inherits it holds it too."""
+        """The file descriptor of the lock: a process that inherits it holds the lock, too."""
         if self._held is None:
             raise RuntimeError("the directory is not entered")
         return self._held
@@ -84,7 +84,7 @@ class Home:
             self._held = None
 
     def clear(self) -> None:
-        """Deletes all data. The directory stays ours."""
+        """Delete all data. Marker and lock stay."""
         for path in self.directory.iterdir():
             if path in (self._marker, self._lock):
                 continue
@@ -96,7 +96,7 @@ class Home:
                 path.unlink()
 
     def remembered_port(self) -> int:
-        """Where the database listened last time."""
+        """Return the port that the database had last time."""
         try:
             found = re.search(r"^DATABASE_URL=.*:(\d+)/", self.environment.read_text(), re.MULTILINE)
         except FileNotFoundError:
@@ -104,14 +104,14 @@ class Home:
         return int(found[1]) if found else DATABASE_PORT
 
     def write_environment(self, values: Mapping[str, str]) -> None:
-        """Writes `env`, one NAME=value a line, for nobody else to read."""
+        """Write `env`, one NAME=value a line, readable by its owner alone."""
         unfinished = self.directory / "env.new"
         unfinished.unlink(missing_ok=True)
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.writelines(f"{name}={value}\n" for name, value in values.items())
         unfinished.rename(self.environment)
 
-    def _claim(self) -> None:
+    def _mark(self) -> None:
         if self._marker.is_file() and self._marker.read_text() == MARKER:
             return
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -123,8 +123,8 @@ class Home:
         self._marker.write_text(MARKER)
 
 
-def _locked(file: int) -> bool:
-    """Takes the lock if it is free."""
+def _try_lock(file: int) -> bool:
+    """Take the lock if it is free. Return whether it was."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -132,7 +132,7 @@ def _locked(file: int) -> bool:
     return True
 
 
-def _lives(pid: str) -> bool:
+def _is_running(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):

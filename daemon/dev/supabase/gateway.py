@@ -1,10 +1,11 @@
-"""The port of the local Supabase endpoints, and the server behind it, in the event loop of whoever starts it."""
+"""One port for all endpoints, and the server behind it, in the caller's event loop."""
 
 import asyncio
 import errno
 import socket
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
@@ -12,16 +13,17 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.errors import ImageJobsError
+from daemon.running_dev import running
 
-EXPOSED = ("content-range", "content-location", "preference-applied", "retry-after")
-"""Headers of answers that a page in a browser may read besides the usual ones."""
+EXPOSED = ("content-range", "content-location", "preference-applied", "retry-after", "x-supabase-api-version")
+"""Headers of responses that a page may read besides the safelisted ones (CORS)."""
 
 
 def one_port(apps: Mapping[str, ASGIApp]) -> ASGIApp:
-    """All of them in one, each below its prefix, for pages from anywhere, as Supabase's gateway lets them.
+    """Combine applications into one, each below its prefix. Pages of every origin may call them, as with Supabase.
 
     Args:
-        apps: By prefix, for example `/rest/v1`; each sees the whole path.
+        apps: By prefix, for example `/rest/v1`; each gets the whole path.
     """
 
     async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,15 +47,15 @@ def one_port(apps: Mapping[str, ASGIApp]) -> ASGIApp:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Leaves the signals to dev."""
+        """Leave the signals to dev."""
         yield
 
 
 def listen(port: int) -> socket.socket:
-    """Takes a port of 127.0.0.1, before anything is started that would have to be stopped again.
+    """Listen on a port of 127.0.0.1, before other parts are started.
 
     Raises:
-        ImageJobsError: If it cannot be had.
+        ImageJobsError: If the port is taken or not allowed.
     """
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,21 +64,52 @@ def listen(port: int) -> socket.socket:
         listening.listen()
     except OSError as error:
         listening.close()
-        taken = error.errno == errno.EADDRINUSE
-        raise ImageJobsError(
-            f"Port {port} is taken by another program." if taken else f"Port {port} cannot be used ({error.strerror}).",
-            "Stop that program, or choose another port with --port." if taken else "Choose another one with --port.",
-        ) from error
+        if error.errno != errno.EADDRINUSE:
+            raise ImageJobsError(
+                f"Port {port} cannot be used ({error.strerror}).", "Choose another one with --port."
+            ) from error
+        raise _taken(port) from error
     return listening
+
+
+def _taken(port: int) -> ImageJobsError:
+    """Make the error for a port that is taken: by which program, and what to type."""
+    beside = next((other for other in range(port + 10, min(port + 500, 65536), 10) if is_free(other)), None)
+    choose = (
+        "choose another port with --port" if beside is None else f"choose another port: image-jobs dev --port {beside}"
+    )
+    for dev in running():
+        if urlsplit(dev.url).port == port:
+            return ImageJobsError(
+                f"Port {port} is taken by another image-jobs dev, process {dev.pid}, with its data in {dev.data}.",
+                f"Use that one, which is at {dev.url}, stop it, or {choose}.",
+            )
+    return ImageJobsError(
+        f"Port {port} is taken by another program.",
+        f"Stop that program (that of the Supabase CLI with: supabase stop), or {choose}.",
+    )
+
+
+def is_free(port: int) -> bool:
+    """Whether a port of 127.0.0.1 can be bound."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 @asynccontextmanager
 async def serving(app: ASGIApp, listening: socket.socket) -> AsyncGenerator[None, None]:
-    """Serves an application for as long as the context lasts; requests in flight then have a second to end."""
+    """Serve an application for as long as the context lasts; requests in flight then have a second to end."""
     server = _Server(
         uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )
-    task = asyncio.create_task(server.serve(sockets=[listening]), name="api")  # it listens already: nobody is refused
+    task = asyncio.create_task(
+        server.serve(sockets=[listening]), name="api"
+    )  # the socket listens already: no connection is refused
     try:
         yield
     finally:

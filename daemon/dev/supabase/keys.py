@@ -1,4 +1,4 @@
-"""The keys of the local stand-in: JWTs signed with a secret that lies in the data directory."""
+"""The keys of the stand-in: JWTs, signed with a secret in the data directory."""
 
 import os
 import secrets
@@ -15,22 +15,22 @@ _ISSUED, _EXPIRES = 1_767_225_600, 2_082_758_400  # 2026 to 2036: the same keys 
 
 
 class InvalidToken(Exception):
-    """A token that is none, or none of ours, in the words of Supabase's servers."""
+    """A token that is malformed, expired, or signed with another secret. The message is that of Supabase's servers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What opens the stand-in: the two keys, and every token signed with `jwt_secret`."""
+    """The two API keys, and the secret that signs tokens."""
 
     jwt_secret: str
     anon_key: str
     service_role_key: str
 
     def claims(self, token: str) -> Mapping[str, Any]:
-        """Who comes with `token`; there is always a `role`, one of `ROLES`.
+        """Return the claims of a key or a token; there is always a `role`, one of `ROLES`.
 
         Raises:
-            InvalidToken: With the message that Supabase answers with.
+            InvalidToken: With Supabase's message.
         """
         for key, role in ((self.anon_key, "anon"), (self.service_role_key, "service_role")):
             if secrets.compare_digest(key.encode(), token.encode()):
@@ -41,27 +41,27 @@ class Keys:
         return claims
 
     def sign(self, claims: Mapping[str, Any]) -> str:
-        """A token that holds `claims`."""
+        """Return a token with these claims."""
         return jwt.encode(dict(claims), self.jwt_secret, ALGORITHM, headers={"typ": None})
 
     def read(self, token: str) -> Mapping[str, Any]:
-        """The claims of a token that `sign` has made.
+        """Return the claims of a token that `sign` has made.
 
         Raises:
-            InvalidToken: If it has not, or the token has expired.
+            InvalidToken: If the signature is another one, or the token has expired.
         """
         try:
             return jwt.decode(token, self.jwt_secret, [ALGORITHM], options={"verify_aud": False, "verify_iat": False})
         except jwt.ExpiredSignatureError:
             raise InvalidToken('"exp" claim timestamp check failed') from None
         except jwt.InvalidTokenError:
-            # Three parts are a token to them, whatever is in these parts.
+            # Supabase's servers take anything with three parts for a token.
             parts = token.count(".") + 1
             raise InvalidToken("signature verification failed" if parts == 3 else "Invalid Compact JWS") from None
 
 
 def make_keys(jwt_secret: str) -> Keys:
-    """The keys that belong to a secret of at least 32 characters: always the same ones."""
+    """Derive the keys from a secret of at least 32 characters: always the same keys."""
     anon, service_role = (
         jwt.encode({"iss": "image-jobs", "role": role, "iat": _ISSUED, "exp": _EXPIRES}, jwt_secret, ALGORITHM)
         for role in ("anon", "service_role")
@@ -70,7 +70,7 @@ def make_keys(jwt_secret: str) -> Keys:
 
 
 def load_keys(directory: Path) -> Keys:
-    """The keys of a data directory. Its secret is made when it is first asked for, readable by its owner alone."""
+    """Return the keys of a data directory. The first call creates its secret, readable by its owner alone."""
     file = directory / "jwt-secret"
     if not file.exists():
         directory.mkdir(parents=True, exist_ok=True)

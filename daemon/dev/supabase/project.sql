@@ -1,9 +1,10 @@
--- What a Supabase database has before anything of ours: roles, auth, storage, realtime, the publication.
+-- Makes what a Supabase database has before our migrations: roles, auth, storage, realtime, the publication.
 --
 -- Written anew from what the real one does, as far as `sql/` and the local stand-in need it. Run as supabase_admin, a
 -- superuser; everything else runs as `postgres`, which is none, as on Supabase. Running it twice changes nothing.
--- Tables in `public` get no grants by themselves: since October 2026 a migration has to say them all.
--- Left out: the extensions in `extensions` (the embedded server has no pgcrypto), vault, cron, sign-in itself.
+-- Tables in `public` get no grants by themselves: since October 2026 migrations have to grant them all.
+-- Left out: the extensions in `extensions` (the embedded server has no pgcrypto), vault, cron, of auth
+-- what the stand-in has no sign-in for.
 
 begin;
 
@@ -46,6 +47,8 @@ alter role authenticator set search_path = "$user", public, extensions;
 alter role anon set statement_timeout = '3s';
 alter role authenticated set statement_timeout = '8s';
 alter role authenticator set statement_timeout = '8s';
+-- So a trigger on auth.users has to name the schema of every table, as on Supabase.
+alter role supabase_auth_admin set search_path = auth;
 
 grant usage on schema public to anon, authenticated, service_role;
 
@@ -53,7 +56,7 @@ create schema if not exists extensions authorization postgres;
 grant usage on schema extensions to anon, authenticated, service_role;
 
 
--- auth: who is asking. PostgREST puts the claims of the caller's token into the transaction.
+-- auth: users and their sessions; and the caller: PostgREST sets the claims of its token in the transaction.
 
 create schema if not exists auth authorization supabase_auth_admin;
 grant usage on schema auth to anon, authenticated, service_role, postgres;
@@ -69,9 +72,65 @@ create table if not exists auth.users (
   updated_at timestamptz,
   is_anonymous boolean not null default false
 );
-alter table auth.users owner to supabase_auth_admin;
-alter table auth.users enable row level security;
-grant all on auth.users to postgres;
+-- A data directory of an earlier version has the table without these.
+alter table auth.users
+  add column if not exists encrypted_password varchar(255),
+  add column if not exists email_confirmed_at timestamptz,
+  add column if not exists last_sign_in_at timestamptz,
+  add column if not exists phone text,
+  add column if not exists phone_confirmed_at timestamptz,
+  add column if not exists confirmed_at timestamptz
+    generated always as (least(email_confirmed_at, phone_confirmed_at)) stored;
+create unique index if not exists users_email_partial_key on auth.users (email);
+
+create table if not exists auth.identities (
+  provider_id text not null,
+  user_id uuid not null references auth.users (id) on delete cascade,
+  identity_data jsonb not null,
+  provider text not null,
+  last_sign_in_at timestamptz,
+  created_at timestamptz,
+  updated_at timestamptz,
+  email text generated always as (lower(identity_data ->> 'email')) stored,
+  id uuid primary key default gen_random_uuid(),
+  unique (provider_id, provider)
+);
+create index if not exists identities_user_id_idx on auth.identities (user_id);
+
+create table if not exists auth.sessions (
+  id uuid primary key,
+  user_id uuid not null references auth.users (id) on delete cascade,
+  created_at timestamptz,
+  updated_at timestamptz,
+  aal text,
+  -- The real one has these in a table of their own, for several factors.
+  authentication_method text not null
+);
+create index if not exists sessions_user_id_idx on auth.sessions (user_id);
+
+create table if not exists auth.refresh_tokens (
+  id bigint generated always as identity primary key,
+  token varchar(255) unique,
+  user_id varchar(255),
+  revoked boolean,
+  created_at timestamptz,
+  updated_at timestamptz,
+  parent varchar(255),
+  session_id uuid references auth.sessions (id) on delete cascade
+);
+create index if not exists refresh_tokens_session_id_idx on auth.refresh_tokens (session_id);
+
+do $$
+declare
+  relation text;
+begin
+  foreach relation in array array['users', 'identities', 'sessions', 'refresh_tokens'] loop
+    execute format('alter table auth.%I owner to supabase_auth_admin', relation);
+    execute format('alter table auth.%I enable row level security', relation);
+    execute format('grant all on auth.%I to postgres', relation);
+  end loop;
+end
+$$;
 
 create or replace function auth.jwt() returns jsonb
 language sql stable
@@ -176,7 +235,7 @@ as $$
   select reverse(split_part(reverse(storage.filename(name)), '.', 1))
 $$;
 
--- A row without its bytes, or bytes without their row: so only the Storage server deletes.
+-- Only the Storage server deletes: else a row is left without its bytes, or bytes without their row.
 create or replace function storage.protect_delete() returns trigger
 language plpgsql
 as $$
@@ -196,7 +255,7 @@ create or replace trigger protect_objects_delete before delete on storage.object
 for each statement execute function storage.protect_delete();
 
 
--- realtime: a message is a row; the Realtime server reads it from the log and checks who may hear it.
+-- realtime: a message is a row; the Realtime server reads it from the log and checks the policies of each client.
 
 create schema if not exists realtime authorization supabase_admin;
 grant usage on schema realtime to anon, authenticated, service_role, postgres;
@@ -213,7 +272,7 @@ create table if not exists realtime.messages (
   inserted_at timestamp not null default now(),
   primary key (id, inserted_at)
 ) partition by range (inserted_at);
--- The Realtime server makes a partition a day. Here nobody does, and one for all days is enough.
+-- The Realtime server makes a partition a day. Here one for all days is enough.
 create table if not exists realtime.messages_all_days partition of realtime.messages default;
 
 alter table realtime.messages owner to supabase_realtime_admin;
@@ -223,14 +282,14 @@ alter table realtime.messages_all_days enable row level security;
 grant select, insert, update on realtime.messages to anon, authenticated, service_role;
 grant all on realtime.messages to postgres;
 
--- The topic that a policy on realtime.messages is asked about.
+-- The topic for which a policy on realtime.messages is evaluated.
 create or replace function realtime.topic() returns text
 language sql stable
 as $$
   select nullif(current_setting('realtime.topic', true), '')
 $$;
 
--- Never fails: what cannot be sent is a warning, and the caller's transaction goes on.
+-- Never fails: an error is a warning, and the caller's transaction goes on.
 create or replace function realtime.send(payload jsonb, event text, topic text, private boolean default true)
 returns void
 language plpgsql

@@ -1,4 +1,4 @@
-"""What a client wants to hear of changes to tables: event, table, filter."""
+"""Subscriptions to changes of tables: event, table, filter."""
 
 import json
 import zlib
@@ -14,15 +14,15 @@ OPERATORS: Mapping[str, str] = {"eq": "=", "neq": "<>", "lt": "<", "lte": "<=", 
 
 
 class BindingRefused(Exception):
-    """What the server answers when it cannot listen to that."""
+    """A subscription that is refused, with the server's message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One of the wishes of a channel. `asked` is what the client sent, which the reply repeats."""
+    """One subscription of a channel. `config` is the client's object, which the reply repeats."""
 
     id: int
-    asked: Mapping[str, Any]
+    config: Mapping[str, Any]
     event: str
     schema: str
     table: str | None
@@ -32,35 +32,35 @@ class Binding:
 
     @property
     def values(self) -> list[str]:
-        """What the filter compares with: one value, or those of a list."""
+        """The operands of the filter: one value, or those of a list."""
         return self.value.strip("()").split(",") if self.operator == "in" else [self.value]
 
     def fits(self, kind: str, schema: str, table: str) -> bool:
-        """Whether a change is one of these, but for the filter."""
+        """Whether a change matches event, schema and table; the filter is not evaluated."""
         return self.event in {"*", kind} and self.schema == schema and self.table in {None, "*", table}
 
     def described(self) -> str:
-        """As the server prints it in its errors."""
+        """Format the subscription as the server does in its errors."""
         filters = f'{{"{self.column}", "{self.operator}", "{self.value}", false}}' if self.column else ""
         where = f"schema: {self.schema}" + (f", table: {self.table}" if self.table else "")
         return f"[event: {self.event}, {where}, filters: [{filters}], select: nil]"
 
 
-def binding(asked: Mapping[str, Any]) -> Binding:
-    """Reads a wish. The same wish always gets the same id.
+def parse_binding(config: Mapping[str, Any]) -> Binding:
+    """Parse a subscription. Equal subscriptions get the same id.
 
     Raises:
-        BindingRefused: If it is for something that is not to be had here.
+        BindingRefused: If it cannot be parsed, or is not implemented here.
     """
-    table = asked.get("table")
+    table = config.get("table")
     found = Binding(
-        zlib.crc32(json.dumps(asked, sort_keys=True).encode()) >> 4,
-        asked,
-        str(asked.get("event", "*")),
-        str(asked.get("schema", "public")),
+        zlib.crc32(json.dumps(config, sort_keys=True).encode()) >> 4,
+        config,
+        str(config.get("event", "*")),
+        str(config.get("schema", "public")),
         None if table is None else str(table),
     )
-    text = asked.get("filter")
+    text = config.get("filter")
     if text:
         column, equals, rest = str(text).partition("=")
         operator, dot, value = rest.partition(".")
@@ -69,18 +69,18 @@ def binding(asked: Mapping[str, Any]) -> Binding:
         if operator not in OPERATORS or ("," in value and operator != "in"):
             raise BindingRefused(f"image-jobs dev does not have the filter {text}.")
         found = Binding(
-            found.id, asked, found.event, found.schema, found.table, column=column, operator=operator, value=value
+            found.id, config, found.event, found.schema, found.table, column=column, operator=operator, value=value
         )
-    if asked.get("select"):
+    if config.get("select"):
         raise BindingRefused("image-jobs dev does not have a selection of columns.")
     return found
 
 
-async def check(connection: Connection, one: Binding) -> None:
-    """Whether there is such a table in the publication, and such a column in the table.
+async def check_binding(connection: Connection, one: Binding) -> None:
+    """Require that the table is in the publication, and has the column of the filter.
 
     Raises:
-        BindingRefused: In the words of the real server.
+        BindingRefused: With the message of the real server.
     """
     unable = "Unable to subscribe to changes with given parameters."
     oid = await connection.fetchval(

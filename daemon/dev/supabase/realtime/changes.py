@@ -1,8 +1,8 @@
-"""postgres_changes: what is written to a table goes out to those who may read it.
+"""postgres_changes: sends changes of published tables to the subscribers that may read the row.
 
-As on the real server: read from the log through a slot that is asked every 100 ms; each change is looked up once per
-subscriber, in its role; of a deleted row there is nothing to look up, so everybody hears its key, and no filter but one on
-the key lets it through; a value too large for its row is missing where it has not changed.
+As on the real server: a replication slot is read every 100 ms, and at once after a full batch; each changed row is selected once per subscriber, in its
+role. A deleted row cannot be selected: its key is sent to all subscribers, and only filters on the key match. A value too
+large for its row is missing where it has not changed.
 """
 
 import asyncio
@@ -15,16 +15,20 @@ import asyncpg
 import structlog
 
 from daemon.database import Connection
-from daemon.dev.realtime.access import AS_CLAIMED
-from daemon.dev.realtime.bindings import OPERATORS, Binding, check
-from daemon.dev.realtime.frames import Message
-from daemon.dev.realtime.rooms import Channel
-from daemon.dev.realtime.wal import Change, Row, changes
-from daemon.dev.rest.statements import quoted
+from daemon.dev.supabase.realtime.access import AS_CLAIMED
+from daemon.dev.supabase.realtime.bindings import OPERATORS, Binding, check_binding
+from daemon.dev.supabase.realtime.frames import Message
+from daemon.dev.supabase.realtime.limits import RateLimit
+from daemon.dev.supabase.realtime.rooms import Channel
+from daemon.dev.supabase.realtime.wal import Change, Row, decode
+from daemon.dev.supabase.rest.statements import quoted
 
 log = structlog.stdlib.get_logger()
 
 INTERVAL = 0.1
+"""Seconds until the slot is read again, once it is empty."""
+BATCH = 100
+"""Messages of the log that are read at once; a transaction is never split."""
 MAX_BYTES = 1 << 20
 LARGE_VALUE = 64
 """Bytes of a value that is left out of a row beyond `MAX_BYTES`."""
@@ -32,7 +36,7 @@ LARGE_VALUE = 64
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `name` of its type is short, as in `int4`; `sql_type` is what SQL calls it."""
+    """A column. `type` is the short name, as in `int4`; `sql_type` is the one of SQL."""
 
     name: str
     type: str
@@ -49,22 +53,24 @@ class Table:
 
 
 class Changes:
-    """Follows the log for as long as somebody wants to hear of it.
+    """Reads the replication stream from the first subscription on.
 
     Args:
-        dsn: Where to read it, as a role with REPLICATION.
+        dsn: Of the database, as a role with REPLICATION.
         pool: Connections to the same database, of a role that may become every API role.
+        limit: Of the project's messages.
     """
 
-    def __init__(self, dsn: str, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(self, dsn: str, pool: "asyncpg.Pool[asyncpg.Record]", limit: RateLimit) -> None:
         self._dsn = dsn
+        self._limit = limit
         self._pool = pool
         self._channels: dict[Channel, Sequence[Binding]] = {}
-        self._wanted = asyncio.Event()
+        self._subscribed = asyncio.Event()
         self._following = asyncio.Event()
 
     async def subscribe(self, channel: Channel, bindings: Sequence[Binding]) -> None:
-        """From the moment that this returns the channel hears.
+        """Add a channel: once this returns, it gets every change.
 
         Raises:
             BindingRefused: If there is no such table, or no such column.
@@ -72,8 +78,8 @@ class Changes:
         async with self._pool.acquire() as connection:
             for one in bindings:
                 # A pool's connection is one but for its class.
-                await check(connection, one)  # pyright: ignore[reportArgumentType]
-        self._wanted.set()
+                await check_binding(connection, one)  # pyright: ignore[reportArgumentType]
+        self._subscribed.set()
         await self._following.wait()
         self._channels[channel] = bindings
 
@@ -81,8 +87,8 @@ class Changes:
         self._channels.pop(channel, None)
 
     async def run(self) -> None:
-        """Follows, for ever. Once begun it goes on when nobody is left: the log is let go of all the same."""
-        await self._wanted.wait()
+        """Send changes until cancelled. It goes on without subscribers: an unread slot would keep the log."""
+        await self._subscribed.wait()
         connection = await asyncpg.connect(self._dsn)
         try:
             slot = f"realtime_{connection.get_server_pid()}"
@@ -90,23 +96,26 @@ class Changes:
                 "select pg_create_logical_replication_slot($1, 'pgoutput', temporary => true)", slot
             )
             self._following.set()
+            rows: Sequence[asyncpg.Record] = ()
             while True:
-                await asyncio.sleep(INTERVAL)
+                if len(rows) < BATCH:  # else there may be more
+                    await asyncio.sleep(INTERVAL)
                 rows = await connection.fetch(
                     """select data from pg_logical_slot_get_binary_changes(
-                      $1, null, 100, 'proto_version', '1', 'publication_names', 'supabase_realtime')""",
+                      $1, null, $2, 'proto_version', '1', 'publication_names', 'supabase_realtime')""",
                     slot,
+                    BATCH,
                 )
                 tables: dict[int, Table] = {}
-                for change in changes(row["data"] for row in rows):
+                for change in decode(row["data"] for row in rows):
                     if change.table not in tables:
                         tables[change.table] = await _table(connection, change.table)
                     for channel, bindings in list(self._channels.items()):
-                        await self._tell(channel, bindings, change, tables[change.table])
+                        await self._send(channel, bindings, change, tables[change.table])
         finally:
             await connection.close()
 
-    async def _tell(self, channel: Channel, bindings: Sequence[Binding], change: Change, table: Table) -> None:
+    async def _send(self, channel: Channel, bindings: Sequence[Binding], change: Change, table: Table) -> None:
         fitting = [one for one in bindings if one.fits(change.kind, table.schema, table.name)]
         if not fitting:
             return
@@ -117,16 +126,16 @@ class Changes:
                 if not ids:
                     return
                 await connection.execute(AS_CLAIMED, channel.claims["role"], json.dumps(dict(channel.claims)))
-                data = await _seen(connection, change, table)
-        except asyncpg.PostgresError as error:  # the table is another one by now, or a policy of it fails
+                data = await _payload(connection, change, table)
+        except asyncpg.PostgresError as error:  # the table was replaced, or a policy of it fails
             log.warning("realtime.change_lost", table=table.name, error=str(error))
             return
-        if data is not None:
+        if data is not None and self._limit.admits():
             channel.send(Message(channel.topic, "postgres_changes", {"data": data, "ids": ids}))
 
 
-async def _seen(connection: Connection, change: Change, table: Table) -> dict[str, Any] | None:
-    """The change as the role that the transaction has sees it; None if it does not see the row."""
+async def _payload(connection: Connection, change: Change, table: Table) -> dict[str, Any] | None:
+    """Format a change for the transaction's role; None if it may not see the row."""
     data: dict[str, Any] = {
         "schema": table.schema,
         "table": table.name,
@@ -157,7 +166,7 @@ async def _seen(connection: Connection, change: Change, table: Table) -> dict[st
 
 
 async def _passes(connection: Connection, one: Binding, change: Change, table: Table) -> bool:
-    """Whether the filter lets the change through. What is not in the log passes no filter."""
+    """Whether a change matches the filter. A value that is not in the log matches none."""
     if one.column is None:
         return True
     row = change.old if change.kind == "DELETE" else change.new
@@ -175,7 +184,7 @@ async def _passes(connection: Connection, one: Binding, change: Change, table: T
 
 
 async def _visible(connection: Connection, row: Row, table: Table, key: Sequence[Column]) -> bool:
-    """Whether the policies of the table show the row to the role that the transaction has."""
+    """Whether the table's policies show the row to the transaction's role."""
     where = " and ".join(
         f"{quoted(column.name)} = (${number}::text)::{column.sql_type}" for number, column in enumerate(key, 1)
     )
@@ -189,7 +198,7 @@ async def _visible(connection: Connection, row: Row, table: Table, key: Sequence
 
 
 async def _readable(connection: Connection, table: Table) -> list[Column]:
-    """The columns that the role that the transaction has may read."""
+    """Return the columns that the transaction's role may read."""
     names = await connection.fetchval(
         """select array(select name from unnest($1::text[]) as name
           where has_column_privilege(format('%I.%I', $2::text, $3::text), name, 'select'))""",
@@ -201,7 +210,7 @@ async def _readable(connection: Connection, table: Table) -> list[Column]:
 
 
 async def _as_json(connection: Connection, row: Row, columns: Sequence[Column]) -> dict[str, Any]:
-    """The values of a row as the database writes them in JSON."""
+    """Convert the values of a row to JSON, in the database."""
     there = [column for column in columns if column.name in row]
     values = ", ".join(
         f"(($1::text[])[{number}])::{column.sql_type} as {quoted(column.name)}"
@@ -233,5 +242,5 @@ async def _table(connection: Connection, oid: int) -> Table:
     )
     columns = [Column(row["name"], row["type"], row["sql_type"], row["in_key"]) for row in rows]
     if not rows:
-        return Table("", "", rls=True, columns=())  # dropped since: nobody listens to that
+        return Table("", "", rls=True, columns=())  # dropped since: no binding matches it
     return Table(rows[0]["schema"], rows[0]["table"], rows[0]["rls"], columns)

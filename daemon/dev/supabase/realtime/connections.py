@@ -1,33 +1,34 @@
-"""One client's WebSocket: what it sends, and the channels it has joined."""
+"""A client's WebSocket: reads its messages, and keeps its channels."""
 
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import asyncpg
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from daemon.dev.realtime.access import permissions
-from daemon.dev.realtime.bindings import Binding, BindingRefused, binding
-from daemon.dev.realtime.frames import BadFrame, Broadcast, Message, Version
-from daemon.dev.realtime.rooms import PREFIX, Channel
-from daemon.dev.realtime.server import Server
-from daemon.dev.realtime.tokens import Claims, TokenRefused, expired, read
+from daemon.dev.supabase.realtime.access import permissions
+from daemon.dev.supabase.realtime.bindings import Binding, BindingRefused, parse_binding
+from daemon.dev.supabase.realtime.frames import BadFrame, Broadcast, Message, Version
+from daemon.dev.supabase.realtime.rooms import PREFIX, Channel
+from daemon.dev.supabase.realtime.server import Server
+from daemon.dev.supabase.realtime.tokens import Claims, TokenRefused, expired, read
 
 
 class JoinRefused(Exception):
-    """Why a join is refused, as the client is told."""
+    """A join that is refused, with the reason for the client."""
 
 
 class Connection:
     """A connected client.
 
     Args:
-        server: What it is connected to.
+        server: The parts that connections share.
         websocket: Accepted already.
         version: Of the protocol that the client speaks.
-        claims: Of the key that it came with: it acts as that until it joins with a token.
+        claims: Of the key that it has connected with; a join with a token replaces them.
     """
 
     def __init__(self, server: Server, websocket: WebSocket, version: Version, claims: Claims) -> None:
@@ -41,7 +42,7 @@ class Connection:
         self._later: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serves the client until it goes away."""
+        """Serve the client until it disconnects."""
         writer = asyncio.create_task(self._write(), name="realtime writer")
         self._later.add(writer)
         try:
@@ -56,7 +57,7 @@ class Connection:
             await asyncio.gather(*self._later, return_exceptions=True)
 
     async def _write(self) -> None:
-        """Sends what there is to send, in order, so that nobody has to wait for a slow client."""
+        """Send the outgoing messages in order, in a task of its own: a slow client delays no other."""
         while True:
             frame = self._version.write(await self._outgoing.get())
             try:
@@ -73,18 +74,18 @@ class Connection:
         except BadFrame:
             return
         if isinstance(message, Broadcast):
-            self._speak(message)
+            self._broadcast(message)
             return
         channel = self._channels.get(message.topic)
         match message.event:
-            case "heartbeat":
-                self._reply(message, "ok", {})
+            case "heartbeat":  # belongs to no join, whatever it names
+                self._reply(replace(message, join_ref=None), "ok", {})
             case "phx_join":
                 await self._join(message)
             case _ if channel is None:
                 self._reply(message, *(("ok", {}) if message.event == "phx_leave" else _unmatched()))
             case "phx_leave":
-                if channel.join_ref == message.join_ref:  # else it is about a join that has been replaced since
+                if channel.join_ref == message.join_ref:  # else it leaves a join that has been replaced
                     self._leave(message.topic)
                     channel.reply(message.ref, "ok", {})
                     channel.close()
@@ -95,35 +96,35 @@ class Connection:
                 channel.reply(message.ref, "error", {"reason": reason})
 
     async def _join(self, message: Message) -> None:
-        """Joins, or says why not. A second join to a topic takes the place of the first."""
+        """Join a topic, or reply with the reason for a refusal. A second join to a topic replaces the first."""
         config = _object(message.payload.get("config"))
         try:
-            channel = self._asked(message, config)
-            bindings = [binding(_object(asked)) for asked in _list(config.get("postgres_changes"))]
-            if not await self._may_hear(channel):
+            channel = self._parse_join(message, config)
+            bindings = [parse_binding(_object(each)) for each in _list(config.get("postgres_changes"))]
+            if not await self._may_receive(channel):
                 self._in_background(self._deny(message, _no_permission(channel)))
                 return
-            past = await self._past(channel, _object(config.get("broadcast")).get("replay"))
+            replayed = await self._replay(channel, _object(config.get("broadcast")).get("replay"))
         except (JoinRefused, TokenRefused, BindingRefused) as error:
             self._reply(message, "error", {"reason": str(error)})
             return
         replaced = self._channels.get(message.topic)
-        channel.reply(message.ref, "ok", {"postgres_changes": [{"id": one.id, **one.asked} for one in bindings]})
+        channel.reply(message.ref, "ok", {"postgres_changes": [{"id": one.id, **one.config} for one in bindings]})
         if replaced is not None:
             self._leave(message.topic)
             replaced.close()
         self._enter(channel)
-        for each in past:
+        for each in replayed:
             channel.send(each)
         if bindings:
             self._in_background(self._subscribe(channel, bindings))
 
-    def _asked(self, message: Message, config: Mapping[str, Any]) -> Channel:
-        """The channel that a join asks for.
+    def _parse_join(self, message: Message, config: Mapping[str, Any]) -> Channel:
+        """Make the channel of a join.
 
         Raises:
-            JoinRefused: If it is not to be had.
-            TokenRefused: If it comes with a token that is none of ours.
+            JoinRefused: If its config is not valid, or not implemented.
+            TokenRefused: If its token is not valid.
         """
         broadcast, presence = _object(config.get("broadcast")), _object(config.get("presence"))
         if not message.topic.startswith(PREFIX) or message.topic == PREFIX:
@@ -135,23 +136,23 @@ class Connection:
         return Channel(
             message.topic,
             message.join_ref or message.ref,
-            self._claimed(message.payload.get("access_token")),
+            self._claims_of(message.payload.get("access_token")),
             self._outgoing.put_nowait,
             private=bool(config.get("private")),
-            hears_itself=bool(broadcast.get("self")),
+            receives_own=bool(broadcast.get("self")),
             acknowledged=bool(broadcast.get("ack")),
         )
 
-    async def _past(self, channel: Channel, replay: object) -> list[Message]:
-        """The messages that a join wants to hear once more.
+    async def _replay(self, channel: Channel, replay: object) -> list[Message]:
+        """Fetch the messages that a join replays.
 
         Raises:
-            JoinRefused: If it says so in a way that nobody understands.
+            JoinRefused: If the parameters are not valid.
         """
         if not replay:
             return []
         try:
-            return await self._server.messages.past(channel.topic, channel.name, _object(replay), channel.join_ref)
+            return await self._server.messages.replay(channel.topic, channel.name, _object(replay), channel.join_ref)
         except (TypeError, ValueError, asyncpg.DataError):
             raise JoinRefused("UnableToReplayMessages: Replay params are not valid") from None
 
@@ -167,42 +168,42 @@ class Connection:
             self._server.changes.unsubscribe(channel)
 
     async def _renew(self, channel: Channel, token: object) -> None:
-        """Takes a new token; one that does not hold ends the channel."""
+        """Replace the token of a channel; one that is not valid ends the channel."""
         try:
-            channel.claims = self._claimed(token)
+            channel.claims = self._claims_of(token)
         except TokenRefused as error:
             self._end(channel, str(error))
             return
-        if await self._may_hear(channel):
+        if await self._may_receive(channel):
             self._watch_expiry(channel)
         else:
             self._end(channel, _no_permission(channel))
 
-    def _speak(self, broadcast: Broadcast) -> None:
+    def _broadcast(self, broadcast: Broadcast) -> None:
         channel = self._channels.get(broadcast.topic)
         if channel is None:
             self._reply(Message(broadcast.topic, "broadcast", {}, broadcast.ref, broadcast.join_ref), *_unmatched())
-        elif channel.may_speak:
-            said = Broadcast(
+        elif channel.may_send:
+            sent = Broadcast(
                 broadcast.topic, broadcast.event, broadcast.payload, binary=broadcast.binary, text=broadcast.text
             )
-            self._server.rooms.tell(channel.name, said, private=channel.private, speaker=channel)
+            self._server.rooms.broadcast(channel.name, sent, private=channel.private, sender=channel)
             if channel.acknowledged:
                 channel.reply(broadcast.ref, "ok", {})
 
-    async def _may_hear(self, channel: Channel) -> bool:
+    async def _may_receive(self, channel: Channel) -> bool:
         if not channel.private:
             return True
-        hear, channel.may_speak = await permissions(self._server.pool, channel.claims, channel.name)
-        return hear
+        receive, channel.may_send = await permissions(self._server.pool, channel.claims, channel.name)
+        return receive
 
     async def _deny(self, message: Message, reason: str) -> None:
-        """Lets the client wait, as the real server does."""
+        """Refuse a join after the real server's delay."""
         await asyncio.sleep(self._server.denial_delay)
         self._reply(message, "error", {"reason": reason})
 
-    def _claimed(self, token: object) -> Claims:
-        """Who a token is; without one, or with one of the new keys, whoever connected."""
+    def _claims_of(self, token: object) -> Claims:
+        """Return the claims of a token; without one, or with one of the new keys, those of the connection."""
         if not isinstance(token, str) or not token or token.startswith("sb_"):
             return self._claims
         return read(self._server.keys, token)
@@ -244,12 +245,12 @@ class Connection:
 
 
 def _object(value: object) -> Mapping[str, Any]:
-    """What a client has sent, if it is an object."""
+    """Return a client's value if it is an object, else an empty one."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _list(value: object) -> list[object]:
-    """What a client has sent, if it is a list."""
+    """Return a client's value if it is a list, else an empty one."""
     return cast("list[object]", value) if isinstance(value, list) else []
 
 

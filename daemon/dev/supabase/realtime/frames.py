@@ -1,4 +1,4 @@
-"""Messages on the wire, in both versions of the protocol.
+"""The wire format of messages, in both versions of the protocol.
 
 1.0.0 (realtime-py) sends JSON objects. 2.0.0 (realtime-js) sends JSON arrays, and broadcasts as binary frames: lengths of
 a byte each, then what they are the lengths of, then the payload.
@@ -15,12 +15,12 @@ _LONGEST = 255
 
 
 class BadFrame(Exception):
-    """What came is no message."""
+    """A frame that is not a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Anything but a broadcast. A reply has the `ref` of what it replies to."""
+    """A message that is not a broadcast. A reply has the `ref` of its request."""
 
     topic: str
     event: str
@@ -31,10 +31,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """What one client says to the others, or the database to all of them.
+    """A message from one client to the others, or from the database to all of them.
 
-    `payload` is JSON unless it is `binary`. As `text` it goes out as a message in both versions, as the real server does
-    with what came as one. `ref` and `join_ref` are those of whoever said it.
+    `payload` is JSON unless it is `binary`. A broadcast that came as `text` is sent as text in both versions, as by the
+    real server. `ref` and `join_ref` are those of the sender.
     """
 
     topic: str
@@ -47,7 +47,7 @@ class Broadcast:
     join_ref: str | None = None
 
     def message(self, join_ref: str | None = None) -> Message:
-        """The same as a message of JSON."""
+        """Convert it to a message of JSON."""
         payload: dict[str, Any] = {"event": self.event, "payload": json.loads(self.payload), "type": "broadcast"}
         if self.meta is not None:
             payload["meta"] = self.meta
@@ -58,15 +58,15 @@ class Version(Protocol):
     """One version of the protocol."""
 
     def read(self, frame: str | bytes) -> Message | Broadcast:
-        """What a client has sent.
+        """Parse a frame.
 
         Raises:
-            BadFrame: If it is no message.
+            BadFrame: If it is not a message.
         """
         ...
 
     def write(self, message: Message | Broadcast) -> str | bytes | None:
-        """What a client is to get; None if this version cannot say it."""
+        """Format a message; None if this version has no frame for it."""
         ...
 
 
@@ -145,7 +145,7 @@ def _read_push(frame: bytes) -> Broadcast:
 
 
 def _write_broadcast(broadcast: Broadcast) -> bytes | None:
-    """A binary frame; None if a name is too long for one."""
+    """Format a binary frame; None if a name is too long for one."""
     meta = _compact(broadcast.meta) if broadcast.meta else ""
     parts = [broadcast.topic.encode(), broadcast.event.encode(), meta.encode()]
     if any(len(part) > _LONGEST for part in parts):

@@ -1,28 +1,29 @@
-"""Who is listening where."""
+"""Channels, by topic."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from daemon.dev.realtime.frames import Broadcast, Message
-from daemon.dev.realtime.tokens import Claims
+from daemon.dev.supabase.realtime.frames import Broadcast, Message
+from daemon.dev.supabase.realtime.limits import RateLimit
+from daemon.dev.supabase.realtime.tokens import Claims
 
 PREFIX = "realtime:"
 
 
 @dataclass(eq=False, slots=True)
 class Channel:
-    """One client on one topic. `topic` is what the client calls it, `name` what the database does."""
+    """One client on one topic. `topic` is the client's name of it, `name` the database's, without the prefix."""
 
     topic: str
     join_ref: str | None
     claims: Claims
     send: Callable[[Message | Broadcast], None]
     private: bool = False
-    hears_itself: bool = False
+    receives_own: bool = False
     acknowledged: bool = False
-    may_speak: bool = True
+    may_send: bool = True
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -33,7 +34,7 @@ class Channel:
         self.send(Message(self.topic, "phx_reply", payload, ref, self.join_ref))
 
     def system(self, message: str, *, ok: bool, extension: str) -> None:
-        """Tells what became of something that the client did not wait for."""
+        """Send a system message: the result of something that the join's reply does not wait for."""
         payload = {
             "message": message,
             "status": "ok" if ok else "error",
@@ -43,14 +44,19 @@ class Channel:
         self.send(Message(self.topic, "system", payload, None, self.join_ref))
 
     def close(self) -> None:
-        """Says that the client is no longer on the topic."""
+        """Send the end of the channel."""
         self.send(Message(self.topic, "phx_close", {}, self.join_ref, self.join_ref))
 
 
 class Rooms:
-    """All channels, by topic. A private topic and a public one of the same name are two."""
+    """All channels, by topic. A private topic and a public one of the same name are different.
 
-    def __init__(self) -> None:
+    Args:
+        limit: Of the project's messages.
+    """
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._limit = limit
         self._rooms: defaultdict[tuple[str, bool], list[Channel]] = defaultdict(list)
 
     def enter(self, channel: Channel) -> None:
@@ -62,8 +68,8 @@ class Rooms:
         if not room:
             del self._rooms[channel.name, channel.private]
 
-    def tell(self, name: str, broadcast: Broadcast, *, private: bool, speaker: Channel | None = None) -> None:
-        """Sends a broadcast to everybody on a topic; to the one who speaks only if it wants that."""
+    def broadcast(self, name: str, broadcast: Broadcast, *, private: bool, sender: Channel | None = None) -> None:
+        """Send a broadcast to all channels of a topic; to the sender's only if it has `receives_own`."""
         for channel in self._rooms.get((name, private), ()):
-            if channel is not speaker or channel.hears_itself:
+            if (channel is not sender or channel.receives_own) and self._limit.admits():
                 channel.send(broadcast)

@@ -1,18 +1,18 @@
-"""What all connections share."""
+"""The parts that all connections share."""
 
 from dataclasses import dataclass
 
 import asyncpg
 
-from daemon.dev.keys import Keys
-from daemon.dev.realtime.changes import Changes
-from daemon.dev.realtime.messages import Messages
-from daemon.dev.realtime.rooms import Rooms
+from daemon.dev.supabase.keys import Keys
+from daemon.dev.supabase.realtime.changes import Changes
+from daemon.dev.supabase.realtime.messages import Messages
+from daemon.dev.supabase.realtime.rooms import Rooms
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The parts. `denial_delay` is how many seconds a refused client waits for its answer."""
+    """The shared parts. `denial_delay`: seconds until the reply to a refused join."""
 
     keys: Keys
     pool: "asyncpg.Pool[asyncpg.Record]"

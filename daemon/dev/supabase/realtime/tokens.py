@@ -1,4 +1,4 @@
-"""Who connects and who joins, and how the Realtime server words its refusals."""
+"""Tokens of connections and joins, and the Realtime server's messages for those that are not valid."""
 
 import time
 from collections.abc import Mapping
@@ -6,18 +6,18 @@ from typing import Any
 
 import jwt
 
-from daemon.dev.keys import InvalidToken, Keys
+from daemon.dev.supabase.keys import InvalidToken, Keys
 
 Claims = Mapping[str, Any]
 
 
 class TokenRefused(Exception):
-    """A token that is none of ours.
+    """A token that is not valid.
 
     Args:
-        code: The server's word for it.
-        message: What a join is told.
-        short: What a handshake is told, if that is different.
+        code: The server's error code.
+        message: In the reply to a join.
+        short: In the response to a handshake, if that is different.
     """
 
     def __init__(self, code: str, message: str, short: str = "") -> None:
@@ -26,10 +26,10 @@ class TokenRefused(Exception):
 
 
 def read(keys: Keys, token: str) -> Claims:
-    """The claims of a token.
+    """Return the claims of a token.
 
     Raises:
-        TokenRefused: If it is none of ours.
+        TokenRefused: If it is not valid.
     """
     try:
         return keys.claims(token)
@@ -42,7 +42,7 @@ def read(keys: Keys, token: str) -> Claims:
 
 
 def expired(since: float) -> str:
-    """How it is said that a token is too old; `since` is seconds since 1970."""
+    """Format the message for an expired token; `since` is in seconds since 1970."""
     return f"Token has expired {max(0, int(time.time() - since))} seconds ago"
 
 

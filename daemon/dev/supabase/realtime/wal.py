@@ -1,4 +1,4 @@
-"""The log of changes, as Postgres' own plugin `pgoutput` writes it (protocol version 1)."""
+"""A decoder of the logical replication stream of Postgres' plugin `pgoutput` (protocol version 1)."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _KINDS: Mapping[str, Literal["INSERT", "UPDATE", "DELETE"]] = {"I": "INSERT", "U": "UPDATE", "D": "DELETE"}
 
 Row = Mapping[str, str | None]
-"""Values as text, by column. What is not there was too large to be logged again, and has not changed."""
+"""Values as text, by column. A missing value was too large to be logged again, and has not changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A row that was inserted, updated or deleted. `old` has what the replica identity has, if anything."""
+    """An inserted, updated or deleted row. `old` has the columns of the replica identity, if there are any."""
 
     kind: Literal["INSERT", "UPDATE", "DELETE"]
     table: int
@@ -24,12 +24,12 @@ class Change:
 
     @property
     def size(self) -> int:
-        """Bytes of what was logged, nearly."""
+        """The approximate number of bytes in the log."""
         return sum(len(value.encode()) for value in (*self.new.values(), *self.old.values()) if value is not None)
 
 
-def changes(messages: Iterable[bytes]) -> Iterator[Change]:
-    """What a batch of messages says. Each batch describes the tables anew."""
+def decode(messages: Iterable[bytes]) -> Iterator[Change]:
+    """Decode a batch of messages. Each batch describes its tables anew."""
     columns: dict[int, list[tuple[str, bool]]] = {}
     committed_at = _EPOCH
     for message in messages:
@@ -61,7 +61,7 @@ class _Reader:
         return int.from_bytes(self._take(size))
 
     def columns(self) -> list[tuple[str, bool]]:
-        """Names, and whether they are in the replica identity."""
+        """Read the columns of a relation: name, and whether it is in the replica identity."""
         for _ in ("schema", "table"):
             self._text()
         self._take(1)  # the kind of replica identity
@@ -73,7 +73,7 @@ class _Reader:
         return found
 
     def rows(self, columns: list[tuple[str, bool]]) -> tuple[Row, Row]:
-        """The new row and what is known of the old one."""
+        """Read the new row, and the logged part of the old one."""
         new: Row = {}
         old: Row = {}
         while self._at < len(self._message):
@@ -87,7 +87,7 @@ class _Reader:
 
     def _row(self, columns: list[tuple[str, bool]]) -> Row:
         row: dict[str, str | None] = {}
-        self._take(2)  # how many columns: we know them
+        self._take(2)  # the number of columns, which is known
         for name, _ in columns:
             match self.letter():
                 case "n":

@@ -1,20 +1,29 @@
 """A local stand-in for Supabase's REST endpoint, as far as supabase-py and supabase-js call it.
 
-It does what PostgREST does: the database decides, each request is a transaction in the role of whoever asks, and the
-words and statuses of errors are PostgREST's. What it does not have answers 501.
+It works as PostgREST does: each request is a transaction in the caller's role, and the messages and statuses of errors
+are PostgREST's. Features that are missing return 501.
+
+tables, calls         /<table> and /rpc/<function>
+requests, grammar     headers and query parameters
+bodies                JSON bodies
+catalogue             tables and functions of the schema public
+statements            SQL
+transactions          role, claims, timeouts
+results               responses
+errors                error responses
 """
 
 import asyncpg
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from daemon.dev.keys import Keys
-from daemon.dev.rest.answers import RestError, not_implemented
-from daemon.dev.rest.calls import Calls
-from daemon.dev.rest.tables import Tables
+from daemon.dev.supabase.errors import error_handlers
+from daemon.dev.supabase.keys import Keys
+from daemon.dev.supabase.rest.calls import Calls
+from daemon.dev.supabase.rest.errors import not_implemented
+from daemon.dev.supabase.rest.tables import Tables
 
 PREFIX = "/rest/v1"
 
@@ -22,11 +31,11 @@ _METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE", "PUT")
 
 
 def rest_app(pool: "asyncpg.Pool[asyncpg.Record]", keys: Keys) -> Starlette:
-    """The stand-in, with all its routes below `/rest/v1`.
+    """Make the application, with all its routes below `/rest/v1`.
 
     Args:
         pool: Connections as `authenticator`, the role that may become every API role and is none of them.
-        keys: What opens it.
+        keys: Of the project.
     """
     tables, calls = Tables(pool, keys), Calls(pool, keys)
 
@@ -43,24 +52,9 @@ def rest_app(pool: "asyncpg.Pool[asyncpg.Record]", keys: Keys) -> Starlette:
             case ("DELETE", name) if name:
                 return await tables.delete(request, name)
             case _:
-                return await _not_here(request, None)
+                return not_implemented(f"{request.method} {request.url.path}").response()
 
     return Starlette(
         routes=[Mount(PREFIX, routes=[Route("/{path:path}", dispatch, methods=_METHODS)])],
-        exception_handlers={RestError: _say, HTTPException: _not_here, ClientDisconnect: _nobody_listens},
+        exception_handlers=error_handlers(not_implemented),
     )
-
-
-async def _say(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RestError)
-    return error.answer()
-
-
-async def _not_here(request: Request, _: Exception | None) -> Response:
-    """No such route, or not with this method."""
-    return not_implemented(f"{request.method} {request.url.path}").answer()
-
-
-async def _nobody_listens(_: Request, __: Exception) -> Response:
-    """The client went away in the middle of a request."""
-    return Response(status_code=499)

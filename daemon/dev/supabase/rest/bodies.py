@@ -1,15 +1,15 @@
-"""JSON bodies: what is in them is read here, but what goes to the database is the text as it came."""
+"""JSON bodies: parsed here for their keys; the database gets the text unchanged."""
 
 import json
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from daemon.dev.rest.answers import bad_body
+from daemon.dev.supabase.rest.errors import bad_body
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A body: an object, or an array of objects that all have the same keys. Everything else is an empty array."""
+    """A body: an object, or an array of objects with the same keys. Any other JSON counts as an empty array."""
 
     text: str
     keys: tuple[str, ...]
@@ -17,19 +17,19 @@ class Body:
 
     @property
     def array(self) -> str:
-        """The same as an array."""
+        """The text as an array."""
         return self.text if self.is_array else f"[{self.text}]"
 
 
 def read(content: bytes, *, same_keys: bool = True) -> Body:
-    """Reads a body.
+    """Parse a body.
 
     Args:
-        content: What was sent.
-        same_keys: Whether objects of an array must have the same keys; they need not where columns are named.
+        content: Of the request.
+        same_keys: Whether objects of an array must have the same keys; not where `columns` names them.
 
     Raises:
-        RestError: If it is no JSON, or the keys differ.
+        RestError: If it is not JSON, or the keys differ.
     """
     try:
         text = content.decode()
@@ -51,5 +51,5 @@ def _items(value: object) -> list[object]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    """NaN and the infinities, which Python takes and JSON does not have."""
+    """Refuse NaN and the infinities, which Python accepts and JSON does not have."""
     raise ValueError(constant)

@@ -6,26 +6,34 @@ import asyncpg
 from starlette.requests import Request
 from starlette.responses import Response
 
-from daemon.dev.keys import Keys
-from daemon.dev.rest import bodies, statements
-from daemon.dev.rest.answers import RestError, bad_body, not_implemented
-from daemon.dev.rest.bodies import Body
-from daemon.dev.rest.catalogue import Function, functions
-from daemon.dev.rest.requests import caller, check_json, check_schema, content_type, form, preferences, query
-from daemon.dev.rest.results import answer, fetch, known_casts, page
-from daemon.dev.rest.statements import CALLED, Statement, counted
-from daemon.dev.rest.transactions import transaction
+from daemon.dev.supabase.keys import Keys
+from daemon.dev.supabase.rest import bodies, statements
+from daemon.dev.supabase.rest.bodies import Body
+from daemon.dev.supabase.rest.catalogue import Function, functions
+from daemon.dev.supabase.rest.errors import RestError, bad_body, not_implemented
+from daemon.dev.supabase.rest.requests import (
+    caller,
+    check_json,
+    check_schema,
+    content_type,
+    parse_accept,
+    parse_prefer,
+    parse_query,
+)
+from daemon.dev.supabase.rest.results import fetch, known_casts, page, respond
+from daemon.dev.supabase.rest.statements import CALLED, Statement, counted
+from daemon.dev.supabase.rest.transactions import transaction
 
 _UNNAMED = {"application/json": ("json", "jsonb"), "text/plain": ("text",), "application/octet-stream": ("bytea",)}
-"""Which type the only, unnamed argument has for a body of which kind."""
+"""Content type → types of a function's only, unnamed argument that take the whole body."""
 
 
 class Calls:
-    """Answers requests for `/rpc/<function>`.
+    """Handles requests for `/rpc/<function>`.
 
     Args:
         pool: Connections of a role that may become each of the API roles.
-        keys: Who may ask.
+        keys: Of the project.
     """
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", keys: Keys) -> None:
@@ -35,43 +43,43 @@ class Calls:
     async def call(self, request: Request, name: str) -> Response:
         """POST, GET and HEAD."""
         check_schema(request)
-        claims, shape, wishes = caller(request, self._keys), form(request), preferences(request)
+        claims, shape, prefer = caller(request, self._keys), parse_accept(request), parse_prefer(request)
         posted = request.method == "POST"
-        asked = query(request, call=not posted)
-        if asked.columns is not None or asked.on_conflict is not None:
+        query = parse_query(request, call=not posted)
+        if query.columns is not None or query.on_conflict is not None:
             raise not_implemented("columns and on_conflict of calls")
         content, media_type = await _content(request) if posted else (b"", "")
         body = _body(content) if media_type == "application/json" else None
-        given = (body.keys if body else ()) if posted else tuple(asked.arguments)
-        async with transaction(self._pool, request, claims) as (connection, said):
+        given = (body.keys if body else ()) if posted else tuple(query.arguments)
+        async with transaction(self._pool, request, claims) as (connection, overrides):
             function = _choose(name, await functions(connection, name), given, media_type)
             statement = Statement(CALLED, function.columns)
             if function.unnamed and posted and not _fits(function, given):
                 text = statements.call_with_body(statement, function, _raw(content, body))
             else:
-                arguments = asked.arguments if body is None else body.text
+                arguments = query.arguments if body is None else body.text
                 text = statements.call(statement, function, arguments, given)
-            columns = statement.columns(await known_casts(connection, asked.select))
-            filters, order = statement.where(asked.filters), statement.order_by(asked.order)
-            cut = statement.page(asked.offset, asked.limit)
+            columns = statement.columns(await known_casts(connection, query.select))
+            filters, ordering = statement.where(query.filters), statement.ordering(query.ordering)
+            limit = statement.page(query.offset, query.limit)
             text = counted(
-                f"select {columns} from {CALLED}{filters}{order}{cut}",  # noqa: S608 - names are quoted, values parameters
+                f"select {columns} from {CALLED}{filters}{ordering}{limit}",  # noqa: S608 - names are quoted, values parameters
                 before=f"{CALLED} as ({text}), ",
-                total=f"select count(*) from {CALLED}{filters}" if wishes.count else "null",  # noqa: S608 - as there
+                total=f"select count(*) from {CALLED}{filters}" if prefer.count else "null",  # noqa: S608 - as there
                 single=shape.single or not function.returns_set,
                 scalar=not function.returns_row,
                 strip_nulls=shape.strip_nulls,
             )
             row = await fetch(connection, text, statement.parameters, shape)
-            status, span = page(row, asked.offset)
-        headers = {"Content-Range": span, "Preference-Applied": wishes.applied}
+            status, span = page(row, query.offset)
+        headers = {"Content-Range": span, "Preference-Applied": prefer.applied}
         if function.returns_nothing:
-            return answer(request, shape, said, status=204, body=None, headers=headers)
-        return answer(request, shape, said, status=status, body=row["body"], headers=headers)
+            return respond(request, shape, overrides, status=204, body=None, headers=headers)
+        return respond(request, shape, overrides, status=status, body=row["body"], headers=headers)
 
 
 async def _content(request: Request) -> tuple[bytes, str]:
-    """The body and what it is, without the parameters of that."""
+    """Read the body. Return it, and its content type without parameters."""
     media_type = content_type(request)
     if media_type not in _UNNAMED:
         check_json(request)
@@ -79,7 +87,7 @@ async def _content(request: Request) -> tuple[bytes, str]:
 
 
 def _body(content: bytes) -> Body:
-    """A JSON body; without one there are no arguments."""
+    """Parse a JSON body; an empty one has no arguments."""
     return bodies.read(content) if content else Body("", (), is_array=False)
 
 
@@ -93,7 +101,7 @@ def _raw(content: bytes, body: Body | None) -> str:
 
 
 def _choose(name: str, found: Sequence[Function], given: Sequence[str], media_type: str) -> Function:
-    """The function that takes these arguments; else the one that takes the whole body.
+    """Choose the function that takes these arguments, or else the one that takes the whole body.
 
     Raises:
         RestError: If there is none, or more than one.

@@ -1,4 +1,4 @@
-"""What is exposed: tables, views and functions of the schema `public`, as the catalogue has them at this moment."""
+"""Tables, views and functions of the schema `public`, read from the catalogue for each request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Relation:
 
     name: str
     columns: Mapping[str, str]
-    """The SQL type of each, with its length: what a new value must fit."""
+    """The SQL type of each, with its length: a new value is cast to it."""
     types: Mapping[str, str]
-    """The same without: what a value that is looked for is read as, which must not cut it."""
+    """The SQL type without its length: a value in a filter is cast to it, which must not cut the value."""
     key: Sequence[str]
 
 
@@ -36,7 +36,7 @@ class Function:
 
 
 async def relation(connection: Connection, name: str) -> Relation | None:
-    """The table or view of this name."""
+    """Read the table or view of this name; None if there is none."""
     row = await connection.fetchrow(
         """select c.oid,
           array(select k.attname::text from pg_catalog.pg_index i
@@ -64,7 +64,7 @@ async def relation(connection: Connection, name: str) -> Relation | None:
 
 
 async def functions(connection: Connection, name: str) -> list[Function]:
-    """The functions of this name, which may be several."""
+    """Read the functions of this name: several if it is overloaded."""
     rows = await connection.fetch(
         """select p.proretset, p.provariadic <> 0 as variadic,
           p.prorettype = 'pg_catalog.void'::regtype as nothing,
@@ -109,6 +109,6 @@ async def functions(connection: Connection, name: str) -> list[Function]:
 
 
 async def type_name(connection: Connection, name: str) -> str | None:
-    """The type that SQL knows by this name, in a form that is safe to write into a statement; None if there is none."""
-    # A parameter, so the name is never SQL; what format_type answers is quoted where it must be.
+    """Return the type of this name as safe SQL; None if there is none."""
+    # The name is a parameter, never SQL; format_type quotes its result where it must.
     return await connection.fetchval("select pg_catalog.format_type(to_regtype($1), null)", name)

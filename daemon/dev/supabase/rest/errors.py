@@ -1,13 +1,12 @@
-"""How PostgREST words its errors, and which status it gives to what Postgres says."""
+"""PostgREST's errors: their codes, messages and hints, and the HTTP status of each SQLSTATE."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
-from starlette.responses import JSONResponse, Response
 
-JSON = "application/json; charset=utf-8"
+from daemon.dev.supabase.errors import ApiError
 
 _BY_CODE = {
     "23503": 409,
@@ -29,14 +28,8 @@ _BY_CLASS = {
 }
 
 
-class Answer(JSONResponse):
-    """JSON with the charset that PostgREST names."""
-
-    media_type = JSON
-
-
-class RestError(Exception):
-    """An error as the client will see it: `status` of the answer, and a body that all clients can read."""
+class RestError(ApiError):
+    """An error of the REST endpoint. `code` is an SQLSTATE or one of PostgREST's own codes."""
 
     def __init__(
         self,
@@ -48,26 +41,25 @@ class RestError(Exception):
         hint: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"code": code, "details": details, "hint": hint, "message": message}
-        self.headers = {**({"WWW-Authenticate": "Bearer"} if status == 401 else {}), **(headers or {})}
-
-    def answer(self) -> Response:
-        return Answer(self.body, self.status, self.headers)
+        super().__init__(
+            status,
+            message,
+            {"code": code, "details": details, "hint": hint, "message": message},
+            {**({"WWW-Authenticate": "Bearer"} if status == 401 else {}), **(headers or {})},
+        )
 
 
 def from_postgres(error: asyncpg.PostgresError, role: str) -> RestError:
-    """What an error of the database becomes.
+    """Turn an error of the database into a response.
 
     Args:
-        error: `PTxyz` asks for status xyz, `PGRST` brings a whole answer; every other code has its place in a table.
-        role: Who asked. Being refused is 401 to `anon`, who may still sign in, and 403 to everybody else.
+        error: `PTxyz` sets status xyz, `PGRST` describes the whole response; other SQLSTATEs are looked up.
+        role: Of the caller. A refusal is 401 to `anon`, who may still sign in, and 403 to other roles.
     """
     code = error.sqlstate or "XX000"
     message, detail, hint = (getattr(error, name, None) for name in ("message", "detail", "hint"))
     if code == "PGRST":
-        return _whole_answer(message or "", detail or "")
+        return _described_response(message or "", detail or "")
     if code.startswith("PT") and code[2:].isdecimal():
         status = int(code[2:])
     elif code == "42501":
@@ -79,8 +71,8 @@ def from_postgres(error: asyncpg.PostgresError, role: str) -> RestError:
     return RestError(status, code, message or "", details=detail, hint=hint)
 
 
-def _whole_answer(message: str, detail: str) -> RestError:
-    """The answer that `raise sqlstate 'PGRST'` describes: its message is the body, its detail status and headers."""
+def _described_response(message: str, detail: str) -> RestError:
+    """Read the response that `raise sqlstate 'PGRST'` describes: message is the body, detail status and headers."""
     try:
         body, rest = json.loads(message), json.loads(detail)
         return RestError(
@@ -106,7 +98,7 @@ def not_implemented(what: str) -> RestError:
 
 
 def bad_query(what: str, text: str, details: str) -> RestError:
-    """A query parameter that cannot be read."""
+    """Make the error for a query parameter that cannot be parsed."""
     return RestError(400, "PGRST100", f'"failed to parse {what} ({text})" (line 1, column 1)', details=details)
 
 

@@ -1,10 +1,10 @@
-"""The language of PostgREST's query parameters: columns, filters, orders, as it is written in URLs."""
+"""A parser for PostgREST's query parameters: columns, filters, ordering."""
 
 import re
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from daemon.dev.rest.answers import RestError, bad_query, not_implemented
+from daemon.dev.supabase.rest.errors import RestError, bad_query, not_implemented
 
 OPERATORS = {
     "eq": "=",
@@ -25,12 +25,12 @@ OPERATORS = {
     "is": "is",
 }
 STATES = {"null": "null", "not_null": "not null", "true": "true", "false": "false", "unknown": "unknown"}
-"""What `is` may ask."""
+"""Operands of `is`."""
 
 MOST_BRACKETS = 200
 """In one logic tree: deeper ones would exhaust the stack."""
 
-_ELSEWHERE = frozenset({"fts", "plfts", "phfts", "wfts", "sl", "sr", "nxr", "nxl", "adj"})
+_NOT_IMPLEMENTED = frozenset({"fts", "plfts", "phfts", "wfts", "sl", "sr", "nxr", "nxl", "adj"})
 _NAME = re.compile(r'"((?:[^"\\]|\\.)*)"|((?:[^\s".,()*:>-]|-(?!>)|[ ](?=\S))+)')
 _ARROW = re.compile(r"(->>?)(?:\"((?:[^\"\\]|\\.)*)\"|((?:[^\s\".,():>-]|-(?!>))+))")
 _CAST = re.compile(r"::([A-Za-z_][A-Za-z0-9_ ]*(?:\[\])?)")
@@ -41,7 +41,7 @@ _PLAIN = re.compile(r'[^,()"]*')
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column, or what a path of arrows leads to inside of it."""
+    """A column, or a value inside of it, by a path of arrows."""
 
     name: str
     path: tuple[tuple[str, str], ...] = ()
@@ -49,7 +49,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """One of the columns to answer with; without a field, all of them."""
+    """One of the columns to return; without a field, all of them."""
 
     field: Field | None
     alias: str | None = None
@@ -79,8 +79,8 @@ Filter: TypeAlias = Condition | Group
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """By what to sort. `direction` and `nulls` are SQL, or empty."""
+class Ordering:
+    """A term of the ordering. `direction` and `nulls` are SQL, or empty."""
 
     field: Field
     direction: str = ""
@@ -88,11 +88,11 @@ class Order:
 
 
 class Reader:
-    """Reads a text from left to right.
+    """Parses the value of one query parameter, from left to right.
 
     Args:
-        text: What to read.
-        what: What it is, for error messages.
+        text: The value.
+        what: The name of the parameter, for error messages.
     """
 
     def __init__(self, text: str, what: str) -> None:
@@ -101,7 +101,7 @@ class Reader:
         self._at = 0
 
     def selected(self) -> list[Selected]:
-        """The value of `select`."""
+        """Parse the value of `select`."""
         found = [self._selected()]
         while self._take(","):
             found.append(self._selected())
@@ -109,23 +109,23 @@ class Reader:
         return found
 
     def names(self) -> list[str]:
-        """The value of `columns` and `on_conflict`."""
+        """Parse the value of `columns` or `on_conflict`."""
         found = [self._name()]
         while self._take(","):
             found.append(self._name())
         self._end()
         return found
 
-    def orders(self) -> list[Order]:
-        """The value of `order`."""
-        found = [self._order()]
+    def ordering(self) -> list[Ordering]:
+        """Parse the value of `order`."""
+        found = [self._ordering()]
         while self._take(","):
-            found.append(self._order())
+            found.append(self._ordering())
         self._end()
         return found
 
     def key(self) -> Field:
-        """The name of a parameter that is a filter."""
+        """Parse the name of a filter."""
         found = self._field()
         if self._text.startswith(".", self._at):
             raise not_implemented("filters on embedded resources")
@@ -133,7 +133,7 @@ class Reader:
         return found
 
     def condition(self, of: Field) -> Condition:
-        """The value of a filter, to the end: commas and brackets mean nothing here."""
+        """Parse the value of a filter, to the end: commas and brackets have no meaning here."""
         negated = self._take("not.")
         operator = self._operator()
         if operator == "in":
@@ -144,7 +144,7 @@ class Reader:
         return self._checked(Condition(of, operator, value, negated))
 
     def group(self, kind: Literal["and", "or"], *, negated: bool) -> Group:
-        """The value of `and` and `or`."""
+        """Parse the value of `and` or `or`."""
         if self._text.count("(") > MOST_BRACKETS:
             raise bad_query(self._what, self._text[:40], "too many brackets")
         found = self._group(kind, negated=negated)
@@ -172,7 +172,7 @@ class Reader:
             self._at = cast.end()
         return Selected(of, alias, cast[1] if cast else None)
 
-    def _order(self) -> Order:
+    def _ordering(self) -> Ordering:
         of = self._field()
         direction = nulls = ""
         if self._take(".asc"):
@@ -183,7 +183,7 @@ class Reader:
             nulls = "nulls first"
         elif self._take(".nullslast"):
             nulls = "nulls last"
-        return Order(of, direction, nulls)
+        return Ordering(of, direction, nulls)
 
     def _group(self, kind: Literal["and", "or"], *, negated: bool) -> Group:
         self._expect("(")
@@ -226,9 +226,9 @@ class Reader:
 
     def _operator(self) -> str:
         found = _OPERATOR.match(self._text, self._at)
-        if not found or (found[1] not in OPERATORS and found[1] not in _ELSEWHERE):
+        if not found or (found[1] not in OPERATORS and found[1] not in _NOT_IMPLEMENTED):
             raise self._error('"not" or operator (eq, gt, …)')
-        if found[2] or found[1] in _ELSEWHERE:
+        if found[2] or found[1] in _NOT_IMPLEMENTED:
             raise not_implemented(f"the operator {found[0].rstrip('.')}")
         self._at = found.end()
         return found[1]
@@ -244,7 +244,7 @@ class Reader:
         return found
 
     def _value(self) -> str:
-        """A value in quotes, or up to the next comma or bracket; braces keep their commas."""
+        """Parse a value in quotes, or up to the next comma or bracket; braces keep their commas."""
         if quoted := _QUOTED.match(self._text, self._at):
             self._at = quoted.end()
             return _unescaped(quoted[1])

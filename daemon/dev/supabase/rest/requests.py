@@ -1,4 +1,4 @@
-"""What every request has: a caller, preferences, wishes about the form of the answer, and query parameters."""
+"""The parts of a request: the caller's claims, the headers Prefer and Accept, query parameters."""
 
 import re
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from starlette.requests import Request
 
-from daemon.dev.keys import InvalidToken, Keys
-from daemon.dev.rest.answers import (
+from daemon.dev.supabase.keys import InvalidToken, Keys
+from daemon.dev.supabase.rest.errors import (
     RestError,
     bad_body,
     bad_query,
@@ -16,21 +16,21 @@ from daemon.dev.rest.answers import (
     no_media_type,
     not_implemented,
 )
-from daemon.dev.rest.grammar import OPERATORS, Field, Filter, Order, Reader, Selected
+from daemon.dev.supabase.rest.grammar import OPERATORS, Field, Filter, Ordering, Reader, Selected
 
 _NOT_ROWS = ("text/csv", "application/geo+json", "application/vnd.pgrst.plan", "application/octet-stream", "text/plain")
-_ELSEWHERE = frozenset({"max-affected", "timezone", "tx", "missing"})
+_NOT_IMPLEMENTED = frozenset({"max-affected", "timezone", "tx", "missing"})
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _RANGE = re.compile(r"([0-9]{1,18})-([0-9]{0,18})")
 
 
 @dataclass(slots=True)
 class Query:
-    """The query parameters. `arguments` are those that a GET hands over to a function."""
+    """The query parameters. `arguments` are those that a GET passes to a function."""
 
     select: list[Selected] = field(default_factory=lambda: [Selected(None)])
     filters: list[Filter] = field(default_factory=list[Filter])
-    order: list[Order] = field(default_factory=list[Order])
+    ordering: list[Ordering] = field(default_factory=list[Ordering])
     limit: int | None = None
     offset: int = 0
     columns: list[str] | None = None
@@ -40,16 +40,16 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """The header Prefer, as far as it is known; other preferences are ignored, as PostgREST does."""
+    """The header Prefer; unknown preferences are ignored, as PostgREST does."""
 
-    answer: Literal["minimal", "headers-only", "representation"] = "minimal"
+    returning: Literal["minimal", "headers-only", "representation"] = "minimal"
     count: bool = False
     resolution: Literal["merge-duplicates", "ignore-duplicates"] | None = None
     applied: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ResponseFormat:
     """The header Accept."""
 
     single: bool
@@ -58,10 +58,10 @@ class Form:
 
 
 def caller(request: Request, keys: Keys) -> dict[str, Any]:
-    """The claims of whoever asks. Nobody in particular is `anon`, as with the gateway of the Supabase CLI.
+    """Return the claims of the caller: `anon` without a token, as with the gateway of the Supabase CLI.
 
     Raises:
-        RestError: If there is a token and it is none of ours.
+        RestError: If there is a token and it is not valid.
     """
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     key = request.headers.get("apikey") or request.query_params.get("apikey")
@@ -72,53 +72,53 @@ def caller(request: Request, keys: Keys) -> dict[str, Any]:
         raise _refused(token, str(error)) from None
 
 
-def preferences(request: Request) -> Preferences:
-    """What the header Prefer asks for.
+def parse_prefer(request: Request) -> Preferences:
+    """Parse the header Prefer.
 
     Raises:
-        RestError: For one that would change the answer and is not to be had here.
+        RestError: For a preference that would change the response and is not implemented.
     """
-    wishes: dict[str, str] = {}
-    for wish in ",".join(request.headers.getlist("prefer")).split(","):
-        name, _, value = wish.strip().partition("=")
-        wishes[name] = value
-    if refused := _ELSEWHERE.intersection(wishes):
+    preferences: dict[str, str] = {}
+    for preference in ",".join(request.headers.getlist("prefer")).split(","):
+        name, _, value = preference.strip().partition("=")
+        preferences[name] = value
+    if refused := _NOT_IMPLEMENTED.intersection(preferences):
         raise not_implemented(f"the preference {min(refused)}")
-    if wishes.get("count") == "planned":
+    if preferences.get("count") == "planned":
         raise not_implemented("planned counts")
     known = {
         "return": ("minimal", "headers-only", "representation"),
         "count": ("exact", "estimated"),
         "resolution": ("merge-duplicates", "ignore-duplicates"),
     }
-    wishes = {name: wish for name, wish in wishes.items() if wish in known.get(name, ())}
-    answer: Any = wishes.get("return", "minimal")
-    resolution: Any = wishes.get("resolution")
-    applied = ", ".join(f"{name}={wish}" for name, wish in wishes.items())
-    return Preferences(answer, "count" in wishes, resolution, applied)
+    preferences = {name: value for name, value in preferences.items() if value in known.get(name, ())}
+    returning: Any = preferences.get("return", "minimal")
+    resolution: Any = preferences.get("resolution")
+    applied = ", ".join(f"{name}={value}" for name, value in preferences.items())
+    return Preferences(returning, "count" in preferences, resolution, applied)
 
 
-def form(request: Request) -> Form:
-    """What the header Accept asks for.
+def parse_accept(request: Request) -> ResponseFormat:
+    """Parse the header Accept.
 
     Raises:
-        RestError: If it is nothing that PostgREST has, or that this has.
+        RestError: If PostgREST does not have the media type, or it is not implemented here.
     """
     accept = request.headers.get("accept") or "*/*"
-    for wish in accept.split(","):
-        media_type, *parameters = (part.strip() for part in wish.split(";"))
+    for choice in accept.split(","):
+        media_type, *parameters = (part.strip() for part in choice.split(";"))
         strip_nulls = "nulls=stripped" in parameters
         match media_type:
             case "application/vnd.pgrst.object+json" | "application/vnd.pgrst.object":
                 suffix = ";nulls=stripped" if strip_nulls else ""
                 media_type = f"application/vnd.pgrst.object+json{suffix}; charset=utf-8"
-                return Form(single=True, strip_nulls=strip_nulls, media_type=media_type)
+                return ResponseFormat(single=True, strip_nulls=strip_nulls, media_type=media_type)
             case "application/vnd.pgrst.array+json":
                 suffix = ";nulls=stripped" if strip_nulls else ""
                 media_type = f"application/vnd.pgrst.array+json{suffix}; charset=utf-8" if suffix else _JSON
-                return Form(single=False, strip_nulls=strip_nulls, media_type=media_type)
+                return ResponseFormat(single=False, strip_nulls=strip_nulls, media_type=media_type)
             case "application/json" | "*/*" | "application/*":
-                return Form(single=False, strip_nulls=False, media_type=_JSON)
+                return ResponseFormat(single=False, strip_nulls=False, media_type=_JSON)
             case _ if media_type.startswith(_NOT_ROWS):
                 raise not_implemented(f"answers as {media_type}")
             case _:
@@ -127,10 +127,10 @@ def form(request: Request) -> Form:
 
 
 def check_json(request: Request) -> None:
-    """Whether the body says that it is JSON.
+    """Require a content type of JSON.
 
     Raises:
-        RestError: If it is something else.
+        RestError: If it is another one.
     """
     kind = content_type(request)
     if kind in {"text/csv", "application/x-www-form-urlencoded"}:
@@ -140,26 +140,26 @@ def check_json(request: Request) -> None:
 
 
 def content_type(request: Request) -> str:
-    """What the body is, without parameters; JSON if nobody says so."""
+    """Return the content type without parameters; JSON if there is none."""
     return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
 
 
 def check_schema(request: Request) -> None:
-    """Only `public` is exposed."""
+    """Refuse other schemas than `public`."""
     header = "accept-profile" if request.method in {"GET", "HEAD"} else "content-profile"
     if (schema := request.headers.get(header, "public")) != "public":
         raise bad_schema(schema)
 
 
-def query(request: Request, *, call: bool = False) -> Query:
-    """The query parameters.
+def parse_query(request: Request, *, call: bool = False) -> Query:
+    """Parse the query parameters.
 
     Args:
         request: Its `apikey` is left out, as the gateway does.
-        call: A parameter whose value is no filter is an argument.
+        call: A parameter whose value is not a filter is an argument.
 
     Raises:
-        RestError: If one of them cannot be read.
+        RestError: If one of them cannot be parsed.
     """
     found = Query()
     for name, text in request.query_params.multi_items():
@@ -169,7 +169,7 @@ def query(request: Request, *, call: bool = False) -> Query:
             case "select":
                 found.select = Reader(text, "select parameter").selected() if text else found.select
             case "order":
-                found.order += Reader(text, "order").orders() if text else []
+                found.ordering += Reader(text, "order").ordering() if text else []
             case "limit" | "offset":
                 setattr(found, name, _number(name, text))
             case "columns" | "on_conflict":
@@ -202,7 +202,7 @@ def _number(name: str, text: str) -> int:
 
 
 def _take_range(request: Request, found: Query) -> None:
-    """The header Range says the same as limit and offset, which hold if both are there."""
+    """Take limit and offset from the header Range, unless the query has them."""
     match = _RANGE.fullmatch(request.headers.get("range", ""))
     if match and request.method in {"GET", "HEAD"} and found.limit is None and not found.offset:
         found.offset = int(match[1])

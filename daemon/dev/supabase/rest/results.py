@@ -1,4 +1,4 @@
-"""The answer to a statement: rows as JSON, and where they stand among all of them."""
+"""Responses: rows as JSON, Content-Range, status."""
 
 from dataclasses import replace
 
@@ -7,15 +7,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.database import Connection
-from daemon.dev.rest.answers import RestError, bad_range, not_single
-from daemon.dev.rest.catalogue import type_name
-from daemon.dev.rest.grammar import Selected
-from daemon.dev.rest.requests import Form
-from daemon.dev.rest.transactions import Said
+from daemon.dev.supabase.rest.catalogue import type_name
+from daemon.dev.supabase.rest.errors import RestError, bad_range, not_single
+from daemon.dev.supabase.rest.grammar import Selected
+from daemon.dev.supabase.rest.requests import ResponseFormat
+from daemon.dev.supabase.rest.transactions import Overrides
 
 
 async def known_casts(connection: Connection, selected: list[Selected]) -> list[Selected]:
-    """The same columns, their casts in the words of the catalogue.
+    """Replace the types of casts by those of the catalogue, which are safe SQL.
 
     Raises:
         RestError: If there is no such type.
@@ -29,22 +29,24 @@ async def known_casts(connection: Connection, selected: list[Selected]) -> list[
     return found
 
 
-async def fetch(connection: Connection, statement: str, parameters: list[object], form: Form) -> "asyncpg.Record":
-    """The one row of a statement that `counted` has made.
+async def fetch(
+    connection: Connection, statement: str, parameters: list[object], shape: ResponseFormat
+) -> "asyncpg.Record":
+    """Run a statement of `counted`, and return its one row.
 
     Raises:
-        RestError: If one row was asked for and there is another number of them; what was done is undone.
+        RestError: If a single row is required and there is another number of them; the transaction is rolled back.
     """
-    # Prepared anew each time: a plan that is kept fails as soon as somebody adds a column.
+    # Prepared anew each time: a cached plan fails as soon as a column is added.
     row = await (await connection.prepare(statement)).fetchrow(*parameters)
     assert row is not None
-    if form.single and row["rows"] != 1:
+    if shape.single and row["rows"] != 1:
         raise not_single(row["rows"])
     return row
 
 
 def page(row: "asyncpg.Record", offset: int) -> tuple[int, str]:
-    """Status and Content-Range of a page that begins at `offset`.
+    """Return status and Content-Range of a page that begins at `offset`.
 
     Raises:
         RestError: If it begins behind the end.
@@ -57,22 +59,28 @@ def page(row: "asyncpg.Record", offset: int) -> tuple[int, str]:
     return status, f"{span}/{'*' if total is None else total}"
 
 
-def answer(
-    request: Request, form: Form, said: Said, *, status: int, body: str | None, headers: dict[str, str]
+def respond(
+    request: Request,
+    shape: ResponseFormat,
+    overrides: Overrides,
+    *,
+    status: int,
+    body: str | None,
+    headers: dict[str, str],
 ) -> Response:
-    """The response; what SQL has said about it comes last.
+    """Make the response.
 
     Args:
         request: To a HEAD there is no body, only the headers of one.
-        form: Names the type of the body.
-        said: Status and headers from `response.status` and `response.headers`.
-        status: If SQL says nothing else.
+        shape: Has the media type of the body.
+        overrides: Status and headers that SQL has set.
+        status: If SQL has set none.
         body: None for none.
-        headers: Others; empty ones are left out.
+        headers: Further ones; empty ones are left out.
     """
-    given = {name: value for name, value in headers.items() if value} | said.headers
+    given = {name: value for name, value in headers.items() if value} | overrides.headers
     content = b"" if body is None or request.method == "HEAD" else body.encode()
-    response = Response(content, said.status or status, media_type=None if body is None else form.media_type)
+    response = Response(content, overrides.status or status, media_type=None if body is None else shape.media_type)
     if status == 204 or request.method == "HEAD":
         del response.headers["content-length"]
     for name, value in given.items():

@@ -1,30 +1,30 @@
-"""SQL from what was asked: every name is quoted, every value is a parameter (which is what S608 cannot see).
+"""SQL from a parsed request: every name is quoted, every value is a parameter (S608 does not see that).
 
-Values come as text and are cast to the type of their column, since only the database knows how to read them.
+Values are passed as text and cast to the type of their column in the database.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from daemon.dev.rest.catalogue import Function, Relation
-from daemon.dev.rest.grammar import OPERATORS, STATES, Condition, Field, Filter, Group, Order, Selected
+from daemon.dev.supabase.rest.catalogue import Function, Relation
+from daemon.dev.supabase.rest.grammar import OPERATORS, STATES, Condition, Field, Filter, Group, Ordering, Selected
 
 CALLED = "pgrst_called"
-"""The name of the rows that a function answers with."""
+"""The name of a function's rows in the statement."""
 
 UPDATED = "pgrst.updated"
-"""Counts, inside the transaction, the rows that an upsert found already there."""
+"""A setting of the transaction: the number of rows that an upsert has updated."""
 
 _AS_TEXT = frozenset({"like", "ilike", "match", "imatch"})
 
 
 def quoted(name: str) -> str:
-    """A name as an SQL identifier."""
+    """Quote a name as an SQL identifier."""
     return '"' + name.replace("\0", "").replace('"', '""') + '"'
 
 
 class Statement:
-    """One statement in the making, and the parameters it has so far.
+    """Builds one statement, and collects its parameters.
 
     Args:
         source: The table, or `CALLED`, that columns belong to.
@@ -37,21 +37,22 @@ class Statement:
         self._types = types
 
     def parameter(self, value: Any, sql_type: str) -> str:
-        """A place for a value: a text, or a list of texts, which becomes `sql_type`."""
+        """Add a parameter, a text or a list of texts. Return its placeholder, cast to `sql_type`."""
         self.parameters.append(value)
         return f"(${len(self.parameters)}::{'text[]' if isinstance(value, list) else 'text'})::{sql_type}"
 
     def columns(self, selected: Sequence[Selected]) -> str:
-        """What follows `select` or `returning`. Casts must be types that the catalogue has answered with."""
+        """Return the list for `select` or `returning`. Types of casts must come from `type_name`."""
         return ", ".join(self._column(each) for each in selected)
 
     def where(self, filters: Sequence[Filter]) -> str:
-        """The `where` with all of the filters; empty if there are none."""
+        """Return the `where` clause; empty without filters."""
         return f" where {' and '.join(self._filter(each) for each in filters)}" if filters else ""
 
-    def order_by(self, orders: Sequence[Order]) -> str:
-        terms = (f"{self._expression(each.field)} {each.direction} {each.nulls}".rstrip() for each in orders)
-        return f" order by {', '.join(terms)}" if orders else ""
+    def ordering(self, ordering: Sequence[Ordering]) -> str:
+        """Return the `order by` clause; empty without terms."""
+        terms = (f"{self._expression(each.field)} {each.direction} {each.nulls}".rstrip() for each in ordering)
+        return f" order by {', '.join(terms)}" if ordering else ""
 
     def page(self, offset: int, limit: int | None) -> str:
         place = f" offset {self.parameter(str(offset), 'bigint')}" if offset else ""
@@ -97,7 +98,7 @@ class Statement:
     def _type(self, of: Field) -> str:
         if of.path:
             return "text" if of.path[-1][0] == "->>" else "jsonb"
-        return self._types.get(of.name, "text")  # the database will say that there is no such column
+        return self._types.get(of.name, "text")  # the database reports that there is no such column
 
 
 def counted(
@@ -109,11 +110,11 @@ def counted(
     scalar: bool = False,
     strip_nulls: bool = False,
 ) -> str:
-    """A statement around `inner` that answers with one row: how many rows, how many there are without a limit, JSON.
+    """Wrap a query into a statement that returns one row: number of rows, number without the limit, JSON.
 
     Args:
-        inner: Answers with the rows.
-        before: What `inner` and `total` need before them: `name as (…), `.
+        inner: The query.
+        before: CTEs that `inner` and `total` use: `name as (…), `.
         total: An SQL expression.
         single: The JSON is that of the first row, not of a list.
         scalar: Rows have one column, `pgrst_scalar`, and are its value.
@@ -141,16 +142,16 @@ def insert(
     merge: bool,
     returning: str,
 ) -> str:
-    """Inserts the objects of a JSON array.
+    """Insert the objects of a JSON array.
 
     Args:
-        statement: Gets the parameters.
-        table: Where to.
+        statement: Collects the parameters.
+        table: The target.
         body: The array.
-        columns: Keys to take.
-        conflict: Columns that may be taken already; without any, a duplicate is an error.
-        merge: Then the row is changed to the new one; else it is left as it is.
-        returning: What to answer with.
+        columns: Keys to insert.
+        conflict: Columns of `on conflict`; without any, a duplicate is an error.
+        merge: Update a row that is there; else it is left as it is.
+        returning: The `returning` list.
     """
     names = ", ".join(map(quoted, columns))
     rows = statement.parameter(body, "json")
@@ -170,20 +171,20 @@ def insert(
 def update(
     statement: Statement, table: Relation, body: str, columns: Sequence[str], *, where: str, returning: str
 ) -> str:
-    """Changes rows to what a JSON object says; `where` must not be empty."""
+    """Update rows to the values of a JSON object; `where` must not be empty."""
     changes = ", ".join(f"{quoted(name)} = pgrst_body.{quoted(name)}" for name in columns)
     values = f"json_to_record({statement.parameter(body, 'json')}) as pgrst_body ({_typed(table, columns)})"
     return f"update public.{quoted(table.name)} set {changes} from {values}{where} returning {returning}"  # noqa: S608
 
 
 def call(statement: Statement, function: Function, arguments: str | Mapping[str, str], names: Sequence[str]) -> str:
-    """Calls a function.
+    """Call a function.
 
     Args:
-        statement: Gets the parameters.
-        function: Which one.
+        statement: Collects the parameters.
+        function: The function.
         arguments: A JSON object, or the texts of a query string.
-        names: The arguments to hand over, of those it has.
+        names: The arguments to pass.
     """
     source = ""
     if isinstance(arguments, str):
@@ -198,7 +199,7 @@ def call(statement: Statement, function: Function, arguments: str | Mapping[str,
 
 
 def call_with_body(statement: Statement, function: Function, body: str) -> str:
-    """Calls a function whose only argument has no name with the body as it came, byte for byte."""
+    """Call a function whose only argument has no name, with the body byte for byte."""
     assert function.unnamed is not None
     return _called(function, statement.parameter(body, function.unnamed), "")
 

@@ -1,4 +1,4 @@
-"""A request is a transaction, as PostgREST makes it: the caller's role, what was asked, and a last word on the answer."""
+"""A request is a transaction, as PostgREST makes it: the caller's role, the request's settings, the response's settings."""
 
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -10,7 +10,7 @@ import asyncpg
 from starlette.requests import Request
 
 from daemon.database import Connection
-from daemon.dev.rest.answers import RestError, from_postgres
+from daemon.dev.supabase.rest.errors import RestError, from_postgres
 
 _BEGIN = """select
   set_config('search_path', 'public, extensions', true),
@@ -20,7 +20,7 @@ _BEGIN = """select
   set_config('request.path', $4, true),
   set_config('request.headers', $5, true),
   set_config('request.cookies', $6, true),
-  -- Settings of a role take effect at log-in, which nobody does as this one.
+  -- Settings of a role take effect at log-in, and no session logs in as this one.
   set_config('statement_timeout', coalesce((
     select split_part(s.setting, '=', 2) from pg_catalog.pg_roles r, unnest(r.rolconfig) as s (setting)
     where r.rolname = $1 and s.setting like 'statement\\_timeout=%'
@@ -29,8 +29,8 @@ _END = "select current_setting('response.status', true) as status, current_setti
 
 
 @dataclass(slots=True)
-class Said:
-    """What SQL has said about the answer, known once the block has ended."""
+class Overrides:
+    """Status and headers that SQL has set in `response.status` and `response.headers`; filled when the block ends."""
 
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict[str, str])
@@ -39,13 +39,13 @@ class Said:
 @asynccontextmanager
 async def transaction(
     pool: "asyncpg.Pool[asyncpg.Record]", request: Request, claims: Mapping[str, Any]
-) -> AsyncGenerator[tuple[Connection, Said]]:
-    """A transaction for a request; a GET's is read-only. It commits, unless the block raises.
+) -> AsyncGenerator[tuple[Connection, Overrides]]:
+    """Open a transaction for a request; a GET's is read-only. It commits, unless the block raises.
 
     Raises:
-        RestError: Instead of what the database says.
+        RestError: For an error of the database.
     """
-    said = Said()
+    overrides = Overrides()
     headers = {name: value for name, value in request.headers.items() if name != "cookie"}
     try:
         async with pool.acquire() as connection, connection.transaction(readonly=request.method in {"GET", "HEAD"}):
@@ -58,23 +58,23 @@ async def transaction(
                 json.dumps(headers),
                 json.dumps(request.cookies),
             )
-            yield connection, said  # pyright: ignore[reportReturnType] - a pool's connection is one but for its class
-            _read(said, await connection.fetchrow(_END))
+            yield connection, overrides  # pyright: ignore[reportReturnType] - a pool's connection is one but for its class
+            _read_overrides(overrides, await connection.fetchrow(_END))
     except asyncpg.PostgresError as error:
         raise from_postgres(error, claims["role"]) from None
 
 
-def _read(said: Said, row: "asyncpg.Record | None") -> None:
+def _read_overrides(overrides: Overrides, row: "asyncpg.Record | None") -> None:
     assert row is not None
     if row["status"]:
         try:
-            said.status = int(row["status"])
+            overrides.status = int(row["status"])
         except ValueError:
             raise RestError(500, "PGRST112", "response.status guc must be a valid status code") from None
     try:
         for pair in json.loads(row["headers"] or "[]"):
             ((name, value),) = pair.items()
-            said.headers[name] = str(value)
+            overrides.headers[name] = str(value)
     except (ValueError, TypeError, AttributeError):
         message = "response.headers guc must be a JSON array composed of objects with a single key and a string value"
         raise RestError(500, "PGRST111", message) from None

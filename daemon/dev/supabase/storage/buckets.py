@@ -7,11 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from daemon.dev.keys import Keys
-from daemon.dev.storage.answers import Answer, invalid_bucket, invalid_request, not_empty, too_large
-from daemon.dev.storage.files import Files
-from daemon.dev.storage.requests import caller, json_body
-from daemon.dev.storage.rows import Rows, seen_bucket
+from daemon.dev.supabase.errors import JsonResponse
+from daemon.dev.supabase.keys import Keys
+from daemon.dev.supabase.storage.errors import invalid_bucket, invalid_request, not_empty, too_large
+from daemon.dev.supabase.storage.files import Files
+from daemon.dev.supabase.storage.requests import caller, json_body
+from daemon.dev.supabase.storage.rows import Rows, format_bucket
 
 MAX_BYTES = 52_428_800
 """The limit of the whole server, as in a free project."""
@@ -22,7 +23,7 @@ _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 
 
 class Buckets:
-    """Makes, shows, changes, empties and deletes them."""
+    """Handles requests for `/bucket`."""
 
     def __init__(self, rows: Rows, files: Files, keys: Keys) -> None:
         self._rows = rows
@@ -39,10 +40,12 @@ class Buckets:
 
     async def all(self, request: Request) -> Response:
         found = await self._rows.buckets(caller(request, self._keys))
-        return Answer([seen_bucket(row, with_type=True) for row in found])
+        return JsonResponse([format_bucket(row, with_type=True) for row in found])
 
     async def one(self, request: Request) -> Response:
-        return Answer(seen_bucket(await self._rows.bucket(caller(request, self._keys), request.path_params["bucket"])))
+        return JsonResponse(
+            format_bucket(await self._rows.bucket(caller(request, self._keys), request.path_params["bucket"]))
+        )
 
     async def create(self, request: Request) -> Response:
         claims, body = caller(request, self._keys), await json_body(request)
@@ -56,7 +59,7 @@ class Buckets:
             limit=_size(body.get("file_size_limit")),
             types=body.get("allowed_mime_types"),
         )
-        return Answer({"name": name})
+        return JsonResponse({"name": name})
 
     async def update(self, request: Request) -> Response:
         claims, body = caller(request, self._keys), await json_body(request)
@@ -66,7 +69,7 @@ class Buckets:
         if "file_size_limit" in changes:
             changes["file_size_limit"] = _size(changes["file_size_limit"])
         await self._rows.update_bucket(claims, request.path_params["bucket"], changes)
-        return Answer({"message": "Successfully updated"})
+        return JsonResponse({"message": "Successfully updated"})
 
     async def delete(self, request: Request) -> Response:
         claims, bucket = caller(request, self._keys), request.path_params["bucket"]
@@ -74,19 +77,19 @@ class Buckets:
         if await self._rows.has_objects(bucket):
             raise not_empty()
         await self._rows.delete_bucket(claims, bucket)
-        return Answer({"message": "Successfully deleted"})
+        return JsonResponse({"message": "Successfully deleted"})
 
     async def empty(self, request: Request) -> Response:
-        """The real server queues it; here it has happened when the answer comes."""
+        """Delete all objects. The real server queues this; here it is done before the response."""
         claims, bucket = caller(request, self._keys), request.path_params["bucket"]
         await self._rows.bucket(claims, bucket)
         for row in await self._rows.remove(claims, bucket, None):
             self._files.remove(row["version"])
-        return Answer({"message": "Empty bucket has been queued. Completion may take up to an hour."})
+        return JsonResponse({"message": "Empty bucket has been queued. Completion may take up to an hour."})
 
 
 def _size(value: object) -> int | None:
-    """Bytes, from a number or a text like `20mb`."""
+    """Parse a number of bytes, or a text like `20mb`."""
     if value is None:
         return None
     match = _SIZE.fullmatch(str(value))

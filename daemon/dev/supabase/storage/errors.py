@@ -1,35 +1,21 @@
-"""How the Storage server words its answers: HTTP 400 for nearly every error, the real status in the body."""
+"""The Storage server's errors: HTTP 400 for nearly all of them, the real status in the body."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from starlette.responses import JSONResponse, Response
+from daemon.dev.supabase.errors import ApiError
 
 
-class Answer(JSONResponse):
-    """JSON with the charset that the real server names."""
-
-    media_type = "application/json; charset=utf-8"
-
-
-class StorageError(Exception):
-    """An error as the client will see it.
+class StorageError(ApiError):
+    """An error of the Storage endpoint.
 
     Args:
         status: `statusCode` of the body.
-        error: The word that storage3 calls `code`.
+        error: The older code, which storage3 reads as `code`.
         message: For people.
-        code: The server's own, newer word.
-        http: The status of the answer.
+        code: The newer code.
+        http: The HTTP status.
     """
 
     def __init__(self, status: int, error: str, message: str, code: str, *, http: int = 400) -> None:
-        super().__init__(message)
-        self.body: Mapping[str, Any] = {"statusCode": str(status), "error": error, "message": message, "code": code}
-        self.http = http
-
-    def answer(self) -> Response:
-        return Answer(self.body, self.http)
+        super().__init__(http, message, {"statusCode": str(status), "error": error, "message": message, "code": code})
 
 
 def no_bucket() -> StorageError:
@@ -78,6 +64,12 @@ def too_large() -> StorageError:
 
 def invalid_range() -> StorageError:
     return StorageError(416, "invalid_range", "invalid range provided", "InvalidRange", http=416)
+
+
+def no_transformations(method: str, path: str) -> ApiError:
+    """Make the response of a server whose image transformations are off: it has no such route."""
+    message = f"Route {method}:{path} not found"
+    return ApiError(404, message, {"statusCode": "404", "error": "Not Found", "message": message})
 
 
 def internal() -> StorageError:

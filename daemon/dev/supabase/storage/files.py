@@ -1,4 +1,4 @@
-"""The bytes of the local Storage: received into a file, named by version, so no key ever becomes a path."""
+"""The bytes of objects: files named by version, so that no key becomes a path."""
 
 import base64
 import binascii
@@ -16,12 +16,12 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from daemon.dev.storage.answers import invalid_request, too_large
+from daemon.dev.supabase.storage.errors import invalid_request, too_large
 
 
 @dataclass
 class Incoming:
-    """An upload: its bytes in a file, and what was said of them."""
+    """An upload: its bytes in a file, its headers and metadata."""
 
     path: Path
     content_type: str = "application/octet-stream"
@@ -35,7 +35,7 @@ class Files:
     """A directory of files, one for each version of each object.
 
     Args:
-        directory: Made if it does not exist. What an interrupted upload left there is removed.
+        directory: Created if it does not exist. Files of interrupted uploads are removed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -49,7 +49,7 @@ class Files:
         return self._directory / version[:2] / version
 
     def keep(self, incoming: Incoming) -> str:
-        """Gives an upload its place, atomically. Answers with its version."""
+        """Move an upload to its place, atomically. Return its version."""
         version = str(uuid4())
         path = self.path(version)
         path.parent.mkdir(exist_ok=True)
@@ -57,7 +57,7 @@ class Files:
         return version
 
     def copy(self, version: str) -> str:
-        """A second version with the same bytes. Versions never change, so they may share them."""
+        """Make a second version with the same bytes, as a hard link: versions never change."""
         copy = str(uuid4())
         path = self.path(copy)
         path.parent.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ class Files:
 
     @asynccontextmanager
     async def received(self, request: Request, *, max_bytes: int) -> AsyncGenerator[Incoming]:
-        """The request's body. Its file is gone at the end, unless it was kept: an aborted upload leaves nothing.
+        """Receive the request's body. At the end its file is deleted, unless it was kept: an aborted upload leaves none.
 
         Raises:
             StorageError: If it is larger than `max_bytes`, or has no file.
@@ -91,7 +91,7 @@ class Files:
 
 
 class _Sink:
-    """Counts, hashes and writes."""
+    """Counts, hashes and writes bytes."""
 
     def __init__(self, write: Any, max_bytes: int) -> None:
         self.size = 0
@@ -108,7 +108,7 @@ class _Sink:
 
 
 async def _receive_raw(request: Request, sink: _Sink, incoming: Incoming) -> None:
-    """The body is the object; headers say the rest."""
+    """Receive a body that is the object; type, cache control and metadata are headers."""
     incoming.content_type = request.headers.get("content-type", incoming.content_type)
     incoming.cache_control = request.headers.get("cache-control", incoming.cache_control)
     if text := request.headers.get("x-metadata"):
@@ -118,7 +118,7 @@ async def _receive_raw(request: Request, sink: _Sink, incoming: Incoming) -> Non
 
 
 async def _receive_form(request: Request, boundary: bytes, sink: _Sink, incoming: Incoming) -> None:
-    """A form as storage3 and storage-js send it: fields `cacheControl` and `metadata`, and one file."""
+    """Receive a form as storage3 and storage-js send it: fields `cacheControl` and `metadata`, and one file."""
     form = _Form(sink)
     try:
         parser = MultipartParser(
@@ -146,7 +146,7 @@ async def _receive_form(request: Request, boundary: bytes, sink: _Sink, incoming
 
 
 class _Form:
-    """Listens to the parser: fields are small and stay in memory, the file goes on."""
+    """The parser's callbacks: fields are kept in memory, the file goes to the sink."""
 
     def __init__(self, sink: _Sink) -> None:
         self.fields: dict[str, bytearray] = {}

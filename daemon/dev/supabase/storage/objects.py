@@ -1,4 +1,4 @@
-"""Objects that change: uploads, copies, moves, removals; and lists of them."""
+"""Writes of objects: uploads, copies, moves, removals; and lists."""
 
 import base64
 import time
@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from daemon.dev.keys import InvalidToken, Keys
-from daemon.dev.storage.answers import (
-    Answer,
+from daemon.dev.supabase.errors import JsonResponse
+from daemon.dev.supabase.keys import InvalidToken, Keys
+from daemon.dev.supabase.storage.buckets import MAX_BYTES
+from daemon.dev.supabase.storage.errors import (
     invalid_request,
     invalid_token,
     invalid_type,
@@ -19,17 +20,25 @@ from daemon.dev.storage.answers import (
     not_implemented,
     too_large,
 )
-from daemon.dev.storage.buckets import MAX_BYTES
-from daemon.dev.storage.files import Files
-from daemon.dev.storage.requests import bucket_and_key, caller, checked_key, json_body, names_in
-from daemon.dev.storage.rows import SERVER, Claims, Row, Rows, seen_entry, seen_json, seen_object, seen_time
+from daemon.dev.supabase.storage.files import Files
+from daemon.dev.supabase.storage.requests import bucket_and_key, caller, checked_key, json_body, names_in
+from daemon.dev.supabase.storage.rows import (
+    SERVER,
+    Claims,
+    Row,
+    Rows,
+    format_entry,
+    format_object,
+    format_time,
+    parse_json,
+)
 
 SIGNED_UPLOAD_SECONDS = 7200
 _FORM_OVERHEAD = 1 << 16
 
 
 class Objects:
-    """Writes and lists them."""
+    """Handles requests for `/object` that write or list."""
 
     def __init__(self, rows: Rows, files: Files, keys: Keys) -> None:
         self._rows = rows
@@ -52,10 +61,10 @@ class Objects:
         bucket, key = bucket_and_key(request)
         upsert = request.method == "PUT" or request.headers.get("x-upsert") == "true"
         row = await self._write(request, claims, bucket, key, upsert=upsert)
-        return Answer({"Key": f"{bucket}/{key}", "Id": str(row["id"])})
+        return JsonResponse({"Key": f"{bucket}/{key}", "Id": str(row["id"])})
 
     async def sign_upload(self, request: Request) -> Response:
-        """A URL that lets whoever has it write one object, once."""
+        """Sign a URL for the upload of one object."""
         claims = caller(request, self._keys)
         bucket, key = bucket_and_key(request)
         upsert = request.headers.get("x-upsert") == "true"
@@ -71,7 +80,7 @@ class Objects:
                 "exp": now + SIGNED_UPLOAD_SECONDS,
             }
         )
-        return Answer({"url": f"/object/upload/sign/{bucket}/{key}?token={token}", "token": token})
+        return JsonResponse({"url": f"/object/upload/sign/{bucket}/{key}?token={token}", "token": token})
 
     async def upload_signed(self, request: Request) -> Response:
         bucket, key = bucket_and_key(request)
@@ -82,14 +91,14 @@ class Objects:
         if (token.get("scope"), token.get("url")) != ("upload", f"{bucket}/{key}"):
             raise invalid_token("The url does not match the token")
         await self._write(request, SERVER, bucket, key, upsert=bool(token.get("upsert")))
-        return Answer({"Key": f"{bucket}/{key}"})
+        return JsonResponse({"Key": f"{bucket}/{key}"})
 
     async def copy(self, request: Request) -> Response:
         claims, body = caller(request, self._keys), await json_body(request)
         bucket, source, target = _two_keys(body)
         original = await self._rows.object(claims, bucket, source)
         await self._rows.may_write(claims, bucket, target, upsert=request.headers.get("x-upsert") == "true")
-        metadata = {**seen_json(original["metadata"]), "lastModified": seen_time(datetime.now(UTC))}
+        metadata = {**parse_json(original["metadata"]), "lastModified": format_time(datetime.now(UTC))}
         version = self._files.copy(original["version"])
         row, replaced = await self._rows.put(
             claims,
@@ -97,21 +106,23 @@ class Objects:
             target,
             version=version,
             metadata=metadata,
-            user_metadata=seen_json(original["user_metadata"]),
+            user_metadata=parse_json(original["user_metadata"]),
         )
         self._files.remove(replaced)
-        return Answer({"Key": f"{bucket}/{target}", "Id": str(row["id"]), **seen_object(row)})
+        return JsonResponse({"Key": f"{bucket}/{target}", "Id": str(row["id"]), **format_object(row)})
 
     async def move(self, request: Request) -> Response:
         claims, body = caller(request, self._keys), await json_body(request)
         await self._rows.move(claims, *_two_keys(body))
-        return Answer({"message": "Successfully moved"})
+        return JsonResponse({"message": "Successfully moved"})
 
     async def remove(self, request: Request) -> Response:
-        """Removes what is there of a list. What is not there is no error, nor is a missing bucket."""
+        """Remove a list of objects. A missing object is no error, nor is a missing bucket."""
         claims, body = caller(request, self._keys), await json_body(request)
         keys = names_in(body, "prefixes")
-        return Answer([seen_object(row) for row in await self._remove(claims, request.path_params["bucket"], keys)])
+        return JsonResponse(
+            [format_object(row) for row in await self._remove(claims, request.path_params["bucket"], keys)]
+        )
 
     async def remove_one(self, request: Request) -> Response:
         claims = caller(request, self._keys)
@@ -119,13 +130,13 @@ class Objects:
         await self._rows.bucket(SERVER, bucket)
         if not await self._remove(claims, bucket, [key]):
             raise no_object()
-        return Answer({"message": "Successfully deleted"})
+        return JsonResponse({"message": "Successfully deleted"})
 
     async def list_folder(self, request: Request) -> Response:
-        """One level of a folder."""
+        """List one level of a folder."""
         claims, body = caller(request, self._keys), await json_body(request)
-        order: dict[str, Any] = body.get("sortBy") or {}
-        column = order.get("column") or "name"
+        sort_by: dict[str, Any] = body.get("sortBy") or {}
+        column = sort_by.get("column") or "name"
         if column not in ("name", "created_at", "updated_at", "last_accessed_at"):
             raise invalid_request("body/sortBy/column must be equal to one of the allowed values")
         prefix = body.get("prefix") or ""
@@ -137,12 +148,12 @@ class Objects:
             offset=int(body.get("offset") or 0),
             search=body.get("search") or "",
             column=column,
-            descending=order.get("order") == "desc",
+            descending=sort_by.get("order") == "desc",
         )
-        return Answer([{"name": entry["entry"], **seen_entry(entry)} for entry in entries])
+        return JsonResponse([{"name": entry["entry"], **format_entry(entry)} for entry in entries])
 
     async def list_pages(self, request: Request) -> Response:
-        """One level of a folder, page by page; the cursor is the last key."""
+        """List one level of a folder, page by page; the cursor is the last key."""
         claims, body = caller(request, self._keys), await json_body(request)
         if not body.get("with_delimiter") or body.get("sortBy"):
             raise not_implemented("list-v2 without with_delimiter, or with sortBy")
@@ -156,14 +167,14 @@ class Objects:
         entries = found[:limit]
         page["folders"] = [{"key": each["entry"], "name": each["name"]} for each in entries if each["id"] is None]
         page["objects"] = [
-            {"key": each["entry"], "name": each["name"], **seen_entry(each)} for each in entries if each["id"]
+            {"key": each["entry"], "name": each["name"], **format_entry(each)} for each in entries if each["id"]
         ]
-        return Answer(page)
+        return JsonResponse(page)
 
     async def _write(self, request: Request, claims: Claims, bucket: str, key: str, *, upsert: bool) -> Row:
-        """Asks whether the caller may, then takes the bytes, then writes the row: whoever comes last wins.
+        """Check the policies, receive the bytes, then write the row: of concurrent uploads the last one wins.
 
-        On the real server, too, nobody looks again whether the key is still free.
+        As on the real server, it is not checked again whether the key is still free.
         """
         row = await self._rows.bucket(SERVER, bucket)
         await self._rows.may_write(claims, bucket, key, upsert=upsert)
@@ -179,7 +190,7 @@ class Objects:
                 "size": incoming.size,
                 "mimetype": incoming.content_type,
                 "cacheControl": incoming.cache_control,
-                "lastModified": seen_time(datetime.now(UTC)),
+                "lastModified": format_time(datetime.now(UTC)),
                 "contentLength": incoming.size,
                 "httpStatusCode": 200,
             }
@@ -198,13 +209,13 @@ class Objects:
 
 
 def _matches(content_type: str, pattern: str) -> bool:
-    """`image/*` allows every image; parameters after a semicolon do not count."""
+    """Whether a type matches a pattern like `image/*`; parameters after a semicolon do not count."""
     plain = content_type.partition(";")[0].strip().lower()
     return plain.startswith(pattern[:-1]) if pattern.endswith("/*") else plain == pattern.lower()
 
 
 def _two_keys(body: dict[str, Any]) -> tuple[str, str, str]:
-    """Bucket, source and target of a copy or a move."""
+    """Read bucket, source and target of a copy or a move."""
     names = ("bucketId", "sourceKey", "destinationKey")
     if missing := [name for name in names if not isinstance(body.get(name), str)]:
         raise invalid_request(f"body must have required property '{missing[0]}'")

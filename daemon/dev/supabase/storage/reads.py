@@ -1,12 +1,12 @@
-"""Objects that are read: with a key, in public, by a signed URL; their bytes, their head, their row."""
+"""Reads of objects: with a token, in public, by a signed URL; bytes, headers, infos."""
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
-from email.utils import format_datetime, formatdate
-from typing import IO
+from email.utils import format_datetime, formatdate, parsedate_to_datetime
+from typing import IO, Any
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -14,9 +14,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from daemon.dev.keys import InvalidToken, Keys
-from daemon.dev.storage.answers import (
-    Answer,
+from daemon.dev.supabase.errors import JsonResponse
+from daemon.dev.supabase.keys import InvalidToken, Keys
+from daemon.dev.supabase.storage.errors import (
     StorageError,
     invalid_range,
     invalid_request,
@@ -24,17 +24,18 @@ from daemon.dev.storage.answers import (
     no_bucket,
     no_object,
 )
-from daemon.dev.storage.files import Files
-from daemon.dev.storage.requests import bucket_and_key, caller, json_body, names_in
-from daemon.dev.storage.rows import SERVER, Claims, Row, Rows, seen_json, seen_time
+from daemon.dev.supabase.storage.files import Files
+from daemon.dev.supabase.storage.requests import bucket_and_key, caller, json_body, names_in, optional_caller
+from daemon.dev.supabase.storage.rows import SERVER, Claims, Row, Rows, format_time, parse_json
 
 _CHUNK = 1 << 18
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _READ = ["GET"]  # starlette adds HEAD
 
 
 class Reads:
-    """Shows objects, and signs URLs that show them."""
+    """Handles requests for `/object` that read, and signs URLs."""
 
     def __init__(self, rows: Rows, files: Files, keys: Keys) -> None:
         self._rows = rows
@@ -48,12 +49,22 @@ class Reads:
             Route("/object/info/public/{bucket}/{key:path}", self.public_info, methods=_READ),
             Route("/object/info/authenticated/{bucket}/{key:path}", self.info, methods=_READ),
             Route("/object/info/{bucket}/{key:path}", self.info, methods=_READ),
-            Route("/object/authenticated/{bucket}/{key:path}", self.read, methods=_READ),
+            Route("/object/authenticated/{bucket}/{key:path}", self.read_as_caller, methods=_READ),
             Route("/object/{bucket}/{key:path}", self.read, methods=_READ),
         ]
 
     async def read(self, request: Request) -> Response:
-        return await self._send(request, await self._object(request, caller(request, self._keys)))
+        """Read with or without a valid token. Without one a private bucket is reported as a missing one."""
+        bucket, key = bucket_and_key(request)
+        claims = optional_caller(request, self._keys)
+        public = (await self._rows.bucket(SERVER, bucket))["public"]
+        if claims is None and not public:
+            raise no_bucket()
+        return await self._send(request, await self._rows.object(SERVER if public else claims or SERVER, bucket, key))
+
+    async def read_as_caller(self, request: Request) -> Response:
+        caller(request, self._keys)
+        return await self.read(request)
 
     async def info(self, request: Request) -> Response:
         return _info(await self._object(request, caller(request, self._keys)))
@@ -66,8 +77,10 @@ class Reads:
 
     async def signed(self, request: Request) -> Response:
         bucket, key = bucket_and_key(request)
+        if "token" not in request.query_params:
+            raise invalid_request("querystring must have required property 'token'")
         try:
-            token = self._keys.read(request.query_params.get("token", ""))
+            token = self._keys.read(request.query_params["token"])
         except InvalidToken as error:
             raise invalid_token(str(error)) from None
         if (token.get("scope"), token.get("url")) != ("download", f"{bucket}/{key}"):
@@ -76,8 +89,8 @@ class Reads:
 
     async def sign(self, request: Request) -> Response:
         claims, seconds = caller(request, self._keys), _seconds(await json_body(request))
-        row = await self._object(request, claims)
-        return Answer({"signedURL": self._signed_url(row["bucket_id"], row["name"], seconds)})
+        row = await self._rows.object(claims, *bucket_and_key(request))  # no bucket, no object
+        return JsonResponse({"signedURL": self._signed_url(row["bucket_id"], row["name"], seconds)})
 
     async def sign_all(self, request: Request) -> Response:
         claims, body = caller(request, self._keys), await json_body(request)
@@ -90,7 +103,7 @@ class Reads:
             except StorageError:
                 error = "Either the object does not exist or you do not have access to it"
                 signed.append({"error": error, "path": path, "signedURL": None})
-        return Answer(signed)
+        return JsonResponse(signed)
 
     def _signed_url(self, bucket: str, key: str, seconds: int) -> str:
         now = int(time.time())
@@ -103,7 +116,8 @@ class Reads:
         return await self._rows.object(claims, bucket, key)
 
     async def _public_object(self, request: Request) -> Row:
-        """A missing bucket looks like a missing object here, and a private one like a missing bucket."""
+        """Read an object of a public bucket. As on the real server, a missing bucket is reported as a missing object, and a
+        private one as a missing bucket."""
         bucket, key = bucket_and_key(request)
         try:
             public = (await self._rows.bucket(SERVER, bucket))["public"]
@@ -114,7 +128,7 @@ class Reads:
         return await self._rows.object(SERVER, bucket, key)
 
     async def _send(self, request: Request, row: Row, *, expires: int | None = None) -> Response:
-        metadata = seen_json(row["metadata"])
+        metadata = parse_json(row["metadata"])
         size = metadata["size"]
         headers = {
             "accept-ranges": "bytes",
@@ -130,15 +144,12 @@ class Reads:
             else {"expires": formatdate(expires, usegmt=True)}
         )
         if (name := request.query_params.get("download")) is not None:
-            name = quote(name, safe="")
-            headers["content-disposition"] = (
-                f"attachment; filename={name}; filename*=UTF-8''{name};" if name else "attachment;"
-            )
-        if request.headers.get("if-none-match") == metadata["eTag"]:
+            headers["content-disposition"] = _attachment(name)
+        if _not_modified(request, metadata):
             return Response(status_code=304, headers={**headers, "content-length": "0"})
         start, end, status = 0, size, 200
-        if asked := request.headers.get("range"):
-            start, end = _range(asked, size)
+        if header := request.headers.get("range"):
+            start, end = _range(header, size)
             status = 206
             headers |= {"content-length": str(end - start), "content-range": f"bytes {start}-{end - 1}/{size}"}
         if request.method == "HEAD":
@@ -147,7 +158,7 @@ class Reads:
         return _FileResponse(file, start, end - start, status, headers)
 
     def _open(self, version: str) -> IO[bytes]:
-        """The bytes; somebody may have replaced them since the row was read."""
+        """Open the bytes; they may have been replaced since the row was read."""
         try:
             return self._files.path(version).open("rb")
         except FileNotFoundError:
@@ -155,7 +166,7 @@ class Reads:
 
 
 class _FileResponse(StreamingResponse):
-    """Sends a part of an open file in pieces, and closes it whatever happens."""
+    """Sends a part of an open file in pieces, and closes it."""
 
     def __init__(self, file: IO[bytes], start: int, length: int, status: int, headers: dict[str, str]) -> None:
         super().__init__(self._pieces(start, length), status, headers)
@@ -173,7 +184,7 @@ class _FileResponse(StreamingResponse):
 
 
 def _info(row: Row) -> Response:
-    metadata = seen_json(row["metadata"])
+    metadata = parse_json(row["metadata"])
     headers = {
         "etag": metadata["eTag"],
         "last-modified": _http_date(metadata["lastModified"]),
@@ -188,11 +199,31 @@ def _info(row: Row) -> Response:
         "content_type": metadata["mimetype"],
         "cache_control": metadata["cacheControl"],
         "etag": metadata["eTag"],
-        "metadata": seen_json(row["user_metadata"]),
-        "last_modified": seen_time(row["updated_at"]),
-        "created_at": seen_time(row["created_at"]),
+        "metadata": parse_json(row["user_metadata"]),
+        "last_modified": format_time(row["updated_at"]),
+        "created_at": format_time(row["created_at"]),
     }
-    return Answer(info, headers=headers)
+    return JsonResponse(info, headers=headers)
+
+
+def _attachment(name: str) -> str:
+    """Format a file name as RFC 6266 does: once for clients that know `filename*`, once for those that do not."""
+    if not name:
+        return "attachment;"
+    plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
+    plain = plain if _TOKEN.fullmatch(plain) else f'"{plain}"'
+    return f"attachment; filename={plain}; filename*=UTF-8''{quote(name, safe='!~')}"
+
+
+def _not_modified(request: Request, metadata: Mapping[str, Any]) -> bool:
+    """Whether the client has this version already. If-None-Match alone counts where both are given (RFC 9110, 13.1.3)."""
+    if (etag := request.headers.get("if-none-match")) is not None:
+        return etag == metadata["eTag"]
+    try:
+        since = parsedate_to_datetime(request.headers["if-modified-since"])
+        return datetime.fromisoformat(metadata["lastModified"]).replace(microsecond=0) <= since
+    except (KeyError, ValueError, TypeError):  # there is none, or it is no date
+        return False
 
 
 def _http_date(time: str) -> str:
@@ -200,7 +231,7 @@ def _http_date(time: str) -> str:
 
 
 def _seconds(body: dict[str, object]) -> int:
-    """How long a signed URL shall work."""
+    """Read how many seconds a signed URL is valid."""
     try:
         seconds = int(str(body.get("expiresIn")))
     except ValueError:
@@ -210,9 +241,9 @@ def _seconds(body: dict[str, object]) -> int:
     return seconds
 
 
-def _range(asked: str, size: int) -> tuple[int, int]:
-    """Start and end of the one range that is asked for."""
-    match = _RANGE.fullmatch(asked)
+def _range(header: str, size: int) -> tuple[int, int]:
+    """Parse start and end of a single range."""
+    match = _RANGE.fullmatch(header)
     if match is None or not (match[1] or match[2]):
         raise invalid_range()
     if match[1]:

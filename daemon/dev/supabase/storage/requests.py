@@ -1,4 +1,4 @@
-"""What every request has: a caller, perhaps a key, perhaps a body."""
+"""The parts of a request: the caller's claims, the key of an object, the body."""
 
 import json
 import re
@@ -6,19 +6,19 @@ from typing import Any, cast
 
 from starlette.requests import Request
 
-from daemon.dev.keys import InvalidToken, Keys
-from daemon.dev.storage.answers import access_denied, internal, invalid_key, invalid_request
-from daemon.dev.storage.rows import Claims
+from daemon.dev.supabase.keys import InvalidToken, Keys
+from daemon.dev.supabase.storage.errors import StorageError, access_denied, internal, invalid_key, invalid_request
+from daemon.dev.supabase.storage.rows import Claims
 
 _KEY = re.compile(r"[\w/!\-.*'() &$@=;:+,?]+", re.ASCII)
 _LONGEST_NAME = 255
 
 
 def caller(request: Request, keys: Keys) -> Claims:
-    """Who asks. The gateway takes the `apikey` where there is no `authorization`; so does this.
+    """Return the claims of the caller; as in the gateway, `apikey` stands in for `authorization`.
 
     Raises:
-        StorageError: If nobody says so, or the token is none of ours.
+        StorageError: If there is no token, or it is not valid.
     """
     token = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("apikey")
     if not token:
@@ -29,13 +29,21 @@ def caller(request: Request, keys: Keys) -> Claims:
         raise access_denied(str(error)) from None
 
 
+def optional_caller(request: Request, keys: Keys) -> Claims | None:
+    """Return the claims of the caller; None without a valid token."""
+    try:
+        return caller(request, keys)
+    except StorageError:
+        return None
+
+
 def bucket_and_key(request: Request) -> tuple[str, str]:
-    """The object that the path names."""
+    """Return bucket and key of the object in the path."""
     return request.path_params["bucket"], checked_key(request.path_params["key"])
 
 
 def checked_key(key: str) -> str:
-    """A key that the real server would take. Names longer than a file's make its file backend fail."""
+    """Return the key, if the real server accepts it. Names longer than a file's make its file backend fail."""
     if not _KEY.fullmatch(key):
         raise invalid_key(key)
     if max(len(name) for name in key.split("/")) > _LONGEST_NAME:
@@ -44,7 +52,7 @@ def checked_key(key: str) -> str:
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """The body, an object."""
+    """Parse the body, a JSON object."""
     try:
         body = json.loads(await request.body() or b"{}")
     except ValueError:
@@ -55,7 +63,7 @@ async def json_body(request: Request) -> dict[str, Any]:
 
 
 def names_in(body: dict[str, Any], field: str) -> list[str]:
-    """A list of keys in a body."""
+    """Read a list of keys from a body."""
     names = body.get(field)
     if not isinstance(names, list):
         raise invalid_request(f"body must have required property '{field}'")

@@ -1,4 +1,4 @@
-"""Buckets and objects as rows of the schema `storage`, read and written as the role that asks: its policies decide."""
+"""Buckets and objects: rows of the schema `storage`, read and written in the caller's role, under its policies."""
 
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 
 import asyncpg
 
-from daemon.dev.storage.answers import access_denied, duplicate, no_bucket, no_object
+from daemon.dev.supabase.storage.errors import access_denied, duplicate, no_bucket, no_object
 
 Row = Mapping[str, Any]
 Claims = Mapping[str, Any]
 
 SERVER: Claims = {"role": "service_role"}
-"""The Storage server itself."""
+"""The claims of the Storage server itself."""
 
 _OBJECT = """name, bucket_id, owner_id, version, id, updated_at, created_at, last_accessed_at,
   metadata::text as metadata, user_metadata::text as user_metadata"""
@@ -22,7 +22,7 @@ _SORTABLE = ("name", "created_at", "updated_at", "last_accessed_at")
 
 
 class Rows:
-    """The two tables.
+    """Reads and writes `storage.buckets` and `storage.objects`.
 
     Args:
         pool: Connections of a role that may become each of the API roles.
@@ -57,7 +57,7 @@ class Rows:
             )
 
     async def update_bucket(self, claims: Claims, bucket: str, changes: Mapping[str, Any]) -> None:
-        """Changes `public`, `file_size_limit`, `allowed_mime_types`, as far as they are among the changes."""
+        """Update those of `public`, `file_size_limit` and `allowed_mime_types` that are in `changes`."""
         row = {**await self.bucket(claims, bucket), **changes}
         async with self._as(claims) as connection:
             await connection.execute(
@@ -70,7 +70,7 @@ class Rows:
             )
 
     async def delete_bucket(self, claims: Claims, bucket: str) -> None:
-        """Deletes an empty one; the caller has looked whether it is."""
+        """Delete an empty bucket; the caller has checked that it is."""
         await self.bucket(claims, bucket)
         async with self._as(claims) as connection:
             await connection.execute("delete from storage.buckets where id = $1", bucket)
@@ -93,10 +93,10 @@ class Rows:
         return dict(found)
 
     async def may_write(self, claims: Claims, bucket: str, key: str, *, upsert: bool) -> None:
-        """Tries to write as the caller and takes it back. What comes later is not looked at again, as on the real server.
+        """Insert a row in the caller's role, and roll back. As on the real server, this is the only check of policies.
 
         Raises:
-            StorageError: If the caller may not, or the key is taken.
+            StorageError: If the policies refuse it, or the key is taken.
         """
         on_conflict = "on conflict (bucket_id, name) do update set updated_at = now()" if upsert else ""
         async with self._as(claims, keep=False) as connection:
@@ -110,7 +110,7 @@ class Rows:
     async def put(
         self, claims: Claims, bucket: str, key: str, *, version: str, metadata: Row, user_metadata: Row
     ) -> tuple[Row, str | None]:
-        """Writes the row of an object whose bytes are there. Answers with it and the version that it replaces."""
+        """Write the row of an object whose bytes are there. Return it, and the version that it replaces."""
         async with self._as(SERVER) as connection:
             replaced = await connection.fetchval(
                 "select version from storage.objects where bucket_id = $1 and name = $2 for update", bucket, key
@@ -144,7 +144,7 @@ class Rows:
             raise no_object()
 
     async def remove(self, claims: Claims, bucket: str, keys: Sequence[str] | None) -> list[Row]:
-        """Deletes those of the objects that are there and that the caller may delete; None means all."""
+        """Delete those of the objects that the caller may delete, and return their rows; None means all."""
         async with self._as(claims) as connection:
             return _dicts(
                 await connection.fetch(
@@ -168,12 +168,12 @@ class Rows:
         column: str = "name",
         descending: bool = False,
     ) -> list[Row]:
-        """One level of a folder: its objects, and the folders in it as rows without an id.
+        """List one level of a folder: its objects, and the folders in it as rows without an id.
 
         `prefix` ends with a slash, or is empty. `entry` is what comes after it; entries up to `after` are left out.
         """
         assert column in _SORTABLE
-        order = f"{column if column != 'name' else 'entry'} {'desc' if descending else 'asc'} nulls last, entry"
+        ordering = f"{column if column != 'name' else 'entry'} {'desc' if descending else 'asc'} nulls last, entry"
         async with self._as(claims) as connection:
             rows = await connection.fetch(
                 f"""with inside as (
@@ -187,7 +187,7 @@ class Rows:
                   from inside where strpos(rest, '/') > 0
                 )
                 select * from entries where entry > $3 and starts_with(lower(entry), lower($4))
-                order by {order} limit $5 offset $6""",  # noqa: S608 - constants and a column of a fixed list
+                order by {ordering} limit $5 offset $6""",  # noqa: S608 - constants and a column of a fixed list
                 bucket,
                 prefix,
                 after,
@@ -201,7 +201,7 @@ class Rows:
     async def _as(
         self, claims: Claims, *, keep: bool = True, taken: str = "KeyAlreadyExists"
     ) -> AsyncGenerator["asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"]:
-        """A transaction with the caller's role and claims, as the real server makes it for every request."""
+        """Open a transaction with the caller's role and claims, as the real server does for every request."""
         async with self._pool.acquire() as connection:
             transaction = connection.transaction()
             await transaction.start()
@@ -232,8 +232,8 @@ def _dicts(records: "Sequence[asyncpg.Record]") -> list[Row]:
     return [dict(record) for record in records]
 
 
-def seen_bucket(row: Row, *, with_type: bool = False) -> dict[str, Any]:
-    """A bucket as the server shows it; lists have its type, single ones have not."""
+def format_bucket(row: Row, *, with_type: bool = False) -> dict[str, Any]:
+    """Format a bucket for a response; lists have its type, single ones have not."""
     return {
         "id": row["id"],
         "name": row["name"],
@@ -242,40 +242,40 @@ def seen_bucket(row: Row, *, with_type: bool = False) -> dict[str, Any]:
         **({"type": row["type"]} if with_type else {}),
         "file_size_limit": row["file_size_limit"],
         "allowed_mime_types": row["allowed_mime_types"],
-        "created_at": seen_time(row["created_at"]),
-        "updated_at": seen_time(row["updated_at"]),
+        "created_at": format_time(row["created_at"]),
+        "updated_at": format_time(row["updated_at"]),
     }
 
 
-def seen_object(row: Row) -> dict[str, Any]:
-    """An object's whole row as the server shows it."""
+def format_object(row: Row) -> dict[str, Any]:
+    """Format an object's whole row for a response."""
     return {
         "name": row["name"],
         "bucket_id": row["bucket_id"],
         "owner": row["owner_id"] or "",
         "owner_id": row["owner_id"] or "",
         "version": row["version"],
-        **seen_entry(row),
-        "user_metadata": seen_json(row["user_metadata"]),
+        **format_entry(row),
+        "user_metadata": parse_json(row["user_metadata"]),
     }
 
 
-def seen_entry(row: Row) -> dict[str, Any]:
-    """What lists show of an object; of a folder, nothing but nulls."""
+def format_entry(row: Row) -> dict[str, Any]:
+    """Format an object for a list; of a folder all values are null."""
     return {
         "id": None if row["id"] is None else str(row["id"]),
-        "updated_at": seen_time(row["updated_at"]),
-        "created_at": seen_time(row["created_at"]),
-        "last_accessed_at": seen_time(row["last_accessed_at"]),
-        "metadata": seen_json(row["metadata"]),
+        "updated_at": format_time(row["updated_at"]),
+        "created_at": format_time(row["created_at"]),
+        "last_accessed_at": format_time(row["last_accessed_at"]),
+        "metadata": parse_json(row["metadata"]),
     }
 
 
-def seen_time(time: datetime | None) -> str | None:
-    """A time as JavaScript writes it."""
+def format_time(time: datetime | None) -> str | None:
+    """Format a time as JavaScript does."""
     return None if time is None else time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def seen_json(text: str | None) -> Any:
-    """A jsonb column, which all queries here select as text: a codec of the pool's makes no difference."""
+def parse_json(text: str | None) -> Any:
+    """Parse a jsonb column; all queries here select it as text, so that the pool's codecs make no difference."""
     return None if text is None else json.loads(text)
