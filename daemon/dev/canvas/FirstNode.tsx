@@ -1,4 +1,4 @@
-/** An empty canvas: one sentence away from a picture. */
+/** Shown on an empty canvas: a prompt field and a few ideas. */
 import { useState } from "react";
 
 const IDEAS = ["A lighthouse at dusk", "Mountains under a green aurora", "A quiet harbour in the fog"];

@@ -1,31 +1,39 @@
-/** What there is, how it stands, whether we hear of changes, and what can be done with all of it at once. */
+/** The header: state of the connection, counts by state, and actions on all nodes or on the selected ones. */
 import { useEffect, useState } from "react";
+import type { ReactNode } from "react";
 import { Icon } from "./ImageNode";
-import { isUnfinished, isWaiting } from "./useWorkflow";
-import type { Actions, Snapshot, WorkflowNode } from "./useWorkflow";
+import { isUnfinished, isWaiting } from "./nodes";
+import type { Actions, Snapshot, WorkflowNode } from "./nodes";
 
 const CONNECTIONS = {
   connecting: ["Connecting", "Waiting for the first answer."],
   live: ["Live", "Changes appear here as they happen."],
   away: ["Offline", "The server cannot be heard. What was missed is fetched, and what was changed is sent, once it is back."],
-  denied: ["No access", "You are not a member of this workflow. Of a new one, whoever adds the first node becomes a member."],
+  denied: ["No access", "You are not a member of this workflow."],
 } as const;
+/** Realtime refuses who is no member yet. */
+const UNUSED = ["New", "Who adds the first node becomes its member. Changes appear here from then on."] as const;
 
 interface Props extends Snapshot {
+  /** Whether the user may use the workflow; undefined until that is known. */
+  access: boolean | undefined;
+  /** The button that shares it. */
+  share: ReactNode;
   actions: Actions;
   selected: readonly WorkflowNode[];
   onAdd: () => void;
   onGenerate: (rows: readonly WorkflowNode[]) => void;
 }
 
-export function Header({ nodes, connection, unsent, selected, actions, onAdd, onGenerate }: Props) {
+export function Header({ access, share, nodes, connection, unsent, selected, actions, onAdd, onGenerate }: Props) {
   const count = (status: string) => nodes.filter(row => row.node_data.status === status).length;
-  const making = nodes.filter(row => isUnfinished(row) || isWaiting(row));
-  const chosen = (selected.length > 1 ? selected : nodes).filter(row =>
+  const active = nodes.filter(row => isUnfinished(row) || isWaiting(row));
+  const ready = (selected.length > 1 ? selected : nodes).filter(row =>
     row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model && !isUnfinished(row) && !isWaiting(row)
     && (selected.length > 1 || row.node_data.status !== "completed"));
-  const [label, explanation] = CONNECTIONS[connection];
-  const kept = connection === "away" && unsent > 0 ? ` · ${unsent} ${unsent === 1 ? "change" : "changes"} kept, sent once it is back` : "";
+  const state = access === false ? "denied" : connection;
+  const [label, explanation] = state === "denied" && access ? UNUSED : CONNECTIONS[state];
+  const unsentText = connection === "away" && unsent > 0 ? ` · ${unsent} ${unsent === 1 ? "change" : "changes"} kept, sent once it is back` : "";
   return (
     <header className="header">
       <span className="brand">
@@ -36,58 +44,59 @@ export function Header({ nodes, connection, unsent, selected, actions, onAdd, on
         </svg>
         <span>Image Jobs</span>
       </span>
-      <span className="connection" data-state={connection} title={explanation} role="status"><i /><span>{label}{kept}</span></span>
+      <span className="connection" data-state={state} title={explanation} role="status"><i /><span>{label}{unsentText}</span></span>
       <ul className="counts" aria-label="Nodes by state">
-        <Count tone="run" number={count("running")} of="in the making" />
-        <Count tone="wait" number={count("pending") + nodes.filter(isWaiting).length} of="in line" />
-        <Count tone="done" number={count("completed")} of="ready" always />
-        <Count tone="bad" number={count("error")} of="failed" />
+        <Count tone="run" number={count("running")} label="in the making" />
+        <Count tone="wait" number={count("pending") + nodes.filter(isWaiting).length} label="in line" />
+        <Count tone="done" number={count("completed")} label="ready" always />
+        <Count tone="bad" number={count("error")} label="failed" />
       </ul>
       <nav>
-        {making.length > 1 && (
-          <button className="button" onClick={() => making.forEach(row => void actions.cancel(row.id))} aria-label="Cancel all" title="Cancel all">
+        {active.length > 1 && (
+          <button className="button" onClick={() => active.forEach(row => void actions.cancel(row.id))} aria-label="Cancel all" title="Cancel all">
             <Icon path="M4.2 5.2a1 1 0 0 1 1-1h5.6a1 1 0 0 1 1 1v5.6a1 1 0 0 1-1 1H5.2a1 1 0 0 1-1-1z" /><span>Cancel all</span>
           </button>
         )}
         <Theme />
-        <button className="button" onClick={onAdd} aria-label="New" title="New node (N)"><Icon path="M8 3v10M3 8h10" /><span>New</span></button>
+        {access && share}
+        <button className="button" disabled={access === false} onClick={onAdd} aria-label="New" title="New node (N)"><Icon path="M8 3v10M3 8h10" /><span>New</span></button>
         <button
-          className="button" data-strong="true" disabled={chosen.length === 0} onClick={() => onGenerate(chosen)}
-          title={chosen.length === 0 ? "Every node that has a prompt has its image, or is getting it" : "Everything that has no image yet"}
+          className="button" data-strong="true" disabled={ready.length === 0} onClick={() => onGenerate(ready)}
+          title={ready.length === 0 ? "Every node that has a prompt has its image, or is getting it" : "Everything that has no image yet"}
         >
-          {selected.length > 1 ? `Generate ${chosen.length} selected` : "Generate all"}
-          {selected.length <= 1 && chosen.length > 0 && <b>{chosen.length}</b>}
+          {selected.length > 1 ? `Generate ${ready.length} selected` : "Generate all"}
+          {selected.length <= 1 && ready.length > 0 && <b>{ready.length}</b>}
         </button>
       </nav>
     </header>
   );
 }
 
-function Count({ tone, number, of, always }: { tone: string; number: number; of: string; always?: boolean }) {
+function Count({ tone, number, label, always }: { tone: string; number: number; label: string; always?: boolean }) {
   if (number === 0 && !always) return null;
-  return <li data-tone={tone}><i /><b>{number}</b> {of}</li>;
+  return <li data-tone={tone}><i /><b>{number}</b> {label}</li>;
 }
 
-/** As the system has it, until somebody chooses. */
+/** Follows the system's colour scheme until the user chooses one. */
 function Theme() {
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const [chosen, setChosen] = useState(() => localStorage.getItem("theme"));
+  const [override, setOverride] = useState(() => localStorage.getItem("theme"));
   const [dark, setDark] = useState(system.matches);
   useEffect(() => {
     const onChange = () => setDark(system.matches);
     system.addEventListener("change", onChange);
     return () => system.removeEventListener("change", onChange);
   }, []);
-  const shown = chosen ?? (dark ? "dark" : "light");
+  const theme = override ?? (dark ? "dark" : "light");
   useEffect(() => {
-    document.documentElement.style.colorScheme = shown;
-    if (chosen) localStorage.setItem("theme", chosen);
-  }, [shown, chosen]);
-  const other = shown === "dark" ? "light" : "dark";
+    document.documentElement.style.colorScheme = theme;
+    if (override) localStorage.setItem("theme", override);
+  }, [theme, override]);
+  const other = theme === "dark" ? "light" : "dark";
   return (
-    <button className="button" data-icon="true" onClick={() => setChosen(other)} aria-label={`Switch to ${other}`} title={`Switch to ${other}`}>
+    <button className="button" data-icon="true" onClick={() => setOverride(other)} aria-label={`Switch to ${other}`} title={`Switch to ${other}`}>
       <Icon
-        path={shown === "dark"
+        path={theme === "dark"
           ? "M8 5a3 3 0 1 0 0 6 3 3 0 0 0 0-6M8 1.6v1M8 13.4v1M1.6 8h1M13.4 8h1M3.5 3.5l.7.7M11.8 11.8l.7.7M3.5 12.5l.7-.7M11.8 4.2l.7-.7"
           : "M13.4 9.6A5.8 5.8 0 0 1 6.4 2.6a5.8 5.8 0 1 0 7 7z"}
       />

@@ -1,42 +1,42 @@
 /**
- * A React Flow node that shows one image: what it should show, how far it is, what it became or what went wrong.
+ * A React Flow node for one image: its prompt, its progress, the image, or the error.
  *
- * Copy this file with ImageNode.css and useWorkflow.ts. Put `ImageNodes` around `ReactFlow`, `image: ImageNode` into its
- * `nodeTypes`, and give it what `useImageNodes` answers. A node is rendered again only when its own row has changed.
+ * Copy this file with ImageNode.css and nodes.ts. Put `ImageNodes` around `ReactFlow`, `image: ImageNode` into its
+ * `nodeTypes`, and pass it the nodes of `useImageNodes`. A node is rendered again only when its own row has changed.
  */
-import { createContext, memo, useCallback, useContext, useEffect, useId, useRef, useState } from "react";
+import { createContext, memo, useCallback, useContext, useEffect, useId, useRef, useState, useSyncExternalStore } from "react";
 import type { CSSProperties, KeyboardEvent, ReactNode } from "react";
 import { Handle, Position, applyNodeChanges } from "@xyflow/react";
 import type { Node, NodeChange, NodeProps } from "@xyflow/react";
-import type { Actions, Change, ImageModel, PromptSpec, Quality, Snapshot, WorkflowNode } from "./useWorkflow";
-import { isUnfinished, isWaiting } from "./useWorkflow";
+import { isUnfinished, isWaiting } from "./nodes";
+import type { Actions, ImageModel, NodeInputPatch, PromptSpec, Quality, Snapshot, WorkflowNode } from "./nodes";
 import "./ImageNode.css";
 
 export type ImageFlowNode = Node<{ row: WorkflowNode }, "image">;
 
-export interface Surroundings {
+export interface ImageNodesValue {
   actions: Actions;
   models: readonly ImageModel[];
   /** Shows a node's image at full size. */
   open(id: string): void;
 }
 
-const Around = createContext<Surroundings | null>(null);
-export const ImageNodes = Around.Provider;
+const Shared = createContext<ImageNodesValue | null>(null);
+export const ImageNodes = Shared.Provider;
 
 /**
- * React Flow's nodes for the rows of a workflow. A row that has not changed keeps its node as it is, with what React Flow
- * knows of it (selected, measured); a node that somebody drags stays in their hand, and its position is written at the end.
+ * Derives React Flow's nodes from the rows of a workflow. An unchanged row keeps its node, with React Flow's own state
+ * (selected, measured). A node keeps its position while it is dragged; the position is written at the end.
  */
 export function useImageNodes({ nodes: rows, actions }: Pick<Snapshot, "nodes"> & { actions: Actions }) {
   const [nodes, setNodes] = useState<ImageFlowNode[]>([]);
-  const [followed, setFollowed] = useState<readonly WorkflowNode[]>();
-  if (followed !== rows) { // while rendering: an effect would come a frame later
-    setFollowed(rows);
-    setNodes(follow(nodes, rows));
+  const [lastRows, setLastRows] = useState<readonly WorkflowNode[]>();
+  if (lastRows !== rows) { // during rendering: an effect would run a frame later
+    setLastRows(rows);
+    setNodes(reconcile(nodes, rows));
   }
   const onNodesChange = useCallback((changes: NodeChange<ImageFlowNode>[]) => {
-    setNodes(now => applyNodeChanges(changes.filter(change => change.type !== "remove"), now)); // rows decide what there is
+    setNodes(now => applyNodeChanges(changes.filter(change => change.type !== "remove"), now)); // nodes are removed with their rows
   }, []);
   const onNodeDragStop = useCallback((_event: unknown, _node: ImageFlowNode, dragged: ImageFlowNode[]) => {
     dragged.forEach(node => actions.move(node.id, node.position));
@@ -44,7 +44,7 @@ export function useImageNodes({ nodes: rows, actions }: Pick<Snapshot, "nodes"> 
   return { nodes, setNodes, onNodesChange, onNodeDragStop };
 }
 
-function follow(before: ImageFlowNode[], rows: readonly WorkflowNode[]): ImageFlowNode[] {
+function reconcile(before: ImageFlowNode[], rows: readonly WorkflowNode[]): ImageFlowNode[] {
   const known = new Map(before.map(node => [node.id, node]));
   return rows.map((row, index) => {
     const node = known.get(row.id);
@@ -55,21 +55,21 @@ function follow(before: ImageFlowNode[], rows: readonly WorkflowNode[]): ImageFl
 }
 
 export const ImageNode = memo(function ImageNode({ id, data, selected }: NodeProps<ImageFlowNode>) {
-  const around = useContext(Around);
-  if (!around) throw new Error("ImageNodes is missing around ReactFlow.");
+  const shared = useContext(Shared);
+  if (!shared) throw new Error("ImageNodes is missing around ReactFlow.");
   const { row } = data;
   const { status, imageUrl, thumbnailUrl, previewUrl, progress, promptSpec, source } = row.node_data;
   const [settings, setSettings] = useState(false);
   const waiting = isWaiting(row);
   const busy = isUnfinished(row) || waiting;
   const picture = (status === "running" && previewUrl) || thumbnailUrl || imageUrl;
-  const model = around.models.find(each => each.model === row.node_data.model && each.provider === row.node_data.provider);
+  const model = shared.models.find(each => each.model === row.node_data.model && each.provider === row.node_data.provider);
 
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       event.stopPropagation();
-      if (promptSpec?.basePrompt && !busy) void around.actions.generate(id);
+      if (promptSpec?.basePrompt && !busy) void shared.actions.generate(id);
     } else if (event.key === "Escape") {
       setSettings(false);
       (document.activeElement as HTMLElement | null)?.blur();
@@ -85,9 +85,9 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
       <Handle type="source" position={Position.Right} aria-label="Its image, for another node to refine" />
       <div className="image-node-frame" style={{ "--ratio": ratioOf(promptSpec) } as CSSProperties}>
         <Picture url={picture} forming={status === "running" && previewUrl !== undefined} />
-        {!picture && <Blank busy={busy} />}
+        {!picture && <Placeholder busy={busy} />}
         {imageUrl && (
-          <button className="image-node-open" onClick={() => around.open(id)} aria-label="Show at full size">
+          <button className="image-node-open" onClick={() => shared.open(id)} aria-label="Show at full size">
             <Icon name="expand" />
           </button>
         )}
@@ -102,7 +102,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
         )}
       </div>
       <Note row={row} />
-      <Prompt id={id} stored={promptSpec?.basePrompt ?? ""} actions={around.actions} refines={Boolean(source)} />
+      <Prompt id={id} saved={promptSpec?.basePrompt ?? ""} actions={shared.actions} refines={Boolean(source)} />
       <footer className="image-node-foot">
         <button
           className="image-node-model nodrag" aria-expanded={settings} onClick={() => setSettings(!settings)}
@@ -110,44 +110,44 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
         >
           <span>
             <b>{row.node_data.model ?? "Choose a model"}</b>
-            <small>{model && [price(model), seconds(model)].filter(Boolean).join(" · ")}</small>
+            <small>{model && [formatPrice(model), formatSeconds(model)].filter(Boolean).join(" · ")}</small>
           </span>
           <Icon name="chevron" />
         </button>
-        <Action
-          id={id} busy={busy} failed={status === "error"} made={imageUrl !== undefined} actions={around.actions}
+        <NodeActions
+          id={id} busy={busy} failed={status === "error"} hasImage={imageUrl !== undefined} actions={shared.actions}
           ready={Boolean(promptSpec?.basePrompt.trim() && row.node_data.model)}
         />
       </footer>
-      {settings && <Settings row={row} model={model} around={around} />}
+      {settings && <Settings row={row} model={model} shared={shared} />}
     </article>
   );
 });
 
-/** What to do next: one button, two where a failure may be tried again as it was or as it is written now. */
-const Action = memo(function Action({ id, busy, failed, made, ready, actions }: {
-  id: string; busy: boolean; failed: boolean; made: boolean; ready: boolean; actions: Actions;
+/** The next action. After a failure there are two: retry the run as it was, or generate with the present prompt. */
+const NodeActions = memo(function NodeActions({ id, busy, failed, hasImage, ready, actions }: {
+  id: string; busy: boolean; failed: boolean; hasImage: boolean; ready: boolean; actions: Actions;
 }) {
-  const generate = (label: string, look: string) => (
-    <Do
-      label={label} look={look} run={() => actions.generate(id)} disabled={!ready}
-      {...(look === "icon" && { icon: "again" as const })}
+  const generate = (label: string, variant: string) => (
+    <ActionButton
+      label={label} variant={variant} run={() => actions.generate(id)} disabled={!ready}
+      {...(variant === "icon" && { icon: "again" as const })}
     />
   );
-  if (busy) return <Do label="Cancel" look="quiet" run={() => actions.cancel(id)} />;
+  if (busy) return <ActionButton label="Cancel" variant="quiet" run={() => actions.cancel(id)} />;
   if (failed) {
     return (
       <>
         {generate("Generate anew, as it is written now", "icon")}
-        <Do label="Retry" look="strong" run={() => actions.retry(id)} />
+        <ActionButton label="Retry" variant="strong" run={() => actions.retry(id)} />
       </>
     );
   }
-  return made ? generate("Regenerate", "quiet") : generate("Generate", "strong");
+  return hasImage ? generate("Regenerate", "quiet") : generate("Generate", "strong");
 });
 
-function Do({ label, look, run, disabled, icon }: {
-  label: string; look: string; run: () => Promise<void>; disabled?: boolean; icon?: "again";
+function ActionButton({ label, variant, run, disabled, icon }: {
+  label: string; variant: string; run: () => Promise<void>; disabled?: boolean; icon?: "again";
 }) {
   const [busy, setBusy] = useState(false);
   const click = () => {
@@ -156,7 +156,7 @@ function Do({ label, look, run, disabled, icon }: {
   };
   return (
     <button
-      className="image-node-do nodrag" data-look={look} onClick={click} disabled={busy || disabled}
+      className="image-node-do nodrag" data-look={variant} onClick={click} disabled={busy || disabled}
       {...(icon && { "aria-label": label, title: label })}
     >
       {icon ? <Icon name={icon} /> : label}
@@ -164,35 +164,35 @@ function Do({ label, look, run, disabled, icon }: {
   );
 }
 
-/** The image; while the next one loads, the last one stays, and the new one fades in over it. */
+/** Fades the new image in over the previous one, which stays until the new one has loaded. */
 const Picture = memo(function Picture({ url, forming }: { url: string | undefined; forming: boolean }) {
-  const [below, setBelow] = useState<string>();
+  const [previous, setPrevious] = useState<string>();
   const [loaded, setLoaded] = useState<string>();
   useEffect(() => {
     if (loaded !== url) return;
-    const faded = setTimeout(() => setBelow(url), 500);
+    const faded = setTimeout(() => setPrevious(url), 500);
     return () => clearTimeout(faded);
   }, [loaded, url]);
   if (!url) return null;
-  const layers = below && below !== url ? [below, url] : [url];
+  const layers = previous && previous !== url ? [previous, url] : [url];
   return layers.map(each => (
     <img
       key={each} className="image-node-picture" src={each} alt="" decoding="async" draggable={false}
-      data-forming={forming} data-loaded={each === below || each === loaded} onLoad={() => setLoaded(each)}
+      data-forming={forming} data-loaded={each === previous || each === loaded} onLoad={() => setLoaded(each)}
     />
   ));
 });
 
-function Blank({ busy }: { busy: boolean }) {
+function Placeholder({ busy }: { busy: boolean }) {
   return <div className="image-node-blank" data-busy={busy}>{!busy && <Icon name="picture" />}</div>;
 }
 
 function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
   const { status, progress, message, imageUrl } = row.node_data;
-  const doing = message === undefined ? "Starting" : isLong(message) ? "In the making" : message.replace(/\.$/, "");
+  const activity = message === undefined ? "Starting" : isLong(message) ? "In the making" : message.replace(/\.$/, "");
   const text = waiting ? "Waits for its image"
     : status === "pending" ? (message ? "Held up" : "In line")
-    : status === "running" ? `${doing}${progress ? ` · ${progress}%` : ""}`
+    : status === "running" ? `${activity}${progress ? ` · ${progress}%` : ""}`
     : status === "error" ? "Failed"
     : status === "cancelled" ? "Cancelled"
     : undefined;
@@ -200,18 +200,18 @@ function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
   return <span className="image-node-status" role="status"><i /><span>{text}</span></span>;
 }
 
-/** Whether there is no room for it on the picture. */
+/** Whether a message is too long for the label on the picture. */
 function isLong(message: string): boolean {
   return message.length > 28;
 }
 
-/** Why it waits, what is unusual about it, or why it failed and what helps. */
+/** The reason why a run waits, a long message, or the error and its hint. */
 function Note({ row }: { row: WorkflowNode }) {
   const { status, message, error, updatedAt } = row.node_data;
   if (status === "error") {
     return (
       <div className="image-node-note" data-tone="error">
-        <Sentence key={row.node_data.runId} text={error ?? "It failed."} />
+        <CollapsibleText key={row.node_data.runId} text={error ?? "It failed."} />
         {message && <p className="image-node-hint">{message}</p>}
       </div>
     );
@@ -220,49 +220,54 @@ function Note({ row }: { row: WorkflowNode }) {
     return <div className="image-node-note" data-tone="wait"><p><Countdown key={row.version} sentence={message} since={updatedAt} /></p></div>;
   }
   if (status === "running" && message && isLong(message)) {
-    return <div className="image-node-note" data-tone="run"><Sentence text={message} /></div>;
+    return <div className="image-node-note" data-tone="run"><CollapsibleText text={message} /></div>;
   }
   return null;
 }
 
-/** Some providers write a page. */
-function Sentence({ text }: { text: string }) {
-  const [whole, setWhole] = useState(false);
+/** Text that is cut when it is long: some providers write a page. */
+function CollapsibleText({ text }: { text: string }) {
+  const [expanded, setExpanded] = useState(false);
   if (text.length < 180) return <p>{text}</p>;
   return (
     <>
-      <p data-cut={!whole}>{text}</p>
-      <button className="image-node-more nodrag" onClick={() => setWhole(!whole)}>{whole ? "Show less" : "Show all"}</button>
+      <p data-cut={!expanded}>{text}</p>
+      <button className="image-node-more nodrag" onClick={() => setExpanded(!expanded)}>{expanded ? "Show less" : "Show all"}</button>
     </>
   );
 }
 
-/** "… again in 12 s.", counting down from when it was said. */
+/** "… again in 12 s.", counting down from the time of the message. */
 function Countdown({ sentence, since }: { sentence: string; since: string | undefined }) {
   const [, seconds] = /in (\d+) s\.?$/.exec(sentence) ?? [];
-  const [left, setLeft] = useState(() => {
-    const passed = since ? Math.round((Date.now() - Date.parse(since)) / 1000) : 0;
-    return Number(seconds ?? 0) - Math.max(0, passed); // a clock that is behind must not make it wait longer
-  });
-  useEffect(() => {
-    const tick = setInterval(() => setLeft(now => now - 1), 1000);
-    return () => clearInterval(tick);
-  }, []);
+  const now = useSyncExternalStore(subscribeToClock, readClock, () => undefined);
   if (seconds === undefined) return sentence;
+  const passed = since && now ? now - Math.round(Date.parse(since) / 1000) : 0;
+  const left = Number(seconds) - Math.max(0, passed); // a clock that is behind must not make it wait longer
   return sentence.replace(/in \d+ s\.?$/, left > 0 ? `in ${left} s.` : "now.");
 }
 
-const Prompt = memo(function Prompt({ id, stored, actions, refines }: {
-  id: string; stored: string; actions: Actions; refines: boolean;
+/** Seconds. A store: rendering itself reads no time. */
+function readClock(): number {
+  return Math.round(Date.now() / 1000);
+}
+
+function subscribeToClock(onTick: () => void): () => void {
+  const tick = setInterval(onTick, 1000);
+  return () => clearInterval(tick);
+}
+
+const Prompt = memo(function Prompt({ id, saved, actions, refines }: {
+  id: string; saved: string; actions: Actions; refines: boolean;
 }) {
-  const [text, setText] = useState(stored);
+  const [text, setText] = useState(saved);
   const field = useRef<HTMLTextAreaElement>(null);
-  // What another window writes appears here, but never under the hands of who is writing.
+  // Edits from other windows appear here, except while the field has the focus.
   useEffect(() => {
-    if (document.activeElement !== field.current) setText(stored);
-  }, [stored]);
+    if (document.activeElement !== field.current) setText(saved);
+  }, [saved]);
   useEffect(() => {
-    if (!field.current || SIZES_ITSELF) return;
+    if (!field.current || FIELD_SIZING) return;
     field.current.style.height = "0";
     field.current.style.height = `${Math.min(field.current.scrollHeight, 168)}px`;
   }, [text]);
@@ -270,7 +275,7 @@ const Prompt = memo(function Prompt({ id, stored, actions, refines }: {
     <textarea
       ref={field} className="image-node-prompt nodrag nowheel" value={text} rows={1} maxLength={32000} spellCheck={false}
       aria-label="Prompt" placeholder={refines ? "What should change?" : "What should it show?"}
-      onBlur={() => setText(stored)}
+      onBlur={() => setText(saved)}
       onChange={event => {
         setText(event.target.value);
         actions.edit(id, { promptSpec: { basePrompt: event.target.value } });
@@ -279,10 +284,9 @@ const Prompt = memo(function Prompt({ id, stored, actions, refines }: {
   );
 });
 
-function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel | undefined; around: Surroundings }) {
+function Settings({ row, model, shared }: { row: WorkflowNode; model: ImageModel | undefined; shared: ImageNodesValue }) {
   const spec: PromptSpec = row.node_data.promptSpec ?? { basePrompt: "" };
-  const edit = (change: Change) => around.actions.edit(row.id, change);
-  const ask = (promptSpec: NonNullable<Change["promptSpec"]>) => edit({ promptSpec });
+  const editSpec = (promptSpec: NonNullable<NodeInputPatch["promptSpec"]>) => shared.actions.edit(row.id, { promptSpec });
   const sizes = model?.sizes.filter(each => /^\d+x\d+$/.test(each)) ?? []; // "2K" is a size of Google's, and a quality here
   const shape = spec.aspectRatio ? `ratio ${spec.aspectRatio}` : `size ${spec.size ?? "1024x1024"}`;
   return (
@@ -293,17 +297,19 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
             id={name} value={`${row.node_data.provider}:${row.node_data.model}`}
             onChange={event => {
               const [provider = "", ...rest] = event.target.value.split(":");
-              const next = around.models.find(each => each.provider === provider && each.model === rest.join(":"));
-              const keeps = spec.quality && next?.qualities.includes(spec.quality);
-              edit({ provider, model: rest.join(":"), ...(!keeps && { promptSpec: { quality: undefined } }) });
+              const next = shared.models.find(each => each.provider === provider && each.model === rest.join(":"));
+              shared.actions.edit(row.id, ({ promptSpec }) => {
+                const keeps = promptSpec?.quality && next?.qualities.includes(promptSpec.quality);
+                return { provider, model: rest.join(":"), ...(!keeps && { promptSpec: { quality: undefined } }) };
+              });
             }}
           >
             {!model && <option value={`${row.node_data.provider}:${row.node_data.model}`}>{row.node_data.model ?? "Choose one"}</option>}
-            {[...Map.groupBy(around.models, each => each.provider)].map(([provider, models]) => (
+            {[...new Set(shared.models.map(each => each.provider))].map(provider => (
               <optgroup key={provider} label={provider}>
-                {models.map(each => (
+                {shared.models.filter(each => each.provider === provider).map(each => (
                   <option key={each.model} value={`${each.provider}:${each.model}`}>
-                    {[each.model, price(each), seconds(each)].filter(Boolean).join(" · ")}
+                    {[each.model, formatPrice(each), formatSeconds(each)].filter(Boolean).join(" · ")}
                   </option>
                 ))}
               </optgroup>
@@ -317,7 +323,7 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
             id={name} value={shape}
             onChange={event => {
               const [kind, value] = event.target.value.split(" ");
-              ask(kind === "ratio" ? { aspectRatio: value, size: undefined } : { size: value, aspectRatio: undefined });
+              editSpec(kind === "ratio" ? { aspectRatio: value, size: undefined } : { size: value, aspectRatio: undefined });
             }}
           >
             {!(sizes.includes(shape.slice(5)) || model?.ratios.includes(shape.slice(6))) && (
@@ -339,7 +345,7 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
       {model && model.qualities.length > 0 && (
         <Field label="Quality">
           {name => (
-            <select id={name} value={spec.quality ?? "standard"} onChange={event => ask({ quality: event.target.value })}>
+            <select id={name} value={spec.quality ?? "standard"} onChange={event => editSpec({ quality: event.target.value })}>
               {model.qualities.map(each => <option key={each} value={each}>{QUALITIES[each]}</option>)}
             </select>
           )}
@@ -350,7 +356,7 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
           {name => (
             <input
               id={name} type="number" min={0} step={1} placeholder="Random" defaultValue={spec.seed ?? ""}
-              onChange={event => ask({ seed: event.target.validity.valid && event.target.value !== "" ? event.target.valueAsNumber : undefined })}
+              onChange={event => editSpec({ seed: event.target.validity.valid && event.target.value !== "" ? event.target.valueAsNumber : undefined })}
             />
           )}
         </Field>
@@ -360,7 +366,7 @@ function Settings({ row, model, around }: { row: WorkflowNode; model: ImageModel
           {name => (
             <input
               id={name} placeholder="people, text" defaultValue={spec.negativePrompt ?? ""}
-              onChange={event => ask({ negativePrompt: event.target.value })}
+              onChange={event => editSpec({ negativePrompt: event.target.value })}
             />
           )}
         </Field>
@@ -384,8 +390,8 @@ function Field({ label, wide, children }: { label: string; wide?: boolean; child
   );
 }
 
-/** Whether CSS lets a field grow with its text. Measuring instead costs a layout for each node. */
-const SIZES_ITSELF = typeof CSS !== "undefined" && CSS.supports("field-sizing", "content");
+/** Whether CSS lets a field grow with its text. Measuring it instead costs a layout for each node. */
+const FIELD_SIZING = typeof CSS !== "undefined" && CSS.supports("field-sizing", "content");
 
 const ICONS = {
   again: "M13.2 8.4A5.2 5.2 0 1 1 11.6 4.3L13.4 6M13.4 2.6V6H10",
@@ -403,16 +409,16 @@ export function Icon({ name, path }: { name?: keyof typeof ICONS; path?: string 
   );
 }
 
-/** Width to height, as asked for. */
+/** The aspect ratio of a prompt spec, as width / height. */
 export function ratioOf(spec: PromptSpec | undefined): number {
   const [width, height] = (spec?.aspectRatio?.split(":") ?? spec?.size?.split("x") ?? []).map(Number);
   return width && height ? width / height : 1;
 }
 
-export function price({ price }: ImageModel): string | undefined {
+export function formatPrice({ price }: ImageModel): string | undefined {
   return price === null ? undefined : price === 0 ? "free" : `$${price.toFixed(price < 0.1 ? 3 : 2)}`;
 }
 
-function seconds({ typical_seconds: typical }: ImageModel): string | undefined {
+function formatSeconds({ typical_seconds: typical }: ImageModel): string | undefined {
   return typical === null ? undefined : `${Math.max(1, Math.round(typical))} s`;
 }

@@ -1,11 +1,11 @@
-/** One image at full size, with what is known of it. */
+/** A dialog with one image at full size, its prompt and the details of its run. */
 import { useEffect, useRef, useState } from "react";
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { Icon } from "./ImageNode";
-import type { WorkflowNode } from "./useWorkflow";
+import type { WorkflowNode } from "./nodes";
 
-/** What a completed run says of its image. */
-interface Made {
+/** The keys of a completed run's payload that are shown. */
+interface RunPayload {
   width?: number;
   height?: number;
   bytes?: number;
@@ -27,10 +27,10 @@ export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
   const dialog = useRef<HTMLDialogElement>(null);
   const row = rows.find(each => each.id === id);
   const url = row?.node_data.imageUrl;
-  const made = useMade(supabase, id, url);
+  const payload = useRunPayload(supabase, id, url);
   useEffect(() => dialog.current?.showModal(), []);
   useEffect(() => {
-    if (!url) onClose(); // deleted, in another window
+    if (!url) onClose(); // the node was deleted in another window
   }, [url, onClose]);
   if (!row || !url) return null;
 
@@ -38,13 +38,13 @@ export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
   const at = pictures.indexOf(row);
   const move = (step: number) => onMove(pictures.at((at + step) % pictures.length)!.id);
   const { promptSpec } = row.node_data;
-  const facts = [
-    made?.model,
-    made?.width && `${made.width} × ${made.height}`,
-    made?.contentType?.replace("image/", "").toUpperCase(),
-    made?.bytes && size(made.bytes),
-    made?.timings?.generateMs && `${(made.timings.generateMs / 1000).toFixed(1)} s`,
-    made && (made.cost === 0 ? "free" : made.cost ? `$${made.cost.toFixed(made.cost < 0.1 ? 4 : 2)}` : "cost unknown"),
+  const details = [
+    payload?.model,
+    payload?.width && `${payload.width} × ${payload.height}`,
+    payload?.contentType?.replace("image/", "").toUpperCase(),
+    payload?.bytes && formatBytes(payload.bytes),
+    payload?.timings?.generateMs && `${(payload.timings.generateMs / 1000).toFixed(1)} s`,
+    payload && (payload.cost === 0 ? "free" : payload.cost ? `$${payload.cost.toFixed(payload.cost < 0.1 ? 4 : 2)}` : "cost unknown"),
     promptSpec?.seed !== undefined && `seed ${promptSpec.seed}`,
   ].filter(Boolean);
   return (
@@ -59,12 +59,12 @@ export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
       <figure>
         <img
           key={url} src={url} alt={promptSpec?.basePrompt ?? "Image"}
-          {...(made?.width && made.height && { width: made.width, height: made.height })}
+          {...(payload?.width && payload.height && { width: payload.width, height: payload.height })}
         />
         <figcaption>
           <div>
             <p>{promptSpec?.basePrompt}</p>
-            <p className="facts">{facts.map(fact => <span key={String(fact)}>{fact}</span>)}</p>
+            <p className="facts">{details.map(detail => <span key={String(detail)}>{detail}</span>)}</p>
           </div>
           {pictures.length > 1 && (
             <>
@@ -72,7 +72,7 @@ export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
               <button className="button" data-icon="true" onClick={() => move(1)} aria-label="Next image"><Icon path="M6.3 3.5 10.8 8l-4.5 4.5" /></button>
             </>
           )}
-          <a className="button" href={download(url, promptSpec?.basePrompt)}><Icon path="M8 2.5v7.6M4.8 7.2 8 10.4l3.2-3.2M3 13.2h10" />Download</a>
+          <a className="button" href={downloadUrl(url, promptSpec?.basePrompt)}><Icon path="M8 2.5v7.6M4.8 7.2 8 10.4l3.2-3.2M3 13.2h10" />Download</a>
           <button className="button" data-icon="true" onClick={() => dialog.current?.close()} aria-label="Close"><Icon path="m4 4 8 8M12 4l-8 8" /></button>
         </figcaption>
       </figure>
@@ -80,25 +80,25 @@ export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
   );
 }
 
-/** The newest finished run of the node: a regeneration may be under way, and its image is not the one that is shown. */
-function useMade(supabase: SupabaseClient, id: string, url: string | undefined): Made | undefined {
-  const [made, setMade] = useState<{ url: string; payload: Made }>();
+/** Fetches the payload of the node's newest completed run: the image that is shown is its, even during a regeneration. */
+function useRunPayload(supabase: SupabaseClient, id: string, url: string | undefined): RunPayload | undefined {
+  const [result, setResult] = useState<{ url: string; payload: RunPayload }>();
   useEffect(() => {
-    let wanted = true;
+    let active = true;
     void supabase.from("runs").select("payload").eq("metadata->>nodeId", id).eq("status", "completed")
-      .order("finished_at", { ascending: false }).limit(1).returns<{ payload: Made }[]>()
+      .order("finished_at", { ascending: false }).limit(1).returns<{ payload: RunPayload }[]>()
       .then(({ data }) => {
-        if (wanted && url && data?.[0]) setMade({ url, payload: data[0].payload });
+        if (active && url && data?.[0]) setResult({ url, payload: data[0].payload });
       });
     return () => {
-      wanted = false;
+      active = false;
     };
   }, [supabase, id, url]);
-  return made?.url === url ? made?.payload : undefined;
+  return result?.url === url ? result?.payload : undefined;
 }
 
-/** Storage answers with a file name when it is asked for a download; an attribute would not do, it is another origin. */
-function download(url: string, prompt = "image"): string {
+/** Storage sets the file name of a download; the attribute `download` has no effect on another origin. */
+function downloadUrl(url: string, prompt = "image"): string {
   const address = new URL(url);
   const extension = address.pathname.split(".").at(-1);
   const name = prompt.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "image";
@@ -106,6 +106,6 @@ function download(url: string, prompt = "image"): string {
   return address.href;
 }
 
-function size(bytes: number): string {
+function formatBytes(bytes: number): string {
   return bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }

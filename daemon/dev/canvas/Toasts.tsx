@@ -1,4 +1,4 @@
-/** What somebody should notice wherever they look: failures, and the way back from a deletion. */
+/** Notifications: failures, and Undo after a deletion. */
 import { useCallback, useEffect, useRef, useState } from "react";
 import { Icon } from "./ImageNode";
 
@@ -11,50 +11,52 @@ export interface Toast {
   action?: { label: string; run: () => void };
 }
 
-const STAY = 9_000, AT_ONCE = 3;
+/** Milliseconds. */
+const DURATION = 9_000;
+const MAX_VISIBLE = 3;
 
 export function useToasts() {
   const [toasts, setToasts] = useState<Toast[]>([]);
   const next = useRef(1);
-  const say = useCallback((toast: Omit<Toast, "id">) => {
+  const addToast = useCallback((toast: Omit<Toast, "id">) => {
     setToasts(now => [...now.filter(each => each.nodeId === undefined || each.nodeId !== toast.nodeId), { ...toast, id: next.current++ }]);
   }, []);
   const dismiss = useCallback((id: number) => setToasts(now => now.filter(each => each.id !== id)), []);
-  return { toasts, say, dismiss };
+  return { toasts, addToast, dismiss };
 }
 
 export function Toasts({ toasts, dismiss, show }: {
   toasts: Toast[]; dismiss: (id: number) => void; show: (nodeId: string) => void;
 }) {
-  const hidden = toasts.length - AT_ONCE;
+  const hidden = toasts.length - MAX_VISIBLE;
   return (
     <section className="toasts" aria-label="Notifications" aria-live="polite">
       {hidden > 0 && <p className="toasts-more">and {hidden} more</p>}
-      {toasts.slice(-AT_ONCE).map(toast => <One key={toast.id} toast={toast} dismiss={dismiss} show={show} />)}
+      {toasts.slice(-MAX_VISIBLE).map(toast => <ToastItem key={toast.id} toast={toast} dismiss={dismiss} show={show} />)}
     </section>
   );
 }
 
-function One({ toast, dismiss, show }: { toast: Toast; dismiss: (id: number) => void; show: (nodeId: string) => void }) {
-  const [held, setHeld] = useState(false);
+function ToastItem({ toast, dismiss, show }: { toast: Toast; dismiss: (id: number) => void; show: (nodeId: string) => void }) {
+  const [hovered, setHovered] = useState(false);
   const { id, nodeId, action } = toast;
   useEffect(() => {
-    if (held) return;
-    const gone = setTimeout(() => dismiss(id), STAY);
-    return () => clearTimeout(gone);
-  }, [held, id, dismiss]);
-  const and = (what: () => void) => () => {
-    what();
+    if (hovered) return;
+    const timer = setTimeout(() => dismiss(id), DURATION);
+    return () => clearTimeout(timer);
+  }, [hovered, id, dismiss]);
+  const thenDismiss = (run: () => void) => () => {
+    run();
     dismiss(id);
   };
   return (
-    <div className="toast" data-tone={toast.tone} onMouseEnter={() => setHeld(true)} onMouseLeave={() => setHeld(false)}>
+    <div className="toast" data-tone={toast.tone} onMouseEnter={() => setHovered(true)} onMouseLeave={() => setHovered(false)}>
       <div>
         <p>{toast.message}</p>
         {toast.hint && <p>{toast.hint}</p>}
       </div>
-      {action && <button onClick={and(action.run)}>{action.label}</button>}
-      {nodeId && !action && <button onClick={and(() => show(nodeId))}>Show</button>}
+      {action && <button onClick={thenDismiss(action.run)}>{action.label}</button>}
+      {nodeId && !action && <button onClick={thenDismiss(() => show(nodeId))}>Show</button>}
       <button onClick={() => dismiss(id)} aria-label="Dismiss"><Icon path="m4.5 4.5 7 7M11.5 4.5l-7 7" /></button>
     </div>
   );

@@ -1,4 +1,4 @@
-"""The page at `/canvas`, and who its visitor is: `image-jobs dev` has no sign-in, so it hands a session to its own page.
+"""The page at `/canvas` and its session: the page belongs to the first workflow's member, and signs nobody in.
 
 Beside this file lie the page's sources; `build.py` bundles them into `dist/` while the package is built.
 """
@@ -10,20 +10,23 @@ from uuid import UUID
 
 import asyncpg
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from daemon.dev.keys import Keys
+from daemon.dev.supabase.keys import Keys
 
 PREFIX = "/canvas"
 WORKFLOW = UUID("00000000-0000-4000-8000-000000000001")
-"""The workflow that a data directory begins with."""
+"""The first workflow of a data directory."""
 VISITOR = UUID("00000000-0000-4000-8000-000000000002")
-"""Who sits in front of this machine; the founder of `WORKFLOW`."""
+"""The user of the page's session; the first member of `WORKFLOW`."""
 
 DIST = Path(__file__).with_name("dist")
 LEFT_OUT = "The canvas was left out of this installation. Install again without IMAGE_JOBS_SKIP_CANVAS."
@@ -35,15 +38,15 @@ _SESSION = 3600
 
 
 def canvas_app(keys: Keys, directory: Path = DIST) -> Starlette:
-    """The page below `/canvas`, and its session.
+    """Serve the page below `/canvas`, and its session.
 
     Args:
-        keys: Sign the session.
-        directory: The bundle.
+        keys: To sign the session.
+        directory: Of the bundle.
     """
 
     async def session(request: Request) -> Response:
-        _refuse_strangers(request)
+        _check_origin(request)
         user = request.query_params.get("as", str(VISITOR))
         try:
             subject = str(UUID(user))
@@ -63,19 +66,20 @@ def canvas_app(keys: Keys, directory: Path = DIST) -> Starlette:
 
     async def page(_: Request) -> Response:
         try:
-            return Response((directory / "index.html").read_bytes(), media_type="text/html", headers=_ASK_AGAIN)
+            return Response((directory / "index.html").read_bytes(), media_type="text/html", headers=_NO_CACHE)
         except FileNotFoundError:
             return PlainTextResponse(LEFT_OUT, 503)
 
     files = [Mount("/", _Files(directory=directory))] if directory.is_dir() else []
     return Starlette(
         routes=[Mount(PREFIX, routes=[Route("/session", session, methods=["POST"]), *files]), Route(PREFIX, page)],
-        exception_handlers={HTTPException: _say},
+        middleware=[Middleware(GZipMiddleware, compresslevel=6)],
+        exception_handlers={HTTPException: _error_response},
     )
 
 
-async def found_first_workflow(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Makes the workflow that a fresh database begins with: one node, and its image under way."""
+async def create_first_workflow(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Create the first workflow of a fresh database: a member, a node, and a pending run for it."""
     spec = {"basePrompt": _PROMPT, "seed": 1}
     async with connection.transaction():
         await connection.execute(
@@ -96,25 +100,35 @@ async def found_first_workflow(connection: "asyncpg.Connection[asyncpg.Record]")
         )
 
 
-_ASK_AGAIN = {"cache-control": "no-cache"}
-"""The next version of the page has the same addresses."""
+_NO_CACHE = {"cache-control": "no-cache"}
+"""The files of the next bundle have the same addresses."""
 
 
 class _Files(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(_ASK_AGAIN)
+        """Serve a file, as Brotli where the build has left it beside the file and the browser takes it."""
+        accepted = [
+            each.partition(";")[0].strip() for each in Headers(scope=scope).get("accept-encoding", "").split(",")
+        ]
+        beside = f"{path}.br"
+        if "br" in accepted and self.lookup_path(beside)[1] is not None:
+            response = await super().get_response(beside, scope)  # its media type is that of the file
+            response.headers["content-encoding"] = "br"
+        else:
+            response = await super().get_response(path, scope)
+        response.headers.update(_NO_CACHE)
+        response.headers.add_vary_header("accept-encoding")
         return response
 
 
-def _refuse_strangers(request: Request) -> None:
-    """A session is for our own page on this machine: not for other sites, also not under a name that points here."""
-    origin = request.headers.get("origin", "")
-    own = f"http://{request.headers.get('host', '')}"
-    if origin != own or urlsplit(own).hostname not in _LOOPBACK:
+def _check_origin(request: Request) -> None:
+    """Give a session to pages of this machine only: to no other site, also under a name that resolves to it (DNS rebinding)."""
+    asked = urlsplit(f"http://{request.headers.get('host', '')}").hostname
+    asking = urlsplit(request.headers.get("origin", "")).hostname
+    if asked not in _LOOPBACK or asking not in _LOOPBACK:
         raise HTTPException(403, f"Open the canvas as http://127.0.0.1:{request.url.port or 80}{PREFIX}.")
 
 
-async def _say(_: Request, error: Exception) -> Response:
+async def _error_response(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"message": error.detail}, error.status_code)

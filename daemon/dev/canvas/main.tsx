@@ -6,10 +6,9 @@ import "@xyflow/react/dist/base.css";
 import "./canvas.css";
 import { Canvas } from "./Canvas";
 import { signIn } from "./session";
+import { parseAddress, sentenceOf } from "./Sharing";
 
 type Session = Awaited<ReturnType<typeof signIn>>;
-
-const UUID = /^#([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$/i;
 
 function Page({ supabase, workflowId: first }: Session) {
   const [hash, setHash] = useState(location.hash);
@@ -18,9 +17,21 @@ function Page({ supabase, workflowId: first }: Session) {
     window.addEventListener("hashchange", onChange);
     return () => window.removeEventListener("hashchange", onChange);
   }, []);
-  const workflowId = UUID.exec(hash)?.[1]?.toLowerCase() ?? first;
-  useEffect(() => history.replaceState(null, "", `#${workflowId}`), [workflowId]);
-  return <Canvas key={workflowId} supabase={supabase} workflowId={workflowId} />;
+  const { workflowId = first, token } = parseAddress(hash);
+  const [refusal, setRefusal] = useState<string>();
+  useEffect(() => {
+    if (!token) {
+      history.replaceState(null, "", `#${workflowId}`);
+      return;
+    }
+    // Joining twice changes nothing. Either way the token leaves the address, which people copy.
+    void supabase.rpc("join_workflow", { token }).then(({ data, error }) => {
+      setRefusal(error ? sentenceOf(error) : undefined);
+      location.replace(`#${error ? workflowId : String(data)}`);
+    });
+  }, [supabase, workflowId, token]);
+  if (token) return <main className="sorry"><p>Joining …</p></main>;
+  return <Canvas key={workflowId} supabase={supabase} workflowId={workflowId} refusal={refusal} />;
 }
 
 const root = createRoot(document.getElementById("canvas")!);

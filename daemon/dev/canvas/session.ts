@@ -1,4 +1,4 @@
-/** Who we are: `image-jobs dev` has no sign-in, and hands a session to its own page. An application has its own way. */
+/** The session: `image-jobs dev` gives one to its own page, without sign-in. An application signs in by itself. */
 import { createClient } from "@supabase/supabase-js";
 import type { SupabaseClient } from "@supabase/supabase-js";
 
@@ -11,22 +11,22 @@ interface Session {
   workflowId: string;
 }
 
-/** `?as=<uuid>` is somebody else, to see what strangers see. */
-async function ask(): Promise<Session> {
-  const answer = await fetch(`canvas/session${location.search}`, { method: "POST" });
-  if (!answer.ok) throw new Error(((await answer.json()) as { message: string }).message);
-  return (await answer.json()) as Session;
+/** With `?as=<uuid>` in the address, the session is another user's. */
+async function fetchSession(): Promise<Session> {
+  const response = await fetch(`canvas/session${location.search}`, { method: "POST" });
+  if (!response.ok) throw new Error(((await response.json()) as { message: string }).message);
+  return (await response.json()) as Session;
 }
 
-/** A signed-in client, and the workflow that this data directory begins with. */
+/** Signs in: returns a client that renews its token, and the first workflow of this data directory. */
 export async function signIn(): Promise<{ supabase: SupabaseClient; workflowId: string }> {
-  let session = await ask();
+  let session = await fetchSession();
   const expiry = () => Date.now() + (session.expiresIn - 60) * 1000;
   let expires = expiry();
   const supabase = createClient(session.url, session.anonKey, {
     accessToken: async () => {
       if (Date.now() > expires) {
-        session = await ask();
+        session = await fetchSession();
         expires = expiry();
       }
       return session.accessToken;

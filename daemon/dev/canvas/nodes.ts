@@ -1,0 +1,350 @@
+/**
+ * The types of a workflow, and the cache of its nodes, which merges rows and messages by `version` and keeps local edits on
+ * top of them. It knows no framework and no network. Copy this file with workflow.ts.
+ */
+
+export type Status = "pending" | "running" | "completed" | "error" | "cancelled";
+
+export type Quality = "low" | "standard" | "hd" | "xhigh" | "max";
+
+export interface PromptSpec {
+  basePrompt: string;
+  styleModifiers?: string[];
+  size?: string;
+  aspectRatio?: string;
+  quality?: Quality;
+  seed?: number;
+  negativePrompt?: string;
+  previousImage?: string;
+}
+
+/** The orchestrator's keys of `node_data`, read-only: the database keeps them, whatever a client sends. */
+export interface NodeState {
+  status?: Status;
+  runId?: string;
+  progress?: number;
+  message?: string;
+  previewUrl?: string;
+  imageUrl?: string;
+  thumbnailUrl?: string;
+  error?: string;
+  updatedAt?: string;
+}
+
+/** The frontend's keys of `node_data`: what the user chooses. */
+export interface NodeInput {
+  provider?: string;
+  model?: string;
+  promptSpec?: PromptSpec;
+  /** The node whose image this one refines. */
+  source?: string | null;
+  /** The id of a run that starts once the image of `source` is there. */
+  pendingRunId?: string | null;
+  /** Goes into the run's metadata. */
+  metadata?: Record<string, unknown>;
+}
+
+/** A partial update: only the keys that are there change, within promptSpec too; undefined removes a key. */
+export interface NodeInputPatch extends Omit<NodeInput, "promptSpec"> {
+  promptSpec?: Partial<Record<keyof PromptSpec, string | number | undefined>>;
+}
+
+export interface Position {
+  x: number;
+  y: number;
+}
+
+export interface WorkflowNode {
+  id: string;
+  workflow_id: string;
+  node_type: string;
+  node_data: NodeState & NodeInput;
+  position: Position | null;
+  version: number;
+}
+
+/** A row of the view image_models: what the model can do, its price (USD) and typical duration. */
+export interface ImageModel {
+  provider: string;
+  model: string;
+  sizes: string[];
+  ratios: string[];
+  /** Only those that make a difference; empty where there is just one. */
+  qualities: Quality[];
+  seed: boolean;
+  negative_prompt: boolean;
+  previous_image: boolean;
+  previews: boolean;
+  price: number | null;
+  typical_seconds: number | null;
+  retired: string | null;
+  successor: string | null;
+}
+
+/** `denied`: the user is not a member. The user who adds the first node of a new workflow becomes one. */
+export type Connection = "connecting" | "live" | "away" | "denied";
+
+/** An error to show to the user: a run that failed, or a request that was refused. */
+export interface Problem {
+  nodeId?: string;
+  message: string;
+  hint?: string;
+}
+
+export interface Snapshot {
+  nodes: readonly WorkflowNode[];
+  models: readonly ImageModel[];
+  connection: Connection;
+  /** Until the nodes have been fetched for the first time, or refused. */
+  isLoading: boolean;
+  /** Why nothing is loaded: nobody is signed in, or the server refuses. It is gone once a later try succeeds. */
+  error: Problem | null;
+  /** Number of nodes with changes that are not saved yet. They are sent when the server responds again. */
+  unsent: number;
+}
+
+export interface Actions {
+  generate(id: string): Promise<void>;
+  cancel(id: string): Promise<void>;
+  retry(id: string): Promise<void>;
+  /** Returns the new node's id. Ids of nodes are one namespace for all workflows: it is a random UUID. */
+  add(input: NodeInput, position: Position): string;
+  /**
+   * Optimistic: shown at once, written after a pause in typing. A change that depends on what is there is a function of
+   * it: what was last rendered may be older.
+   */
+  edit(id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void;
+  move(id: string, position: Position): void;
+  remove(id: string): Promise<void>;
+  /** Undoes a `remove`; the node shows its newest run again. */
+  restore(node: WorkflowNode): void;
+  /** Returns the token of a link: who calls `join_workflow` with it becomes a member. Undefined if it was refused. */
+  share(): Promise<string | undefined>;
+  /** Ends the user's membership. */
+  leave(): Promise<void>;
+  /** Connects and loads again, for example after the user has become a member. */
+  refresh(): void;
+}
+
+/** A node of the event `nodes_changed`. `partial`: the row is too large for a message, only its NodeState is there. */
+export interface NodeMessage {
+  id: string;
+  version: number;
+  deleted?: boolean;
+  partial?: boolean;
+  node_data?: NodeState & NodeInput;
+}
+
+/** A run of the event `runs_changed`: a record of the view image_jobs and more. Of a deleted one there is no status. */
+export interface RunMessage {
+  jobId: string;
+  version: number;
+  deleted?: boolean;
+  /** It is too large for a message: its metadata is not there. */
+  partial?: boolean;
+  status?: string;
+  progress?: number | null;
+  message?: string | null;
+  previewUrl?: string | null;
+  imageUrl?: string | null;
+  error?: string | null;
+}
+
+/** A local change that is not acknowledged yet. */
+export interface PendingEdit {
+  insert?: boolean;
+  position?: Position;
+  input?: NodeInput;
+}
+
+const STATE_KEYS: ReadonlySet<string> = new Set<keyof NodeState>([
+  "status", "runId", "progress", "message", "previewUrl", "imageUrl", "thumbnailUrl", "error", "updatedAt",
+]);
+
+export function isUnfinished(node: WorkflowNode): boolean {
+  return node.node_data.status === "pending" || node.node_data.status === "running";
+}
+
+/** Whether its run starts as soon as the image of its source is there. */
+export function isWaiting(node: WorkflowNode): boolean {
+  return Boolean(node.node_data.pendingRunId) && !isUnfinished(node);
+}
+
+/** Returns an input with a patch on top, as `PendingEdit.input`: promptSpec is whole. */
+export function applyPatch(input: NodeInput, { promptSpec, ...patch }: NodeInputPatch): NodeInput {
+  if (!promptSpec) return patch;
+  const merged = { ...input.promptSpec, ...promptSpec };
+  const kept = Object.entries(merged).filter(([, value]) => value !== undefined && value !== "");
+  return { ...patch, promptSpec: { basePrompt: String(merged.basePrompt ?? ""), ...Object.fromEntries(kept) } as PromptSpec };
+}
+
+/** A row with the local edit on top, as last rendered. */
+interface RenderedNode {
+  row: WorkflowNode;
+  edit: PendingEdit | undefined;
+  node: WorkflowNode;
+}
+
+export class NodeCache {
+  /** The rows of the database, by id. */
+  #rows = new Map<string, WorkflowNode>();
+  /** Deleted nodes, each with the version of its deletion: older messages do not bring it back. */
+  #tombstones = new Map<string, number>();
+  /** Rows of which only NodeState is known at their present version. */
+  #partial = new Set<string>();
+  /** Shown on top of the rows. */
+  #edits = new Map<string, PendingEdit>();
+  /** A node that has not changed keeps its object, and is not rendered again. */
+  #rendered = new Map<string, RenderedNode>();
+  #onFailure: (node: WorkflowNode) => void;
+
+  /** `onFailure` is called with each row whose run has just failed. */
+  constructor(onFailure: (node: WorkflowNode) => void) {
+    this.#onFailure = onFailure;
+  }
+
+  /** The node as the user sees it: its row with the local edit on top. */
+  get(id: string): WorkflowNode | undefined {
+    const row = this.#rows.get(id);
+    return row && withEdit(row, this.#edits.get(id));
+  }
+
+  row(id: string): WorkflowNode | undefined {
+    return this.#rows.get(id);
+  }
+
+  rows(): WorkflowNode[] {
+    return [...this.#rows.values()];
+  }
+
+  isDeleted(id: string): boolean {
+    return this.#tombstones.has(id);
+  }
+
+  /** Merges a whole row, unless a newer version is known. */
+  mergeRow(row: WorkflowNode): void {
+    if (row.version < (this.#tombstones.get(row.id) ?? 0)) return;
+    const known = this.#rows.get(row.id);
+    if (known && (row.version < known.version || (row.version === known.version && !this.#partial.has(row.id)))) return;
+    this.#tombstones.delete(row.id);
+    this.#partial.delete(row.id);
+    this.#setRow(row, known);
+  }
+
+  /** Merges messages. Returns the ids of the rows that have to be fetched: they were too large for a message. */
+  mergeMessages(messages: NodeMessage[]): string[] {
+    const incomplete: string[] = [];
+    for (const message of messages) {
+      if (message.deleted) this.markDeleted(message.id, message.version);
+      else if (!message.partial) this.mergeRow(message as WorkflowNode);
+      else if (this.#mergeState(message)) incomplete.push(message.id);
+    }
+    return incomplete;
+  }
+
+  /** Merges all rows of the workflow: a row that was known before the request, and is not there, has been deleted. */
+  mergeAll(before: ReadonlyMap<string, number>, found: ReadonlySet<string>): void {
+    for (const [id, version] of before) {
+      if (!found.has(id) && version > 0 && this.#rows.get(id)?.version === version) this.markDeleted(id, version);
+    }
+  }
+
+  /** The version of each row, for `mergeAll`. */
+  versions(): Map<string, number> {
+    return new Map(this.rows().map(row => [row.id, row.version]));
+  }
+
+  markDeleted(id: string, version: number): void {
+    const known = this.#rows.get(id);
+    if (known && known.version > version) return;
+    this.#rows.delete(id);
+    this.#edits.delete(id);
+    this.#tombstones.set(id, Math.max(version, this.#tombstones.get(id) ?? 0));
+  }
+
+  /** Sets the version from which on messages show a deleted node again; undefined: all do. */
+  setTombstone(id: string, version: number | undefined): void {
+    if (version === undefined) this.#tombstones.delete(id);
+    else this.#tombstones.set(id, version);
+  }
+
+  /** Adds a node that the database does not have yet. */
+  insert(node: WorkflowNode): void {
+    this.#tombstones.delete(node.id);
+    this.#rows.set(node.id, { ...node, version: 0 });
+    this.edit(node.id, { insert: true });
+  }
+
+  /** Takes back an insert that was refused. */
+  removeInsert(id: string): void {
+    this.#rows.delete(id);
+    this.#edits.delete(id);
+  }
+
+  /** Puts an edit on top of earlier ones; a node that is gone takes none. */
+  edit(id: string, { input, ...rest }: PendingEdit): void {
+    if (!this.#rows.has(id)) return;
+    const before = this.#edits.get(id);
+    this.#edits.set(id, { ...before, ...rest, ...(input && { input: { ...before?.input, ...input } }) });
+  }
+
+  pendingEdit(id: string): PendingEdit | undefined {
+    return this.#edits.get(id);
+  }
+
+  pendingEdits(): string[] {
+    return [...this.#edits.keys()];
+  }
+
+  /** Drops an edit that was written or refused; of one that has grown meanwhile, all but `insert` stays. */
+  settleEdit(id: string, edit: PendingEdit): void {
+    if (this.#edits.get(id) === edit) this.#edits.delete(id);
+    else if (this.#edits.has(id)) this.edit(id, { insert: false });
+  }
+
+  clear(): void {
+    for (const each of [this.#rows, this.#tombstones, this.#partial, this.#edits]) each.clear();
+  }
+
+  render(): WorkflowNode[] {
+    const rendered = new Map<string, RenderedNode>();
+    for (const [id, row] of this.#rows) {
+      const edit = this.#edits.get(id);
+      const last = this.#rendered.get(id);
+      rendered.set(id, last?.row === row && last.edit === edit ? last : { row, edit, node: withEdit(row, edit) });
+    }
+    this.#rendered = rendered;
+    return [...rendered.values()].map(each => each.node);
+  }
+
+  /** Merges NodeState alone. Returns whether the rest has to be fetched. */
+  #mergeState({ id, version, node_data: state = {} }: NodeMessage): boolean {
+    const known = this.#rows.get(id);
+    if (version < (this.#tombstones.get(id) ?? 0) || (known && version <= known.version)) return false;
+    if (known) {
+      this.#partial.add(id);
+      const input = Object.entries(known.node_data).filter(([key]) => !STATE_KEYS.has(key));
+      this.#setRow({ ...known, version, node_data: { ...Object.fromEntries(input), ...state } }, known);
+    }
+    return true;
+  }
+
+  #setRow(row: WorkflowNode, known: WorkflowNode | undefined): void {
+    this.#rows.set(row.id, known ? { ...row, node_data: keepIdentity(row.node_data, known.node_data) } : row);
+    const { status, runId } = row.node_data;
+    const changed = known !== undefined && (known.node_data.status !== status || known.node_data.runId !== runId);
+    if (changed && status === "error") this.#onFailure(row);
+  }
+}
+
+function withEdit(row: WorkflowNode, edit: PendingEdit | undefined): WorkflowNode {
+  if (!edit?.position && !edit?.input) return row;
+  return { ...row, position: edit.position ?? row.position, node_data: { ...row.node_data, ...edit.input } };
+}
+
+/** Keeps the previous objects where they are equal, so that memoized components are not rendered again. */
+function keepIdentity(next: NodeState & NodeInput, previous: NodeState & NodeInput): NodeState & NodeInput {
+  const equal = (key: "promptSpec" | "metadata") => JSON.stringify(next[key]) === JSON.stringify(previous[key]);
+  const same = (["promptSpec", "metadata"] as const).filter(equal);
+  return { ...next, ...Object.fromEntries(same.filter(key => key in previous).map(key => [key, previous[key]])) };
+}

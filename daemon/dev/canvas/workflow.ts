@@ -1,0 +1,599 @@
+/**
+ * The store of a workflow: loads its nodes, keeps them up to date, edits them, and starts runs. It needs supabase-js and no
+ * framework. Copy this file with nodes.ts and database.types.ts.
+ *
+ *     const workflow = new Workflow(supabase, workflowId);
+ *     const unsubscribe = workflow.subscribe(({ nodes }) => draw(nodes)); // now, and at each change
+ *     await workflow.generate(nodeId);
+ *
+ * It is connected while it has subscribers. Realtime loses messages silently: while the socket is away, when a server
+ * restarts, over a rate limit. So all nodes are refetched at every SUBSCRIBED, when the window gets the focus, and when a
+ * run under way has sent nothing for a while. Rows and messages are merged by `version`, which only grows: late and
+ * duplicate ones change nothing.
+ */
+import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
+import type { Database, Json } from "./database.types";
+import { NodeCache, applyPatch, isUnfinished, isWaiting } from "./nodes";
+import type {
+  Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, PendingEdit, Position, Problem, RunMessage,
+  Snapshot, WorkflowNode,
+} from "./nodes";
+
+/** Before anything is loaded, and on a server. */
+export const EMPTY: Snapshot = { nodes: [], models: [], connection: "connecting", isLoading: true, error: null, unsent: 0 };
+
+const COLUMNS = "id,workflow_id,node_type,node_data,position,version";
+const PAGE_SIZE = 500;
+const UNIQUE_VIOLATION = "23505";
+/** The database refuses more runs; a gateway's 429 has no code. */
+const USAGE_LIMIT = "PT429";
+/** Milliseconds: from the last keystroke to the write; without messages until a refetch. */
+const DEBOUNCE = 400, STALE_AFTER = 10_000;
+/** Milliseconds between two tries to load while the server is away: doubled each time. */
+const FIRST_PAUSE = 2_000, LONGEST_PAUSE = 30_000;
+
+/** An error of supabase-js with the status of its response; 0 without one. */
+interface Failure {
+  status: number;
+  error: { code: string; message: string; hint: string | null };
+}
+
+export class Workflow implements Actions {
+  readonly id: string;
+  /** Any client will do, typed by your own Database or not. */
+  readonly #supabase: SupabaseClient<Database>;
+  readonly #nodes = new NodeCache(({ id, node_data: { error, message } }) =>
+    this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }));
+  #snapshot = EMPTY;
+  #models: readonly ImageModel[] = [];
+  #connection: Connection = "connecting";
+  #isLoading = true;
+  #error: Problem | null = null;
+  /** Undefined until the session is known. */
+  #userId: string | null | undefined;
+  /** Grows when a user signs out or leaves: rows that were asked for before are not shown to the next one. */
+  #era = 0;
+  #writes = new Map<string, Promise<void>>();
+  /** An edit could not be sent: the next load sends it. */
+  #writeFailed = false;
+  #debounces = new Map<string, ReturnType<typeof setTimeout>>();
+  /** Calls of `start_image_job` in flight, by node. */
+  #starting = new Map<string, Promise<boolean>>();
+  /** Pending run ids that this window is inserting. */
+  #submitting = new Set<string>();
+  #loadInProgress: Promise<void> | undefined;
+  #reloadRequested = false;
+  #endPause: (() => void) | undefined;
+  #lastMessageAt = 0;
+  #channel: RealtimeChannel | undefined;
+  #unsubscribed: Promise<unknown> | undefined;
+  #listeners = new Set<() => void>();
+  #problemListeners = new Set<(problem: Problem) => void>();
+  #runListeners = new Set<(runs: readonly RunMessage[]) => void>();
+  #renderScheduled = false;
+  /** Undo what `#open` has set up. */
+  #closers: (() => void)[] = [];
+
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- of whatever Database
+  constructor(supabase: SupabaseClient<any, any, any>, workflowId: string) {
+    this.#supabase = supabase as unknown as SupabaseClient<Database>;
+    this.id = workflowId;
+  }
+
+  /** Returns the same object until something changes. */
+  snapshot = (): Snapshot => this.#snapshot;
+
+  /** Calls `listener` now and at each change, at most once a frame. Returns the function that ends it. */
+  subscribe = (listener: (snapshot: Snapshot) => void): (() => void) => {
+    const call = () => listener(this.#snapshot);
+    this.#listeners.add(call);
+    if (this.#listeners.size === 1) this.#open();
+    call();
+    return () => {
+      if (this.#listeners.delete(call) && this.#listeners.size === 0) this.#close();
+    };
+  };
+
+  /** Calls `listener` with each problem, once. Returns the function that ends it. */
+  onProblem = (listener: (problem: Problem) => void): (() => void) => {
+    this.#problemListeners.add(listener);
+    return () => this.#problemListeners.delete(listener);
+  };
+
+  /**
+   * Calls `listener` with the runs without a node that have changed. Messages may be lost: select a run again whenever
+   * `connection` becomes live. Returns the function that ends it.
+   */
+  onRuns = (listener: (runs: readonly RunMessage[]) => void): (() => void) => {
+    this.#runListeners.add(listener);
+    return () => this.#runListeners.delete(listener);
+  };
+
+  refresh = (): void => {
+    if (this.#connection !== "live") void this.#resubscribe();
+    this.#endPause?.();
+    void this.#load();
+  };
+
+  get #isOpen(): boolean {
+    return this.#listeners.size > 0;
+  }
+
+  /** Whether the server, or other code with the same client, has closed the channel. */
+  get #hasLostChannel(): boolean {
+    return this.#connection === "away" && this.#channel === undefined;
+  }
+
+  /** It can be reopened: React runs effects twice in development. */
+  #open(): void {
+    void this.#subscribe();
+    void this.#load();
+    this.#closers.push(this.#watchAuth());
+    const listen = (target: EventTarget, event: string, handler: () => void) => {
+      target.addEventListener(event, handler);
+      this.#closers.push(() => target.removeEventListener(event, handler));
+    };
+    if (typeof document !== "undefined") {
+      listen(window, "focus", this.#refetch);
+      listen(window, "online", this.#refetch);
+      listen(document, "visibilitychange", this.#refetch);
+      listen(window, "pagehide", this.#flush);
+    }
+    const watch = setInterval(() => {
+      const quiet = Date.now() - this.#lastMessageAt > STALE_AFTER;
+      const open = this.#nodes.rows().some(row => isUnfinished(row) || isWaiting(row));
+      if (!this.#error && (this.#writeFailed || this.#hasLostChannel || (quiet && open))) void this.#load();
+    }, STALE_AFTER / 2);
+    this.#closers.push(() => clearInterval(watch));
+  }
+
+  #close(): void {
+    this.#closers.splice(0).forEach(close => close());
+    this.#flush();
+    this.#endPause?.();
+    void this.#unsubscribe();
+  }
+
+  /** Forgets what a user may see who signs out, and loads what the next one may. */
+  #watchAuth(): () => void {
+    try {
+      const { data } = this.#supabase.auth.onAuthStateChange((_event, session) => {
+        const before = this.#userId;
+        this.#userId = session?.user.id ?? null;
+        if (before && before !== this.#userId) this.#era += 1;
+        // Later: supabase-js holds a lock meanwhile.
+        if (before !== undefined && before !== this.#userId) setTimeout(() => this.#restart(before !== null));
+        else if (session && this.#error) setTimeout(() => this.refresh());
+      });
+      return () => data.subscription.unsubscribe();
+    } catch {
+      return () => {}; // a client with its own `accessToken` has no auth
+    }
+  }
+
+  #restart(forget: boolean): void {
+    if (!this.#isOpen) return;
+    if (forget) {
+      this.#nodes.clear();
+      this.#isLoading = true;
+    }
+    this.#connection = "connecting";
+    if (this.#userId === null) {
+      void this.#unsubscribe();
+      this.#refuse(SIGNED_OUT);
+    } else this.refresh();
+    this.#scheduleRender();
+  }
+
+  #tell(problem: Problem): void {
+    this.#problemListeners.forEach(listener => listener(problem));
+  }
+
+  /** Nothing more is asked until the user signs in or comes back to the window. */
+  #refuse(problem: Problem): void {
+    if (this.#error?.message !== problem.message) this.#tell(problem);
+    this.#error = problem;
+    this.#isLoading = false;
+    this.#scheduleRender();
+  }
+
+  // -- from the database --
+
+  async #subscribe(): Promise<void> {
+    await this.#unsubscribed; // until then `channel()` returns the old one
+    // Without this the first join goes out as anon, and is refused after five seconds.
+    await this.#supabase.realtime.setAuth();
+    if (!this.#isOpen || this.#channel) return;
+    const channel = this.#supabase.channel(`workflow:${this.id}`, { config: { private: true } });
+    this.#channel = channel;
+    channel
+      .on("broadcast", { event: "nodes_changed" }, ({ payload }) => {
+        if (this.#channel !== channel) return; // still on its way when the user left
+        this.#lastMessageAt = Date.now();
+        const incomplete = this.#nodes.mergeMessages((payload as { nodes: NodeMessage[] }).nodes);
+        this.#scheduleRender();
+        this.#startPendingRuns();
+        if (incomplete.length > 0) void this.#fetch(incomplete);
+      })
+      .on("broadcast", { event: "runs_changed" }, ({ payload }) => {
+        if (this.#channel === channel) this.#runListeners.forEach(call => call((payload as { runs: RunMessage[] }).runs));
+      })
+      .subscribe((status, error) => {
+        if (this.#channel !== channel) return;
+        if (status === "SUBSCRIBED") {
+          this.#connection = "live";
+          this.#endPause?.();
+          void this.#load();
+        } else if (error && /unauthorized/i.test(error.message)) {
+          this.#connection = "denied";
+          void this.#unsubscribe(); // it would try again for ever
+          void this.#checkAccess();
+        } else {
+          this.#connection = "away";
+          if (status === "CLOSED") this.#channel = undefined; // by the server: nobody else joins it again
+        }
+        this.#scheduleRender();
+      });
+  }
+
+  /** A new workflow has no member yet, and is nobody's to refuse. */
+  async #checkAccess(): Promise<void> {
+    const { data } = await this.#supabase.rpc("can_open_workflow", { workflow_id: this.id });
+    if (data === false && this.#connection === "denied") this.#refuse(NO_MEMBER);
+  }
+
+  /** A user who has just become a member joins at once. */
+  async #resubscribe(): Promise<void> {
+    await this.#unsubscribe();
+    await this.#subscribe();
+  }
+
+  async #unsubscribe(): Promise<void> {
+    const channel = this.#channel;
+    this.#channel = undefined;
+    if (channel) await (this.#unsubscribed = this.#supabase.removeChannel(channel));
+  }
+
+  #refetch = (): void => {
+    if (globalThis.document?.visibilityState === "hidden") return;
+    this.#endPause?.();
+    void this.#load();
+  };
+
+  /** Fetches all nodes; called again meanwhile, it fetches once more. */
+  #load(): Promise<void> {
+    if (!this.#isOpen) return Promise.resolve();
+    this.#reloadRequested = true;
+    this.#loadInProgress ??= this.#loadAll();
+    return this.#loadInProgress;
+  }
+
+  /** Its caller has seen that the store is open: it awaits before it ends. */
+  async #loadAll(): Promise<void> {
+    try {
+      for (let pause = FIRST_PAUSE; this.#reloadRequested && this.#isOpen; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
+        this.#reloadRequested = false;
+        const failure = await this.#loadOnce();
+        if (failure && !isAway(failure)) this.#refuse(toProblem(failure));
+        else if (failure) {
+          this.#reloadRequested = true;
+          await new Promise<void>(resolve => {
+            this.#endPause = resolve;
+            setTimeout(resolve, pause);
+          });
+        } else pause = FIRST_PAUSE;
+      }
+    } finally {
+      this.#loadInProgress = undefined;
+    }
+  }
+
+  async #loadOnce(): Promise<Failure | undefined> {
+    const before = this.#nodes.versions();
+    const found = new Set<string>();
+    const era = this.#era;
+    let last = "";
+    for (let full = true; full; ) {
+      const { data, error, status } = await this.#supabase.from("workflow_nodes").select(COLUMNS)
+        .eq("workflow_id", this.id).gt("id", last).order("id").limit(PAGE_SIZE);
+      if (!this.#isOpen || era !== this.#era) return undefined;
+      if (error) return { error, status };
+      this.#merge(data, era);
+      data.forEach(row => found.add(row.id));
+      full = data.length === PAGE_SIZE;
+      last = data.at(-1)?.id ?? "";
+    }
+    this.#nodes.mergeAll(before, found); // what is missing was deleted, and the message was lost
+    if (this.#models.length === 0) {
+      const { data } = await this.#supabase.from("image_models").select("*").order("provider").order("model");
+      const today = new Date().toISOString();
+      this.#models = ((data ?? []) as unknown as ImageModel[]).filter(({ retired }) => retired === null || retired > today);
+    }
+    this.#lastMessageAt = Date.now();
+    this.#isLoading = false;
+    if (this.#error !== NO_MEMBER || found.size > 0 || this.#connection === "live") this.#error = null;
+    this.#scheduleRender();
+    this.#writeFailed = false;
+    this.#flush(); // edits that could not be sent while the server was away
+    this.#startPendingRuns(true);
+    if (this.#connection === "denied" && found.size > 0) void this.#resubscribe(); // a member by now
+    if (this.#hasLostChannel) void this.#subscribe();
+    return undefined;
+  }
+
+  async #fetch(ids: string[]): Promise<void> {
+    const era = this.#era;
+    const { data } = await this.#supabase.from("workflow_nodes").select(COLUMNS).in("id", ids);
+    this.#merge(data, era);
+    this.#scheduleRender();
+    this.#startPendingRuns();
+  }
+
+  /** Merges rows, unless the user who asked for them has signed out or left since. */
+  #merge(rows: unknown[] | null, era: number): void {
+    if (era === this.#era) rows?.forEach(row => this.#nodes.mergeRow(row as WorkflowNode));
+  }
+
+  /** Batches changes into one render per frame. A hidden window has no frames. */
+  #scheduleRender(): void {
+    if (this.#renderScheduled) return;
+    this.#renderScheduled = true;
+    const render = () => {
+      this.#renderScheduled = false;
+      this.#snapshot = {
+        nodes: this.#nodes.render(),
+        models: this.#models,
+        connection: this.#connection,
+        isLoading: this.#isLoading,
+        error: this.#error,
+        unsent: this.#nodes.pendingEdits().length,
+      };
+      this.#listeners.forEach(call => call());
+    };
+    if (globalThis.document?.visibilityState === "visible") requestAnimationFrame(render);
+    else setTimeout(render);
+  }
+
+  // -- runs --
+
+  generate = async (id: string): Promise<void> => {
+    await this.#generate(id);
+  };
+
+  /** Returns whether the run was started. Concurrent calls for a node share one request. */
+  #generate(id: string): Promise<boolean> {
+    const start = this.#starting.get(id) ?? this.#start(id).finally(() => this.#starting.delete(id));
+    this.#starting.set(id, start);
+    return start;
+  }
+
+  async #start(id: string): Promise<boolean> {
+    const node = this.#nodes.get(id);
+    if (!node) return false;
+    const { provider, model, promptSpec, source, metadata } = node.node_data;
+    const sourceNode = source ? this.#nodes.get(source) : undefined;
+    const previousImage = sourceNode?.node_data.imageUrl;
+    if (sourceNode && !previousImage) return this.#generateAfter(id, sourceNode);
+    const request = {
+      nodeId: id,
+      workflowId: this.id,
+      provider,
+      model,
+      promptSpec: { ...promptSpec, ...(previousImage && { previousImage }) },
+      metadata,
+      idempotencyKey: crypto.randomUUID(), // one click, one image, also if the request is repeated
+    };
+    return this.#call(id, () => this.#supabase.rpc("start_image_job", { request: request as Json }));
+  }
+
+  /** Makes the source's image first. Optimistic, and written only once the source has a run: no row waits in vain. */
+  async #generateAfter(id: string, sourceNode: WorkflowNode): Promise<boolean> {
+    this.#edit(id, { input: { pendingRunId: `job_${Date.now()}_${crypto.randomUUID()}` } });
+    const started = isUnfinished(sourceNode) || isWaiting(sourceNode) || (await this.#generate(sourceNode.id));
+    if (started) await this.#fetch([sourceNode.id]);
+    else this.#edit(id, { input: { pendingRunId: null } });
+    await this.#write(id);
+    return started;
+  }
+
+  /**
+   * Starts the pending runs whose source image is there by now, and clears those whose source will never have one. The
+   * run's id is in the row: it outlives the window, and of several windows that insert it only one succeeds.
+   *
+   * Without `fetched`, the rows may be behind: a source that seems idle may have a run by now.
+   */
+  #startPendingRuns(fetched = false): void {
+    for (const { id, version, node_data: { pendingRunId, source } } of this.#nodes.rows()) {
+      if (!pendingRunId || this.#submitting.has(pendingRunId)) continue;
+      if (this.#nodes.get(id)?.node_data.pendingRunId !== pendingRunId) continue;
+      const sourceNode = source ? this.#nodes.row(source) : undefined;
+      const imageUrl = sourceNode?.node_data.imageUrl;
+      const current = fetched || !source || this.#nodes.isDeleted(source) || (sourceNode && sourceNode.version > version);
+      if (sourceNode && imageUrl && !isUnfinished(sourceNode)) void this.#startPendingRun(id, pendingRunId, imageUrl);
+      else if (sourceNode && (isUnfinished(sourceNode) || sourceNode.node_data.pendingRunId)) continue;
+      else if (current) this.#clearPendingRun(id);
+      else void this.#load();
+    }
+  }
+
+  async #startPendingRun(id: string, pendingRunId: string, previousImage: string): Promise<void> {
+    this.#submitting.add(pendingRunId);
+    await this.#write(id);
+    const node = this.#nodes.get(id);
+    if (node?.node_data.pendingRunId !== pendingRunId) return;
+    const { provider, model, promptSpec, metadata } = node.node_data;
+    const { error, status } = await this.#supabase.from("runs").insert({
+      id: pendingRunId, kind: "image_gen", subject_id: this.id, status: "pending", processor: `${provider}:${model}`,
+      metadata: { ...metadata, nodeId: id, promptSpec: { ...promptSpec, previousImage } } as Json,
+    });
+    if (error && status === 401) this.#refuse(toProblem({ error, status }));
+    if (error && (status === 401 || isAway({ error, status }))) {
+      this.#submitting.delete(pendingRunId); // retried with the next load
+      return;
+    }
+    if (error && error.code !== UNIQUE_VIOLATION) this.#tell(toProblem({ error, status }, id));
+    this.#clearPendingRun(id);
+    if (this.#connection !== "live") void this.#load();
+  }
+
+  #clearPendingRun(id: string): void {
+    this.#edit(id, { input: { pendingRunId: null } });
+    void this.#write(id);
+  }
+
+  cancel = async (id: string): Promise<void> => {
+    const node = this.#nodes.get(id);
+    if (node?.node_data.pendingRunId) this.#clearPendingRun(id);
+    const run_id = node?.node_data.runId;
+    if (node && run_id && isUnfinished(node)) await this.#call(id, () => this.#supabase.rpc("cancel_run", { run_id }));
+  };
+
+  retry = async (id: string): Promise<void> => {
+    const run_id = this.#nodes.get(id)?.node_data.runId;
+    if (run_id) await this.#call(id, () => this.#supabase.rpc("requeue_run", { run_id }));
+  };
+
+  share = async (): Promise<string | undefined> => {
+    const { data, error, status } = await this.#supabase.rpc("share_workflow", { workflow_id: this.id });
+    if (error) this.#tell(toProblem({ error, status }));
+    return data ?? undefined;
+  };
+
+  leave = async (): Promise<void> => {
+    const { error, status } = await this.#supabase.rpc("leave_workflow", { workflow_id: this.id });
+    if (error) return this.#tell(toProblem({ error, status }));
+    const unsubscribed = this.#unsubscribe();
+    this.#era += 1;
+    this.#nodes.clear();
+    this.#connection = "denied";
+    this.#isLoading = false;
+    this.#scheduleRender();
+    await unsubscribed;
+  };
+
+  /** Writes the node, then calls a function of the database. Returns whether it succeeded. */
+  async #call(id: string, rpc: () => PromiseLike<{ error: Failure["error"] | null; status: number }>): Promise<boolean> {
+    await this.#write(id);
+    const { error, status } = await rpc();
+    if (error) this.#tell(toProblem({ error, status }, id));
+    else if (this.#connection !== "live") await this.#load();
+    return !error;
+  }
+
+  // -- edits --
+
+  add = (input: NodeInput, position: Position): string => {
+    const id = crypto.randomUUID();
+    this.#insert({ id, workflow_id: this.id, node_type: "image", node_data: input, position, version: 0 });
+    return id;
+  };
+
+  restore = (node: WorkflowNode): void => this.#insert({ ...node, node_data: { ...node.node_data, pendingRunId: null } });
+
+  edit = (id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void => {
+    const now = this.#nodes.get(id)?.node_data; // with the latest edit, which may not be rendered yet
+    if (!now) return;
+    this.#edit(id, { input: applyPatch(now, typeof change === "function" ? change(now) : change) });
+    clearTimeout(this.#debounces.get(id));
+    this.#debounces.set(id, setTimeout(() => void this.#write(id), DEBOUNCE));
+  };
+
+  move = (id: string, position: Position): void => {
+    this.#edit(id, { position });
+    void this.#write(id);
+  };
+
+  remove = async (id: string): Promise<void> => {
+    const row = this.#nodes.row(id);
+    if (!row) return;
+    if (isUnfinished(row)) await this.cancel(id);
+    await this.#writes.get(id);
+    this.#nodes.markDeleted(id, Number.MAX_SAFE_INTEGER); // ignores all messages that are still on their way
+    this.#scheduleRender();
+    const { data, error, status } = await this.#supabase.from("workflow_nodes").delete().eq("id", id).select("version");
+    // Later versions are those of a node that was restored.
+    this.#nodes.setTombstone(id, error ? undefined : 1 + (data[0]?.version ?? row.version));
+    if (error) {
+      this.#tell(toProblem({ error, status }, id));
+      void this.#load();
+    }
+  };
+
+  #insert(node: WorkflowNode): void {
+    this.#nodes.insert(node);
+    this.#scheduleRender();
+    void this.#write(node.id);
+  }
+
+  #edit(id: string, edit: PendingEdit): void {
+    this.#nodes.edit(id, edit);
+    this.#scheduleRender();
+  }
+
+  #flush = (): void => {
+    for (const id of this.#nodes.pendingEdits()) void this.#write(id);
+  };
+
+  /** Writes the edit of a node; one write at a time per node. An edit that cannot be sent goes with the next write. */
+  #write(id: string): Promise<void> {
+    clearTimeout(this.#debounces.get(id));
+    const writing = (this.#writes.get(id) ?? Promise.resolve()).then(() => this.#writeOnce(id));
+    this.#writes.set(id, writing);
+    return writing;
+  }
+
+  async #writeOnce(id: string): Promise<void> {
+    const edit = this.#nodes.pendingEdit(id);
+    const node = this.#nodes.get(id);
+    const era = this.#era;
+    if (!edit || !node) return;
+    const changed = {
+      ...(edit.position && { position: edit.position }), // a drag writes the position alone
+      ...(edit.input && { node_data: node.node_data }),
+    };
+    const rows = this.#supabase.from("workflow_nodes");
+    const { data, error, status } = edit.insert
+      ? await rows.insert({ ...node, version: undefined } as unknown as Row).select(COLUMNS)
+      : await rows.update(changed as unknown as Partial<Row>).eq("id", id).select(COLUMNS);
+    if (error && status === 401) this.#refuse(toProblem({ error, status }));
+    if (error && (status === 401 || isAway({ error, status }))) {
+      this.#writeFailed = true; // sent when the server or the user is back
+      return;
+    }
+    this.#nodes.settleEdit(id, edit);
+    if (error?.code === UNIQUE_VIOLATION) await this.#fetch([id]); // the insert had succeeded, its response was lost
+    else if (error) {
+      if (edit.insert) this.#nodes.removeInsert(id);
+      this.#tell(toProblem({ error, status }, id));
+    }
+    this.#merge(data, era);
+    this.#scheduleRender();
+    this.#startPendingRuns();
+    if (edit.insert && !error && ["connecting", "denied"].includes(this.#connection)) await this.#resubscribe();
+  }
+}
+
+type Row = Database["public"]["Tables"]["workflow_nodes"]["Insert"];
+
+const NO_MEMBER: Problem = { message: "You are not a member of this workflow.", hint: "Ask a member for a link." };
+
+const SIGNED_OUT: Problem = { message: "You are signed out.", hint: "Sign in to see this workflow." };
+
+/** What a gateway answers without a code of the database, for example for a wrong key. */
+function isForbidden(status: number): boolean {
+  return status === 401 || status === 403;
+}
+
+/** Whether the same request may succeed later: there was no response, or the server is in trouble. */
+function isAway({ error: { code }, status }: Failure): boolean {
+  if (code === USAGE_LIMIT) return false;
+  return (!code && !isForbidden(status)) || status >= 500 || status === 429 || status === 408;
+}
+
+function toProblem(failure: Failure, nodeId?: string): Problem {
+  const node = nodeId === undefined ? {} : { nodeId };
+  const { status, error: { code, message, hint } } = failure;
+  if (code && status === 401) return { ...SIGNED_OUT, ...node };
+  if (code || isForbidden(status)) return { ...node, message, ...(hint && { hint }) };
+  return { ...node, message: "The server cannot be reached.", hint: "Try again when the connection is back." };
+}
