@@ -1,4 +1,4 @@
-"""Servers once a session, a template once a server, a database of its own for every test.
+"""Fixtures of databases: servers once a session, a template once a server, a database of its own for every test.
 
 A test that asks for `postgres`, `database` or `db` gets PostgreSQL 18. Below tests/sql, and wherever it is marked
 `every_postgres`, it runs on all three versions, unless it is marked `one_postgres`. A version that is not installed is an error, never a skip.
@@ -13,16 +13,16 @@ import pytest
 
 from daemon.dev.postgres import version
 from daemon.errors import ImageJobsError
-from tests.postgres import DEFAULT, VERSIONS, Cluster, bin_dir, connect
+from tests.support.postgres import DEFAULT, VERSIONS, Cluster, bin_dir, connect
 
-CONTRACT = Path(__file__).parent / "sql"
+SQL_TESTS = Path(__file__).parent / "sql"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = {mark.name for mark in metafunc.definition.iter_markers()}
-    contract = metafunc.definition.path.is_relative_to(CONTRACT)
-    everywhere = "every_postgres" in marks or (contract and "one_postgres" not in marks)
-    if everywhere and "postgres" in metafunc.fixturenames:
+    in_sql = metafunc.definition.path.is_relative_to(SQL_TESTS)
+    on_all = "every_postgres" in marks or (in_sql and "one_postgres" not in marks)
+    if on_all and "postgres" in metafunc.fixturenames:
         metafunc.parametrize("postgres", VERSIONS, indirect=True, scope="session")
 
 
@@ -56,7 +56,7 @@ def _installed(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def clusters() -> Iterator[Callable[[str], Cluster]]:
-    """Starts a server when it is first asked for; all stop at the end."""
+    """A function that starts a server on first use; all stop at the end."""
     started: dict[str, Cluster] = {}
 
     def cluster(name: str) -> Cluster:

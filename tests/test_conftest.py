@@ -1,4 +1,4 @@
-"""The tests' own ground: three versions, a database each, nothing skipped in silence."""
+"""The fixtures of all tests: three versions of Postgres, a database each, no skip without notice."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon.dev.postgres import version
-from tests.postgres import ROOT, VERSIONS, bin_dir, wait_until
+from tests.support.postgres import ROOT, VERSIONS, bin_dir, wait_until
 
 
 @pytest.mark.parametrize("name", VERSIONS)
@@ -17,36 +17,36 @@ def test_all_three_versions_are_installed(name):
 
 
 @pytest.mark.every_postgres
-async def test_the_version_is_the_one_in_the_name(db, request):
+async def test_server_version_matches_the_test_name(db, request):
     major = await db.fetchval("select current_setting('server_version_num')::int / 10000")
     assert f"[pg{major}]" in request.node.name
 
 
 @pytest.mark.parametrize("again", [False, True])
-async def test_what_one_test_leaves_the_next_does_not_see(db, again):
+async def test_each_test_has_a_fresh_database(db, again):
     await db.execute("create table public.leftover (id int)")
     assert await db.fetchval("select count(*) from public.leftover") == 0
 
 
-async def test_json_is_python_both_ways(db):
+async def test_json_is_encoded_and_decoded(db):
     assert await db.fetchval("select $1::jsonb || '{\"b\": null}'", {"a": [1]}) == {"a": [1], "b": None}
 
 
-async def test_waiting_ends_with_the_first_true_answer():
-    answers = iter([0, 0, 3])
-    assert await wait_until(lambda: next(answers)) == 3
+async def test_wait_until_returns_the_first_true_value():
+    values = iter([0, 0, 3])
+    assert await wait_until(lambda: next(values)) == 3
 
 
-async def test_waiting_in_vain_tells_the_last_answer():
+async def test_wait_until_reports_the_last_value_on_timeout():
     async def never() -> list[int]:
         return []
 
-    with pytest.raises(AssertionError, match=r"still answers \[\]"):
+    with pytest.raises(AssertionError, match=r"still returns \[\]"):
         await wait_until(never, timeout=0.05)
 
 
 @pytest.mark.parametrize(("ci", "code"), [("true", pytest.ExitCode.TESTS_FAILED), ("", pytest.ExitCode.OK)])
-def test_in_ci_a_skipped_test_fails_the_run(tmp_path: Path, ci, code):
+def test_skipped_test_fails_the_run_in_ci(tmp_path: Path, ci, code):
     (tmp_path / "test_lazy.py").write_text("import pytest\n\n\ndef test_lazy():\n    pytest.skip('no time')\n")
     command = [
         sys.executable,

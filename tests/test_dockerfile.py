@@ -1,6 +1,6 @@
 """The Dockerfile, read and not built: no container engine is needed to run these tests.
 
-What they hold it to is what goes wrong unnoticed: a shell that swallows SIGTERM, root, dev parts in production.
+Checked is what goes wrong unnoticed: a shell that swallows SIGTERM, root, dev parts in production.
 """
 
 import json
@@ -8,14 +8,14 @@ import tomllib
 
 import pytest
 
-from tests.postgres import ROOT
+from tests.support.postgres import ROOT
 
 Instruction = tuple[str, str]
 
 
 @pytest.fixture(scope="module")
 def stages() -> list[list[Instruction]]:
-    """The instructions of each stage, continuation lines joined, comments gone."""
+    """Return the instructions of each stage, continuation lines joined, comments gone."""
     text = (ROOT / "Dockerfile").read_text()
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#")).replace("\\\n", " ")
     stages: list[list[Instruction]] = []
@@ -31,30 +31,30 @@ def values(stage: list[Instruction], name: str) -> list[str]:
     return [value for instruction, value in stage if instruction == name]
 
 
-def test_python_is_the_first_process_and_gets_the_signals(stages):
+def test_python_is_the_first_process_and_gets_signals(stages):
     assert json.loads(values(stages[-1], "ENTRYPOINT")[0]) == ["image-jobs"]
     assert json.loads(values(stages[-1], "CMD")[0]) == ["run"]
     assert values(stages[-1], "STOPSIGNAL") == ["SIGTERM"]
 
 
-def test_the_command_is_the_one_that_the_package_installs(stages):
+def test_entry_point_is_a_command_of_the_package(stages):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"image-jobs": "daemon.cli:main"}
 
 
-def test_health_is_asked_of_the_daemon_without_a_shell(stages):
+def test_health_check_runs_without_a_shell(stages):
     _, command = values(stages[-1], "HEALTHCHECK")[0].split("CMD")
     assert json.loads(command) == ["image-jobs", "check"]
 
 
-def test_nothing_runs_as_root_once_all_is_installed(stages):
+def test_nothing_runs_as_root_after_the_installation(stages):
     names = [name for name, _ in stages[-1]]
     user = names.index("USER")
     assert values(stages[-1], "USER") == ["10001"]  # a number: Kubernetes checks runAsNonRoot without the image's names
     assert not {"RUN", "COPY", "ADD"} & set(names[user:])
 
 
-def test_both_stages_have_the_same_python_and_the_tools_stay_in_the_first(stages):
+def test_stages_share_a_python_and_tools_stay_in_the_first(stages):
     images = [values(stage, "FROM")[0].split()[0] for stage in stages]
     assert len(images) == 2
     assert images[0] == images[1]
@@ -62,7 +62,7 @@ def test_both_stages_have_the_same_python_and_the_tools_stay_in_the_first(stages
     assert not any("pip" in command for command in values(stages[-1], "RUN"))
 
 
-def test_no_dev_parts_and_no_secrets_come_in(stages):
+def test_image_has_no_dev_parts_and_no_secrets(stages):
     everything = (ROOT / "Dockerfile").read_text()
     assert "[dev" not in everything
     assert "[test" not in everything

@@ -1,4 +1,4 @@
-"""Which errors are the disk's. What becomes of a run by them: tests/faults/test_disk.py."""
+"""Errors of the disk are told from those of sockets. Their effect on a run: tests/faults/test_disk.py."""
 
 import errno
 import socket
@@ -6,12 +6,12 @@ import ssl
 
 import pytest
 
-from daemon.disk import is_disk
+from daemon.errors import is_disk_error
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EDQUOT, errno.EIO])
-def test_what_files_raise_is_trouble_with_the_disk(number: int) -> None:
-    assert is_disk(OSError(number, "of a file"))
+def test_errors_of_files_are_disk_errors(number: int) -> None:
+    assert is_disk_error(OSError(number, "of a file"))
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_what_files_raise_is_trouble_with_the_disk(number: int) -> None:
         ValueError("of ours"),
     ],
 )
-def test_what_sockets_raise_is_not(error: Exception) -> None:
-    assert not is_disk(error)
+def test_errors_of_sockets_are_no_disk_errors(error: Exception) -> None:
+    assert not is_disk_error(error)

@@ -1,4 +1,4 @@
-"""What a log line looks like, and that no secret is ever in one."""
+"""The form of log lines, and that no secret is ever in one."""
 
 import json
 import subprocess
@@ -9,7 +9,8 @@ from pydantic import SecretStr
 
 from daemon.log import masker, secrets_of
 from daemon.settings import Settings
-from tests.postgres import ROOT
+from tests.support.linear import assert_linear
+from tests.support.postgres import ROOT
 
 DSN = "postgresql://postgres:s3cret%2Fword@db.example.com:5432/postgres"
 
@@ -81,12 +82,13 @@ def test_a_traceback_shows_neither_local_variables_nor_secrets(log_format):
         ("sk-proj-abcdefghijklmnop1234", "***"),
         ("sb_secret_abc_def", "***"),
         ("a token eyJhbGciOi.eyJzdWIi.c2lnbmF0dXJl here", "a token *** here"),
+        ("two of them: ://a:b@c and x.y.eyJhbGci.eyJz.c2ln.z", "two of them: ://a:***@c and x.y.***.z"),
         ("mask me: a\\b'c\"d", "mask me: ***"),
         (r"as JSON: a\\b'c\"d", "as JSON: ***"),
         ("https://127.0.0.1:54321/storage, an http://user@host, a 16:9 sketch-like fox", None),
     ],
 )
-def test_what_is_masked_and_what_is_not(text, masked):
+def test_secrets_are_masked_and_the_rest_is_not(text, masked):
     assert masker(["a\\b'c\"d"])(text) == (masked or text)
 
 
@@ -94,6 +96,34 @@ def test_secrets_too_short_to_be_any_are_not_looked_for():
     assert masker(["a", ""])("a banana") == "a banana"
 
 
-def test_the_settings_know_their_secrets_and_the_password_within_the_database_url():
+def test_secrets_include_the_password_of_the_database_url():
     settings = Settings(_env_file=None, DATABASE_URL=SecretStr(DSN), OPENAI_API_KEY=SecretStr("key-of-openai"))
     assert {DSN, "s3cret%2Fword", "s3cret/word", "key-of-openai"} <= set(secrets_of(settings))
+
+
+@pytest.mark.parametrize("log_format", ["json", "pretty"])
+def test_a_run_is_found_by_its_id_and_its_words_are_masked(log_format):
+    run = "sk-SK-hero-image-2026-11-27"
+    code = f"log.info('run.finished', run_id={run!r}, provider='openai', error='openai has no {run}')"
+    (line,) = say(code, log_format, secrets=("openai",))
+    assert line.count(run) == 1
+    assert line.count("openai") == 1
+    assert "*** has no ***" in line
+
+
+LONG = {
+    "beginnings of passwords": lambda size: "://a:" * (size // 5),
+    "beginnings of passwords before an at": lambda size: "://a" * (size // 4) + "@",
+    "beginnings of tokens": lambda size: "eyJ-" * (size // 4),
+    "tokens of two parts": lambda size: "eyJ-a.a " * (size // 8),
+    "parts of tokens": lambda size: "eyJ." * (size // 4),
+    "beginnings of keys": lambda size: "sk-AIza-" * (size // 8),
+    "blanks behind a scheme": lambda size: "Bearer" + " " * size + "'",
+    "parameters": lambda size: "?key=" * (size // 5),
+    "nearly the secret": lambda size: "a" * size,
+}
+
+
+@pytest.mark.parametrize("text", LONG)
+def test_masking_takes_linear_time(text):
+    assert_linear(masker(["a" * 40 + "b"]), LONG[text])

@@ -1,77 +1,100 @@
-"""migrate: every file once, in order, in Supabase's own table, whoever ran it."""
+"""migrate: every file once, in order, recorded in a ledger of our own."""
 
 import asyncio
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from daemon import migrate
 from daemon.errors import ImageJobsError
 from daemon.migrate import migrations, pending
-from tests.postgres import MIGRATIONS, ROOT, connect, wait_until
+from tests.support.migrations import BEFORE_THE_LEDGER, later_file, release
+from tests.support.postgres import MIGRATIONS, ROOT, connect, wait_until
 
 ALL = [path.stem for path in sorted(MIGRATIONS.glob("*.sql"))]
 
 
 @pytest.fixture
 async def supabase(postgres):
-    """The DSN of a Supabase project that has none of our migrations."""
+    """Yield the DSN of a Supabase project that has none of our migrations."""
     async with postgres.database(template=None) as dsn:
         yield dsn
 
 
 @pytest.fixture
 async def project(supabase):
-    """A connection to `supabase`."""
+    """Yield a connection to `supabase`."""
     connection = await connect(supabase)
     yield connection
     await connection.close()
 
 
-async def history(project) -> list[str]:
-    rows = await project.fetch("select version, name from supabase_migrations.schema_migrations order by version")
+async def ledger(project) -> list[str]:
+    rows = await project.fetch("select version, name from image_jobs.migrations order by version")
     return [f"{row['version']}_{row['name']}" for row in rows]
 
 
 @pytest.mark.every_postgres
-async def test_it_runs_all_in_order_and_the_second_time_none(supabase, project):
+async def test_pending_migrations_run_once_in_order(supabase, project):
     assert await pending(supabase) == ALL
-    assert await migrate.migrate(supabase) == ALL
+    assert (await migrate.migrate(supabase)).applied == ALL
     assert await pending(supabase) == []
-    assert await migrate.migrate(supabase) == []
-    assert await history(project) == ALL
+    assert (await migrate.migrate(supabase)).applied == []
+    assert await ledger(project) == ALL
     assert await project.fetchval("select count(*) from public.runs") == 0
+    assert await project.fetchval("select to_regnamespace('supabase_migrations') is null")
 
 
-async def test_every_file_has_a_name_that_the_supabase_cli_accepts():
+def test_file_names_are_accepted_by_the_supabase_cli():
     assert [str(migration) for migration in migrations()] == ALL
     assert all(re.fullmatch(r"[0-9]+_.*\.sql", migration.path.name) for migration in migrations())
     assert len({migration.version for migration in migrations()}) == len(ALL)
 
 
-async def test_what_the_supabase_cli_has_pushed_is_not_run_again(supabase, project):
+async def test_the_ledger_has_the_hash_of_each_file(supabase, project):
     await migrate.migrate(supabase)
-    # An old CLI had no other columns; a new one has them, and the file's statements one by one.
-    await project.execute("alter table supabase_migrations.schema_migrations drop name, drop statements")
-    assert await pending(supabase) == []
-    assert await migrate.migrate(supabase) == []
+    rows = await project.fetch("select version, hash from image_jobs.migrations order by version")
+    assert [tuple(row) for row in rows] == [(migration.version, migration.hash) for migration in migrations()]
 
 
-async def test_only_what_is_missing_runs(supabase, project):
+OTHERS = {
+    "another 0001_initial": "update image_jobs.migrations set hash = repeat('0', 64)",
+    "one from before the ledger": BEFORE_THE_LEDGER,
+}
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
+async def test_a_database_of_another_0001_names_the_cure(supabase, project, change):
     await migrate.migrate(supabase)
-    last = migrations()[-1]
-    await project.execute("delete from supabase_migrations.schema_migrations where version = $1", last.version)
-    assert await pending(supabase) == [str(last)]
-    assert await migrate.migrate(supabase) == [str(last)]
+    await project.execute(change)
+    for check in (pending, migrate.migrate):
+        with pytest.raises(ImageJobsError, match="made by another 0001 than this version's 0001_initial") as error:
+            await check(supabase)
+        assert "image-jobs dev --fresh" in error.value.hint
+    with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="made by another 0001") as refused:
+        await project.execute(migrations()[0].path.read_text())
+    assert "image-jobs dev --fresh" in refused.value.hint
 
 
-async def test_of_two_at_once_one_waits_and_then_skips(supabase, project):
-    # A stranger holds the history's lock until both are waiting for it, so that they start from the same place.
+async def test_only_missing_migrations_run(supabase, project, tmp_path, monkeypatch):
+    await migrate.migrate(supabase)
+    monkeypatch.setattr(
+        migrate, "sql_directory", lambda: release(tmp_path, later_file("create table public.second ()"))
+    )
+    assert await pending(supabase) == ["0002_second"]
+    assert (await migrate.migrate(supabase)).applied == ["0002_second"]
+    assert await ledger(project) == [*ALL, "0002_second"]
+
+
+async def test_of_two_migrators_one_waits_and_then_skips(supabase, project):
+    # Another session holds the ledger's lock until both are waiting for it, so that they start from the same place.
     async with project.transaction():
-        await project.execute(migrate.HISTORY)
+        await project.execute(migrate.LOCK)
         both = [asyncio.create_task(migrate.migrate(supabase)) for _ in range(2)]
         observer = await connect(supabase)
         waiting = (
@@ -80,54 +103,95 @@ async def test_of_two_at_once_one_waits_and_then_skips(supabase, project):
         await wait_until(lambda: observer.fetchval(waiting))
         await observer.close()
     first, second = await asyncio.gather(*both)
-    assert sorted(first + second) == ALL
-    assert await history(project) == ALL
+    assert sorted(first.applied + second.applied) == ALL
+    assert await ledger(project) == ALL
 
 
-async def test_a_file_that_fails_leaves_nothing_of_itself_and_all_before_it(supabase, project, tmp_path, monkeypatch):
-    (tmp_path / "migrations").mkdir()
-    (tmp_path / "migrations/0001_good.sql").write_text("create table public.good ();")
-    (tmp_path / "migrations/0002_bad.sql").write_text("create table public.half ();\nselect 1 / 0;")
-    monkeypatch.setattr(migrate, "sql_directory", lambda: tmp_path)
-    with pytest.raises(ImageJobsError, match="Migration 0002_bad failed: division by zero"):
+async def test_a_failing_file_is_rolled_back_and_those_before_it_stay(supabase, project, tmp_path, monkeypatch):
+    bad = later_file("create table public.half (); perform 1 / 0")
+    monkeypatch.setattr(migrate, "sql_directory", lambda: release(tmp_path, bad))
+    with pytest.raises(ImageJobsError, match="Migration 0002_second failed: division by zero"):
         await migrate.migrate(supabase)
-    assert await history(project) == ["0001_good"]
-    assert await project.fetchval(
-        "select to_regclass('public.good') is not null and to_regclass('public.half') is null"
-    )
+    assert await ledger(project) == ALL
+    assert await project.fetchval("select to_regclass('public.half') is null")
 
 
-async def test_it_does_not_queue_behind_a_long_transaction_for_ever(supabase, project, tmp_path, monkeypatch):
-    (tmp_path / "migrations").mkdir()
-    buckets = "create schema private; create function private.make_bucket(text) returns void return null;"
-    (tmp_path / "migrations/0001_change.sql").write_text(f"alter table public.busy add b int; {buckets}")
-    monkeypatch.setattr(migrate, "sql_directory", lambda: tmp_path)
-    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "50ms")
-    await project.execute("create table public.busy (a int)")
+async def test_migrate_gives_up_waiting_for_a_lock(supabase, project, tmp_path, monkeypatch):
+    await migrate.migrate(supabase)
+    change = later_file("alter table public.runs add b int")
+    monkeypatch.setattr(migrate, "sql_directory", lambda: release(tmp_path, change))
+    monkeypatch.setattr(migrate, "LOCK_PATIENCE", 0.2)
     async with project.transaction():
-        await project.execute("select * from public.busy")
-        with pytest.raises(ImageJobsError, match="0001_change could not get a lock") as error:
+        await project.execute("select * from public.runs")
+        with pytest.raises(ImageJobsError, match="0002_second could not get a lock") as error:
             await migrate.migrate(supabase)
     assert "again" in error.value.hint
-    assert await migrate.migrate(supabase) == ["0001_change"]
+    assert (await migrate.migrate(supabase)).applied == ["0002_second"]
 
 
-async def test_a_migration_of_the_same_number_but_not_ours_is_refused(supabase, project):
-    await project.execute(migrate.HISTORY)
-    await project.execute("insert into supabase_migrations.schema_migrations (version, name) values ('0001', 'todos')")
-    for ask in (pending, migrate.migrate):
-        with pytest.raises(ImageJobsError, match=r"0001_todos, where ours is 0001_foundations") as error:
-            await ask(supabase)
-        assert "Rename yours" in error.value.hint
-
-
-async def test_another_bucket_is_made_when_asked_for(supabase, project):
+async def test_a_bucket_of_another_name_is_the_only_one(supabase, project):
     await migrate.migrate(supabase, bucket="pictures")
     await migrate.migrate(supabase, bucket="pictures")
+    await project.execute(migrations()[0].path.read_text())
     assert await project.fetchval("select public from storage.buckets where id = 'pictures'") is True
+    assert await project.fetchval("select array_agg(id order by id) from storage.buckets") == [
+        "pictures",
+        "pictures-context",
+        "pictures-kept",
+    ]
 
 
-async def test_who_may_not_is_told_so(supabase, postgres, project):
+@pytest.mark.parametrize("there", [[], ["20250101000000_todos.sql"], ["0001_todos.sql", "notes.txt"]])
+def test_export_copies_what_a_folder_lacks_and_no_more(tmp_path: Path, there):
+    folder = tmp_path / "migrations"
+    if there:
+        folder.mkdir()
+    for name in there:
+        (folder / name).touch()
+    before = f"{datetime.now(UTC):%Y%m%d%H%M%S}"
+    written = migrate.export(folder)
+    assert [path.name[14:] for path in written] == [f"_image_jobs_{name}.sql" for name in ALL]
+    assert before <= written[0].name[:14] <= f"{datetime.now(UTC):%Y%m%d%H%M%S}"
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in sorted(MIGRATIONS.glob("*.sql"))]
+    assert migrate.export(folder) == []
+    assert len(list(folder.iterdir())) == len(there) + len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("newest", "expected"),
+    [
+        ("29991231235959_todos.sql", "30000101000000"),
+        ("29990199999999_todos.sql", "29990200000000"),
+        ("99999999999999999_todos.sql", "100000000000000000"),
+    ],
+)
+def test_export_sorts_after_the_newest_there(tmp_path: Path, newest, expected):
+    (tmp_path / newest).touch()
+    (tmp_path / "20250101000000_older.sql").touch()
+    assert migrate.export(tmp_path)[0].name == f"{expected}_image_jobs_{ALL[0]}.sql"
+
+
+def test_export_of_a_release_copies_its_new_files_in_order(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "migrations"
+    (first,) = migrate.export(folder)
+    monkeypatch.setattr(migrate, "sql_directory", lambda: release(tmp_path / "sql", later_file("perform 1")))
+    (second,) = migrate.export(folder)
+    assert second.name > first.name
+    assert second.name.endswith("_image_jobs_0002_second.sql")
+
+
+def test_export_refuses_another_copy_and_a_missing_folder(tmp_path: Path):
+    (copy,) = migrate.export(tmp_path)
+    copy.write_text(copy.read_text().replace("begin", "begin perform 1;", 1))
+    with pytest.raises(ImageJobsError, match="is another 0001 than this version's 0001_initial"):
+        migrate.export(tmp_path)
+    for folder in (copy, tmp_path / "no/supabase/migrations"):
+        with pytest.raises(ImageJobsError, match="is no directory") as error:
+            migrate.export(folder)
+        assert "supabase init" in error.value.hint
+
+
+async def test_missing_rights_are_explained(supabase, postgres, project):
     await postgres.sudo("drop role if exists visitor")
     await postgres.sudo("create role visitor login")
     stranger = supabase.replace("postgres@", "visitor@")

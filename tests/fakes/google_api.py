@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from tests.fakes.server import Answer, Call, FakeAPI, picture
+from tests.fakes.server import Call, FakeAPI, Response, picture
 
 KEY = "AIza-key-of-the-tests"
 THOUGHT = b"what the model thought\xfb\xff" * 100
@@ -48,25 +48,27 @@ class GoogleAPI(FakeAPI):
         """Knows none of its signatures any more."""
         self._signed: set[tuple[str, bytes, bytes | None]] = set()
 
-    def turns(self) -> list[str]:
+    def roles(self) -> list[str]:
         """Whose turns were in the last request."""
         return [content["role"] for content in self.requests[-1].fields["contents"]]
 
-    def refusal(self, call: Call) -> Answer | None:
+    def refusal(self, call: Call) -> Response | None:
         if call.headers.get("x-goog-api-key") != KEY:
             return error(
                 400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", reason("API_KEY_INVALID")
             )
+        if (call.method, call.path) == ("GET", "/v1/models"):
+            return None
         path = _PATH.fullmatch(call.path)
         if call.method != "POST" or path is None:
-            return Answer(404, b"<html>Not Found</html>", {"content-type": "text/html"})
+            return Response(404, b"<html>Not Found</html>", {"content-type": "text/html"})
         if path[1] not in LIVE:
             return error(404, "NOT_FOUND", f"models/{path[1]} is not found for API version v1, or is not supported.")
         wrong = _wrong(call.fields, *LIVE[path[1]]) or self._misremembered(path[1], call.fields["contents"])
         return error(400, "INVALID_ARGUMENT", wrong) if wrong else None
 
     def _misremembered(self, model: str, contents: list[dict[str, Any]]) -> str | None:
-        """What is wrong with the turns."""
+        """Return the fault of the conversation; None if there is none."""
         if [content["role"] for content in contents] not in (["user"], ["user", "model", "user"]):
             return "Please ensure that multiturn requests alternate between user and model."
         for part in contents[1]["parts"] if len(contents) > 1 else ():
@@ -77,7 +79,9 @@ class GoogleAPI(FakeAPI):
                 return "Thought signature is not valid."
         return None
 
-    def answer(self, call: Call) -> Answer:
+    def respond(self, call: Call) -> Response:
+        if call.method == "GET":
+            return Response.json(200, {"models": [{"name": f"models/{name}"} for name in LIVE]})
         image = self.drawn if self.drawn is not None else picture(_pixels(call.fields["generationConfig"]))
         model = call.path.rpartition("/")[2].partition(":")[0]
         self._signed.add((model, image, self.thought))
@@ -91,7 +95,9 @@ class GoogleAPI(FakeAPI):
         )
 
 
-def answered(*parts: dict[str, Any], finish: str | None = "STOP", usage: int | None = None, **candidate: Any) -> Answer:
+def answered(
+    *parts: dict[str, Any], finish: str | None = "STOP", usage: int | None = None, **candidate: Any
+) -> Response:
     """An answer with one candidate; without parts it has no content either. `usage` counts its image tokens."""
     content = {"content": {"parts": list(parts), "role": "model"}} if parts else {}
     document: dict[str, Any] = {
@@ -108,20 +114,20 @@ def answered(*parts: dict[str, Any], finish: str | None = "STOP", usage: int | N
             "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 9}],
             "candidatesTokensDetails": details,
         }
-    return Answer.json(200, document)
+    return Response.json(200, document)
 
 
-def blocked(why: str, *categories: str) -> Answer:
-    """What a prompt gets that is refused: status 200 and no candidates."""
+def blocked(why: str, *categories: str) -> Response:
+    """Return the response to a refused prompt: status 200 and no candidates."""
     ratings = [{"category": name, "probability": "HIGH", "blocked": True} for name in categories]
     feedback = {"blockReason": why, **({"safetyRatings": ratings} if ratings else {})}
-    return Answer.json(200, {"promptFeedback": feedback, "usageMetadata": {"promptTokenCount": 9}})
+    return Response.json(200, {"promptFeedback": feedback, "usageMetadata": {"promptTokenCount": 9}})
 
 
-def error(status: int, name: str, message: str, *details: dict[str, Any], **headers: str) -> Answer:
+def error(status: int, name: str, message: str, *details: dict[str, Any], **headers: str) -> Response:
     """An error as the API writes it."""
     body = {"code": status, "message": message, "status": name, **({"details": list(details)} if details else {})}
-    return Answer.json(status, {"error": body}, **headers)
+    return Response.json(status, {"error": body}, **headers)
 
 
 def reason(word: str) -> dict[str, Any]:

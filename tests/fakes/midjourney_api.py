@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from tests.fakes.server import Answer, Call, FakeAPI
+from tests.fakes.server import Call, FakeAPI, Response
 
 KEY = "mj-secret-of-the-tests"
 COLOURS = ("teal", "orange", "purple", "olive")
@@ -51,7 +51,7 @@ class MidjourneyAPI(FakeAPI):
         return {"status": "SUCCESS", "progress": "100%", "imageUrl": f"{self.url}/grid.png?ex=65f"}
 
     @property
-    def orders(self) -> list[Call]:
+    def jobs(self) -> list[Call]:
         """The submissions among the requests."""
         return [call for call in self.requests if call.path == "/mj/submit/imagine"]
 
@@ -72,38 +72,38 @@ class MidjourneyAPI(FakeAPI):
         async with httpx.AsyncClient() as client:
             return (await client.post(hook, json=task)).status_code
 
-    def refusal(self, call: Call) -> Answer | None:
+    def refusal(self, call: Call) -> Response | None:
         if call.path in self.pictures:
             return None
         if call.headers.get("mj-api-secret") != KEY:
-            return Answer(401)
+            return Response(401)
         if call.path == "/mj/submit/imagine" and call.method == "POST":
             wrong = _wrong(call.fields)
             return code(4, wrong) if wrong else None
         task = _TASK.fullmatch(call.path)
         if task is not None and task[2] == "cancel" and not self.can_cancel:
-            return Answer(404)
-        return None if task is not None or call.path == "/mj/task/list" else Answer(404)
+            return Response(404)
+        return None if task is not None or call.path == "/mj/task/list" else Response(404)
 
-    def answer(self, call: Call) -> Answer:
+    def respond(self, call: Call) -> Response:
         if call.path in self.pictures:
-            return Answer(200, self.pictures[call.path], {"content-type": "image/png"})
+            return Response(200, self.pictures[call.path], {"content-type": "image/png"})
         if call.path == "/mj/task/list":
-            return Answer.json(200, list(self.tasks.values()))
+            return Response.json(200, list(self.tasks.values()))
         if found := _TASK.fullmatch(call.path):
             return self._asked(found[1], found[2])
-        return self._order(call)
+        return self._submit(call)
 
-    def _asked(self, name: str, what: str) -> Answer:
+    def _asked(self, name: str, what: str) -> Response:
         task = self.tasks.get(name)
         if task is None:
-            return Answer(200)
+            return Response(200)
         if what == "cancel":
             task.update(status="FAILURE", failReason="取消任务", ended=True)
-            return Answer(200)
-        return Answer.json(200, self._advance(task))
+            return Response(200)
+        return Response.json(200, self._advance(task))
 
-    def _order(self, call: Call) -> Answer:
+    def _submit(self, call: Call) -> Response:
         name = str(1_000 + len(self.tasks))
         self.known(name, status="NOT_START", state=call.fields["state"])
         hook = call.fields.get("notifyHook")
@@ -112,8 +112,8 @@ class MidjourneyAPI(FakeAPI):
             self.hooks[name] = hook
         taken = code(1, "提交成功", result=name)
         if self.mute:
-            return Answer(after=asyncio.Event())
-        return Answer(200, taken.body, cut=0) if self.cut_off else taken
+            return Response(after=asyncio.Event())
+        return Response(200, taken.body, cut=0) if self.cut_off else taken
 
     def _advance(self, task: dict[str, Any]) -> dict[str, Any]:
         if not task.get("ended") and task["id"] not in self.hooks:
@@ -122,9 +122,9 @@ class MidjourneyAPI(FakeAPI):
         return task
 
 
-def code(number: int, description: str, **more: Any) -> Answer:
-    """What a submission is answered."""
-    return Answer.json(200, {"code": number, "description": description, "properties": {}, **more})
+def code(number: int, description: str, **more: Any) -> Response:
+    """Return the response to a submission."""
+    return Response.json(200, {"code": number, "description": description, "properties": {}, **more})
 
 
 def grid(size: tuple[int, int] = (128, 96)) -> bytes:

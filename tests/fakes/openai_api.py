@@ -53,7 +53,7 @@ class Call:
 
 @dataclass
 class Exchange:
-    """What a fault gets to work with."""
+    """The request that a fault ends."""
 
     call: Call
     api: "OpenAIAPI"
@@ -87,14 +87,16 @@ class CutError(Exception):
 class OpenAIAPI:
     """The server. `compatible` is another vendor's: any model, `response_format` understood, no stream, no usage.
 
-    With `answer_with_url` a picture lies at an address, and the first `bad_downloads` of such pictures fail.
+    With `only_urls` a picture lies at an address, and the first `bad_downloads` of such pictures fail. While there is an
+    `outage`, every request ends like this.
     """
 
     compatible: bool = False
-    answer_with_url: bool = False
+    only_urls: bool = False
     usage: bool = True
     picture: bytes | None = None
     bad_downloads: int = 0
+    outage: Fault | None = None
     requests: list[Call] = field(default_factory=list)
     downloads: int = 0
     url: str = ""
@@ -106,8 +108,9 @@ class OpenAIAPI:
 
     def reset(self) -> None:
         """As new, at the same address."""
-        self.compatible = self.answer_with_url = False
+        self.compatible = self.only_urls = False
         self.usage, self.picture, self.downloads, self.bad_downloads = True, None, 0, 0
+        self.outage = None
         self.requests.clear()
         self._faults.clear()
 
@@ -128,26 +131,36 @@ class OpenAIAPI:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         if request.method == "GET":
-            self.downloads += 1
-            exchange = Exchange(Call(request.url.path, {}, {}), self, send)
-            if self.downloads <= self.bad_downloads:
-                return await exchange.json(503, {})
-            await exchange.start(200, "image/png")
-            return await exchange.body(self._picture({}))
+            exchange = Exchange(Call(request.url.path, dict(request.headers), {}), self, send)
+            return await (self._models if request.url.path == "/v1/models" else self._download)(exchange)
         call = await _read(request)
         self.requests.append(call)
         exchange = Exchange(call, self, send)
         if refusal := None if self.compatible else _refusal(call):
             status_code, error = refusal
             return await exchange.json(status_code, {"error": error})
-        if self._faults:
-            return await self._faults.popleft()(exchange)
+        if self.outage or self._faults:
+            return await (self.outage or self._faults.popleft())(exchange)
         if call.fields.get("stream") and not self.compatible:
             return await self._stream(exchange)
         return await exchange.json(200, self._document(call))
 
+    async def _download(self, exchange: Exchange) -> None:
+        self.downloads += 1
+        if self.downloads <= self.bad_downloads:
+            return await exchange.json(503, {})
+        await exchange.start(200, "image/png")
+        return await exchange.body(self._picture({}))
+
+    async def _models(self, exchange: Exchange) -> None:
+        if self._faults:
+            return await self._faults.popleft()(exchange)
+        if exchange.call.headers.get("authorization") != f"Bearer {KEY}":
+            return await status(401, "invalid_api_key")(exchange)
+        return await exchange.json(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in LIVE]})
+
     def _document(self, call: Call) -> dict[str, Any]:
-        if self.answer_with_url:
+        if self.only_urls:
             item: dict[str, Any] = {
                 "url": f"{self.url}/files/picture.png?secret=1",
                 "revised_prompt": "As it was drawn",
@@ -344,8 +357,8 @@ def _refusal(call: Call) -> tuple[int, dict[str, Any]] | None:
         return 401, error("Incorrect API key provided: sk-…key.", "invalid_api_key")
     model = call.fields.get("model")
     if model not in (*LIVE, *ENDING):
-        gone = " It was shut down, see the deprecations page." if model in RETIRED else ""
-        return 404, error(f"The model '{model}' does not exist.{gone}", "model_not_found")
+        notice = " It was shut down, see the deprecations page." if model in RETIRED else ""
+        return 404, error(f"The model '{model}' does not exist.{notice}", "model_not_found")
     wrong = _wrong_field(call, str(model))
     return (400, error(f"Invalid value: '{wrong}'.", "invalid_value", wrong)) if wrong else None
 

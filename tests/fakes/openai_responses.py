@@ -6,7 +6,7 @@ pictures that are not what their data URL says, metadata of another form, a miss
     async with ResponsesAPI() as api:
         api.stages = [IN_PROGRESS, api.completed()]
         ...
-        assert len(api.orders) == 1
+        assert len(api.jobs) == 1
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from tests.fakes.openai_api import ENDING, KEY, LIVE, OUTPUT_TOKENS, error, has_size, qualities
-from tests.fakes.server import Answer, Call, FakeAPI, picture
+from tests.fakes.server import Call, FakeAPI, Response, picture
 
 QUEUED = {"status": "queued"}
 IN_PROGRESS = {"status": "in_progress"}
@@ -73,11 +73,11 @@ class ResponsesAPI(FakeAPI):
 
     @property
     def base_url(self) -> str:
-        """What OPENAI_BASE_URL says."""
+        """The value of OPENAI_BASE_URL."""
         return f"{self.url}/v1"
 
     @property
-    def orders(self) -> list[Call]:
+    def jobs(self) -> list[Call]:
         """The submissions among the requests."""
         return [call for call in self.requests if (call.method, call.path) == ("POST", "/v1/responses")]
 
@@ -106,12 +106,12 @@ class ResponsesAPI(FakeAPI):
         """Adds a response from before."""
         self.responses[name] = {"id": name, "object": "response", "status": "queued", "output": [], **fields}
 
-    def refusal(self, call: Call) -> Answer | None:
+    def refusal(self, call: Call) -> Response | None:
         if call.headers.get("authorization") != f"Bearer {KEY}":
             return _refuse(401, error("Incorrect API key provided: sk-…key.", "invalid_api_key"))
         found = _PATH.fullmatch(call.path)
         if found is None or self.compatible:
-            return Answer(404, b"not found")
+            return Response(404, b"not found")
         if found[1] is not None:
             method = "POST" if found[2] else "GET"
             missing = found[1] not in self.responses or call.method != method
@@ -122,31 +122,31 @@ class ResponsesAPI(FakeAPI):
         wrong = _wrong_field(call)
         return _refuse(400, error(f"Invalid value: '{wrong}'.", "invalid_value", wrong)) if wrong else None
 
-    def answer(self, call: Call) -> Answer:
+    def respond(self, call: Call) -> Response:
         found = _PATH.fullmatch(call.path)
         assert found is not None
         if found[1] is None:
-            return self._order(call)
+            return self._submit(call)
         response = self.responses[found[1]]
         if found[2]:
             return self._cancel(response)
         self._advance(response)
-        return _answer(response)
+        return _response(response)
 
-    def _order(self, call: Call) -> Answer:
+    def _submit(self, call: Call) -> Response:
         name = f"resp_{len(self.responses):048x}"
         fields = call.fields
         kept = {key: fields.get(key) for key in ("model", "instructions", "tools", "tool_choice", "metadata")}
         self.known(name, created_at=time.time(), background=True, error=None, service_tier="default", **kept)
         if self.immediate:
             self._advance(self.responses[name])
-        return Answer(after=asyncio.Event()) if self.mute else _answer(self.responses[name])
+        return Response(after=asyncio.Event()) if self.mute else _response(self.responses[name])
 
-    def _cancel(self, response: dict[str, Any]) -> Answer:
+    def _cancel(self, response: dict[str, Any]) -> Response:
         if response["status"] in ENDED - {"cancelled"}:
             return _refuse(400, error("Cannot cancel a completed response.", None))
         response["status"] = "cancelled"
-        return _answer(response)
+        return _response(response)
 
     def _advance(self, response: dict[str, Any]) -> None:
         name, asked = response["id"], self._asked.get(response["id"], 0)
@@ -183,18 +183,18 @@ def incomplete(reason: str, **fields: Any) -> dict[str, Any]:
 
 
 def said(text: str) -> dict[str, Any]:
-    """What the model says instead of drawing."""
+    """Return the output of a model that writes instead of drawing."""
     return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
 
 
-def _answer(response: dict[str, Any]) -> Answer:
+def _response(response: dict[str, Any]) -> Response:
     # The picture comes in the middle, and what was asked for behind it.
     ordered = {name: response[name] for name in sorted(response, key=lambda name: name in ("output", "metadata"))}
-    return Answer.json(200, ordered, x_request_id="req_1")
+    return Response.json(200, ordered, x_request_id="req_1")
 
 
-def _refuse(status: int, told: dict[str, Any]) -> Answer:
-    return Answer.json(status, {"error": told}, x_request_id="req_1")
+def _refuse(status: int, told: dict[str, Any]) -> Response:
+    return Response.json(status, {"error": told}, x_request_id="req_1")
 
 
 def _wrong_field(call: Call) -> str | None:

@@ -1,7 +1,7 @@
-"""What fakes of APIs have in common: a server on loopback, a ledger of what was asked, and faults on demand.
+"""Serve a fake API: a server on loopback, a ledger of its requests, and faults on demand.
 
 async with GoogleAPI() as api:
-    api.next(Answer(503))
+    api.next(Response(503))
     ...
     assert len(api.requests) == 1
 """
@@ -36,8 +36,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What comes back. With `cut` the connection drops after that many bytes; with `after` it waits for an event."""
+class Response:
+    """A response. With `cut` the connection drops after that many bytes; with `after` it waits for an event."""
 
     status: int = 200
     body: bytes = b""
@@ -46,7 +46,7 @@ class Answer:
     after: asyncio.Event | None = None
 
     @classmethod
-    def json(cls, status: int, document: object, **headers: str) -> "Answer":
+    def json(cls, status: int, document: object, **headers: str) -> "Response":
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return cls(status, json.dumps(document).encode(), {"content-type": "application/json", **named})
 
@@ -56,35 +56,35 @@ class CutError(Exception):
 
 
 class FakeAPI:
-    """A server. Subclasses say what they refuse, and what they answer to what is good."""
+    """A server. Subclasses have `refusal` for bad requests and `respond` for good ones."""
 
     def __init__(self) -> None:
         self.requests: list[Call] = []
         self.url = ""
-        self._faults: deque[Answer | None] = deque()
+        self._faults: deque[Response | None] = deque()
         self.reset()
 
     def reset(self) -> None:
-        """As new, at the same address."""
+        """Forget all requests and faults; the address stays."""
         self.requests.clear()
         self._faults.clear()
 
-    def next(self, *answers: Answer) -> None:
-        """The next good requests are answered like this, one each; those after them succeed."""
-        self._faults.extend(answers)
+    def next(self, *responses: Response) -> None:
+        """Respond to the next good requests like this, one each; those after them succeed."""
+        self._faults.extend(responses)
 
     def hold(self) -> asyncio.Event:
-        """The next good request is answered when the event is set, and otherwise never."""
+        """Respond to the next good request when the event is set, and otherwise never."""
         go = asyncio.Event()
-        self._faults.append(Answer(after=go))
+        self._faults.append(Response(after=go))
         return go
 
-    def refusal(self, call: Call) -> Answer | None:
-        """What a request that is not good is answered."""
+    def refusal(self, call: Call) -> Response | None:
+        """Return the response to a bad request; None for a good one."""
         raise NotImplementedError
 
-    def answer(self, call: Call) -> Answer:
-        """What a good request is answered."""
+    def respond(self, call: Call) -> Response:
+        """Return the response to a good request."""
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
@@ -104,23 +104,25 @@ class FakeAPI:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = await _read(Request(scope, receive))
         self.requests.append(call)
-        answer = self.refusal(call)
-        if answer is None:
-            answer = self._faults.popleft() if self._faults else self.answer(call)
-        if answer.after is not None:
-            await answer.after.wait()
-            answer = replace(self.answer(call), cut=answer.cut)
-        if answer.cut is not None:
-            answer = replace(answer if answer.body else self.answer(call), cut=answer.cut)
-        await _send(answer, send)
+        response = self.refusal(call)
+        if response is None:
+            response = self._faults.popleft() if self._faults else self.respond(call)
+        if response.after is not None:
+            await response.after.wait()
+            response = replace(self.respond(call), cut=response.cut)
+        if response.cut is not None:
+            response = replace(response if response.body else self.respond(call), cut=response.cut)
+        await _send(response, send)
 
 
-async def _send(answer: Answer, send: Send) -> None:
-    headers = {"content-length": str(len(answer.body)), **answer.headers}
+async def _send(response: Response, send: Send) -> None:
+    headers = {"content-length": str(len(response.body)), **response.headers}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
-    await send({"type": "http.response.body", "body": answer.body[: answer.cut], "more_body": answer.cut is not None})
-    if answer.cut is not None:
+    await send({"type": "http.response.start", "status": response.status, "headers": raw})
+    await send(
+        {"type": "http.response.body", "body": response.body[: response.cut], "more_body": response.cut is not None}
+    )
+    if response.cut is not None:
         raise CutError
 
 

@@ -8,7 +8,7 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from tests.fakes.server import Answer, Call, FakeAPI, picture
+from tests.fakes.server import Call, FakeAPI, Response, picture
 
 KEY = "sk-stability-key-of-the-tests"
 RATIOS = {"16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21"}
@@ -31,9 +31,11 @@ class StabilityAPI(FakeAPI):
         super().reset()
         self.drawn: bytes | None = None
 
-    def refusal(self, call: Call) -> Answer | None:
+    def refusal(self, call: Call) -> Response | None:
         if call.headers.get("authorization") != f"Bearer {KEY}":
             return error(401, "unauthorized", "authorization: invalid or missing header value")
+        if (call.method, call.path) == ("GET", "/v1/user/balance"):
+            return None
         endpoint = call.path.removeprefix(_PATH)
         if call.method != "POST" or endpoint not in FIELDS:
             return error(404, "not_found", "The resource could not be found")
@@ -42,20 +44,24 @@ class StabilityAPI(FakeAPI):
         wrong = _wrong(endpoint, call)
         return error(400, "bad_request", wrong) if wrong else None
 
-    def answer(self, call: Call) -> Answer:
+    def respond(self, call: Call) -> Response:
+        if call.method == "GET":
+            return Response.json(200, {"credits": 12.5})
         image = self.drawn if self.drawn is not None else picture(_SIZES.get(call.fields.get("aspect_ratio"), (96, 64)))
         return drawn(image, seed=call.fields.get("seed", "343940597"))
 
 
-def drawn(image: bytes, *, finish_reason: str = "SUCCESS", seed: str = "343940597", kind: str = "image/png") -> Answer:
+def drawn(
+    image: bytes, *, finish_reason: str = "SUCCESS", seed: str = "343940597", kind: str = "image/png"
+) -> Response:
     """A picture, with what its headers tell."""
     headers = {"content-type": kind, "finish-reason": finish_reason, "seed": seed, "x-request-id": "request-1"}
-    return Answer(200, image, headers)
+    return Response(200, image, headers)
 
 
-def error(status: int, name: str, *errors: str, **headers: str) -> Answer:
+def error(status: int, name: str, *errors: str, **headers: str) -> Response:
     """An error as the API writes it."""
-    return Answer.json(status, {"id": "error-1", "name": name, "errors": list(errors)}, **headers)
+    return Response.json(status, {"id": "error-1", "name": name, "errors": list(errors)}, **headers)
 
 
 def _wrong(endpoint: str, call: Call) -> str | None:

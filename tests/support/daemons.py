@@ -1,4 +1,4 @@
-"""Whole daemons for tests: real processes, beside a database and the stand-in for Supabase."""
+"""Daemon processes for tests, beside a database and the stand-in for Supabase."""
 
 import asyncio
 import json
@@ -15,12 +15,12 @@ from typing import Any
 import asyncpg
 from starlette.types import ASGIApp
 
-from daemon.dev.api import one_port
-from daemon.dev.keys import Keys, make_keys
-from daemon.dev.rest import rest_app
-from daemon.dev.storage import storage_app
-from tests.postgres import ROOT, wait_until
-from tests.servers import served
+from daemon.dev.supabase.gateway import one_port
+from daemon.dev.supabase.keys import Keys, make_keys
+from daemon.dev.supabase.rest import rest_app
+from daemon.dev.supabase.storage import storage_app
+from tests.support.postgres import ROOT, wait_until
+from tests.support.servers import served
 
 Pool = asyncpg.Pool
 
@@ -34,7 +34,7 @@ class Supabase:
     keys: Keys
 
     def environment(self, **more: str) -> dict[str, str]:
-        """What a daemon needs to know of it; nothing of this machine's own settings."""
+        """The environment of a daemon for this project, without this machine's own settings."""
         return {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
@@ -51,7 +51,7 @@ class Supabase:
 
 @asynccontextmanager
 async def supabase(dsn: str, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> AsyncIterator[Supabase]:
-    """Serves REST and Storage for a database, behind whatever stands before them."""
+    """Serve REST and Storage for a database, behind `behind`."""
     keys = make_keys("a secret of these tests that is long enough")
     with tempfile.TemporaryDirectory() as directory:
         async with (
@@ -68,31 +68,40 @@ def _api(pool: Pool, gateway: Pool, directory: Path, keys: Keys) -> ASGIApp:
 
 @dataclass
 class Daemon:
-    """A daemon process and what it logs."""
+    """A daemon process and its log."""
 
     process: asyncio.subprocess.Process
     lines: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     raw: list[str] = field(default_factory=list[str])
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """Its log lines of one event."""
+        """The log lines of one event."""
         return [line for line in self.lines if line.get("event") == event]
 
     async def started(self) -> "Daemon":
-        """Waits until it claims."""
+        """Wait until it claims. Returns itself."""
         await wait_until(lambda: self.logged("listener.connected") or self.process.returncode is not None, timeout=30)
         assert self.process.returncode is None, "\n".join(self.raw)
         return self
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal."""
-        self.process.send_signal(number)
+        """Send a signal; fails with its last lines if it has ended by itself."""
+        try:
+            self.process.send_signal(number)
+        except ProcessLookupError:
+            lines = "\n".join(self.raw[-20:])
+            raise AssertionError(f"The daemon has ended by itself, with {self.process.returncode}:\n{lines}") from None
 
     async def ended(self, timeout: float = 30) -> int:
-        """Waits for its end; answers the exit code."""
-        return await asyncio.wait_for(self.process.wait(), timeout)
+        """Wait until it has ended. Returns the exit code; fails with its last lines."""
+        try:
+            return await asyncio.wait_for(self.process.wait(), timeout)
+        except TimeoutError:
+            lines = "\n".join(self.raw[-20:])
+            raise AssertionError(f"The daemon has not ended after {timeout} s:\n{lines}") from None
 
     async def read(self) -> None:
+        """Read its log until it ends."""
         assert self.process.stderr is not None
         async for line in self.process.stderr:
             text = line.decode(errors="replace").rstrip()
@@ -105,7 +114,7 @@ class Daemon:
 async def daemon(
     project: Supabase, *, program: Sequence[str] = ("-m", "daemon"), **environment: str
 ) -> AsyncIterator[Daemon]:
-    """Runs `image-jobs run` as a process of its own; kills it at the end if it still runs."""
+    """Run `image-jobs run` as a process; kill it at the end if it still runs."""
     with tempfile.TemporaryDirectory() as directory:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

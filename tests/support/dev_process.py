@@ -1,4 +1,4 @@
-"""`image-jobs dev` as a process: started, read, stopped, and nothing of it left."""
+"""Runs `image-jobs dev` as a process, reads its output, stops it, and checks that no process is left."""
 
 import asyncio
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.postgres import ROOT, wait_until
+from tests.support.commands import STATE
+from tests.support.postgres import ROOT, wait_until
 
 
 class Dev:
@@ -27,7 +28,7 @@ class Dev:
             self.text += line.decode()
 
     async def says(self, pattern: str | re.Pattern[str]) -> re.Match[str]:
-        """Waits until it has printed something."""
+        """Wait until the output matches a pattern."""
 
         def found() -> re.Match[str] | bool | None:
             return re.search(pattern, self.text) or self.process.returncode is not None
@@ -37,7 +38,7 @@ class Dev:
         return match
 
     def family(self) -> list[psutil.Process]:
-        """All processes that it has started."""
+        """Return all processes that it has started."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def daemon(self) -> psutil.Process:
@@ -50,11 +51,11 @@ class Dev:
 
 @asynccontextmanager
 async def running(directory: Path, port: int, *more: str) -> AsyncIterator[Dev]:
-    """Starts dev in a directory; makes sure at the end that nothing of it is left."""
+    """Start dev in a directory; at the end stop it, and wait until all its processes have ended."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "daemon", "dev", "--port", str(port), *more),
         cwd=directory,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(directory / STATE)},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

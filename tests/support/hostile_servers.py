@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from daemon.destinations import Destinations, Resolve
 from daemon.errors import Refused, Retryable, RunError
-from daemon.fetch import Fetcher
+from daemon.fetch.client import Fetcher
+from daemon.fetch.destinations import Destinations, Resolve
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
 PUBLIC = "93.184.215.14"
@@ -27,7 +27,7 @@ SECRET = "token=s3cret"
 
 @dataclass
 class Visit:
-    """A connection that is about to be answered."""
+    """A connection that waits for its response."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -38,18 +38,18 @@ class Visit:
         await self.writer.drain()
 
     async def stay(self) -> None:
-        """Says nothing more, until the visitor goes."""
+        """Send nothing more, until the client closes the connection."""
         with suppress(ConnectionError):
             await self.reader.read()
         self.left.set()
 
 
-Answer = Callable[[Visit], Awaitable[None]]
+Response = Callable[[Visit], Awaitable[None]]
 
 
 @dataclass
 class Server:
-    """Answers everything with `answer`, and remembers what it was asked."""
+    """A server on loopback, and the requests it received."""
 
     url: str
     port: int
@@ -57,23 +57,23 @@ class Server:
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
     def headers(self) -> dict[str, str]:
-        """Those of the last request."""
+        """Return the headers of the last request."""
         lines = self.asked[-1].split("\r\n")[1:-2]
         return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
 
 
 @asynccontextmanager
 async def serving(
-    *answers: bytes | Answer, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    *responses: bytes | Response, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Server]:
-    """A server; the last of `answers` is for every further request too."""
+    """Serve `responses`, one for each request; the last one is for every further request, too."""
 
     async def visited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server.asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
-            answer = answers[min(len(server.asked), len(answers)) - 1]
+            response = responses[min(len(server.asked), len(responses)) - 1]
             visit = Visit(reader, writer, server.left)
-            await (visit.say(answer) if isinstance(answer, bytes) else answer(visit))
+            await (visit.say(response) if isinstance(response, bytes) else response(visit))
         except (ConnectionError, asyncio.IncompleteReadError):
             server.left.set()
         finally:
@@ -87,7 +87,7 @@ async def serving(
 
 
 def http(status: str = "200 OK", body: bytes = PICTURE, **headers: Any) -> bytes:
-    """An answer. A header that is None is left out."""
+    """Return a response. A header that is None is left out."""
     pairs = {"content_type": "image/png", "content_length": len(body), **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in pairs.items() if value is not None]
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
@@ -104,17 +104,17 @@ def chunked(*chunks: bytes) -> bytes:
 
 @dataclass
 class Names:
-    """A name server. Every look-up takes the next of a name's answers; the last one stays."""
+    """A name server. Every look-up takes the next of a name's responses; the last one stays."""
 
-    answers: dict[str, list[Sequence[str]]]
+    responses: dict[str, list[Sequence[str]]]
     asked: list[tuple[str, int]] = field(default_factory=list)
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         self.asked.append((host, port))
-        if host not in self.answers:
+        if host not in self.responses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        answers = self.answers[host]
-        return answers.pop(0) if len(answers) > 1 else answers[0]
+        responses = self.responses[host]
+        return responses.pop(0) if len(responses) > 1 else responses[0]
 
 
 async def nobody(host: str, port: int) -> Sequence[str]:
@@ -128,9 +128,9 @@ async def fetch(
     max_bytes: int = 1_000_000,
     seconds: float = 20,
     resolve: Resolve | None = nobody,
-    ssl_context: ssl.SSLContext | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> bytes:
-    async with Fetcher(allowed, resolve=resolve, ssl_context=ssl_context) as fetcher:
+    async with Fetcher(allowed, resolve=resolve, tls=tls) as fetcher:
         await fetcher.fetch(url, to, max_bytes=max_bytes, timeout=timedelta(seconds=seconds))
     return await asyncio.to_thread(to.read_bytes)
 

@@ -1,4 +1,4 @@
-"""OpenAI in the background and the fake it talks to: what it takes to test that by itself."""
+"""Test OpenAI's background mode by itself: the provider, its fake API, and a recorder of its reports."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,19 +9,19 @@ import pytest
 from daemon.errors import RunError
 from daemon.prompt import PromptSpec
 from daemon.providers import Generated, Request, Submitted, Traceable, Waiting, create
-from daemon.providers.openai_models import MAINLINE
+from daemon.providers.openai.models import MAINLINE
 from daemon.settings import Settings
 from tests.fakes.openai_api import KEY
 from tests.fakes.openai_responses import ResponsesAPI
-from tests.fakes.reporter import Recorder
+from tests.support.reporter import Recorder
 
 FLARE = "gpt-image-2.5-flare"
-ORDER = "resp_known"
+JOB = "resp_known"
 
 
 @dataclass
-class Studio:
-    """The provider, the API it talks to, and what it reports."""
+class Harness:
+    """One provider and its fake API."""
 
     api: ResponsesAPI
     folder: Path
@@ -36,12 +36,12 @@ class Studio:
         return made
 
     async def set_up(self, url: str | None = None, **settings: Any) -> None:
-        """Goes on with a provider that is set up in another way."""
+        """Replace the provider by one with other settings."""
         await self.provider.aclose()
         self.provider = self._create(url or self.api.base_url, **settings)
 
     def request(self, model: str = FLARE, *, previous: bytes | None = None, **spec: Any) -> Request:
-        """Asks for red foxes; `metadata` goes beside the promptSpec, whatever else is named belongs to it."""
+        """Return a request for red foxes. `metadata` stands beside the promptSpec; further arguments belong to it."""
         image = None
         if previous is not None:
             image = self.folder / "previous"
@@ -50,32 +50,32 @@ class Studio:
         prompt = PromptSpec.parse({"promptSpec": {"basePrompt": "a red fox", **spec}})
         return Request("run_1", model, prompt, self.folder, previous_image=image, metadata=metadata, ticket=7)
 
-    async def order(self, model: str = FLARE, **options: Any) -> Submitted:
-        """Orders a picture."""
+    async def submit(self, model: str = FLARE, **options: Any) -> Submitted:
+        """Submit a job."""
         made = await self.provider.generate(self.request(model, **options), self.recorder)
         assert isinstance(made, Submitted)
         return made
 
-    async def check(self, job_id: str = ORDER, model: str = FLARE) -> Generated | Waiting:
-        """Asks once."""
+    async def check(self, job_id: str = JOB, model: str = FLARE) -> Generated | Waiting:
+        """Check a job once."""
         return await self.provider.check(job_id, self.request(model), self.recorder)
 
     async def found(self, **response: Any) -> Generated | Waiting:
-        """Asks about a response that is like this."""
-        self.api.known(ORDER, model=MAINLINE)
+        """Check a job whose response is like this."""
+        self.api.known(JOB, model=MAINLINE)
         self.api.stages = [response]
         return await self.check()
 
     async def fail(self, **response: Any) -> RunError:
-        """Asks about a response that is like this, and gives the error."""
+        """Check a job whose response is like this; return the error."""
         with pytest.raises(RunError) as caught:
             await self.found(**response)
         assert KEY not in str(vars(caught.value))
         return caught.value
 
-    async def fail_to_order(self, **options: Any) -> RunError:
-        """Orders in vain; gives the error."""
+    async def fail_to_submit(self, **options: Any) -> RunError:
+        """Submit a job in vain; return the error."""
         with pytest.raises(RunError) as caught:
-            await self.order(**options)
+            await self.submit(**options)
         assert KEY not in str(vars(caught.value))
         return caught.value

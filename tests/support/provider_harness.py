@@ -1,4 +1,4 @@
-"""One provider, the fake it talks to, and what it reports: what it takes to test a provider by itself."""
+"""Test one provider by itself: the provider, its fake API, and a recorder of its reports."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,22 +10,22 @@ from daemon.errors import RunError
 from daemon.prompt import PromptSpec
 from daemon.providers import Generated, Provider, Request, create
 from daemon.settings import Settings
-from tests.fakes.reporter import Recorder
 from tests.fakes.server import FakeAPI
+from tests.support.reporter import Recorder
 
 API = TypeVar("API", bound=FakeAPI)
 
 
 @dataclass
-class ProviderStudio(Generic[API]):
-    """Draws red foxes.
+class ProviderHarness(Generic[API]):
+    """Generates red foxes with one provider.
 
     Args:
         name: The provider, as `processor` names it.
-        model: Asked where none is named.
+        model: The default model.
         key: Its key, which must not be in any error.
         api: The fake.
-        folder: Where pictures lie.
+        folder: The directory of images.
     """
 
     name: str
@@ -46,28 +46,28 @@ class ProviderStudio(Generic[API]):
         return made
 
     async def set_up(self, url: str | None = None, **settings: Any) -> None:
-        """Goes on with a provider that is set up in another way."""
+        """Replace the provider by one with other settings."""
         await self.provider.aclose()
         self.provider = self._create(url or self.api.url, **settings)
 
     async def make(
-        self, model: str | None = None, *, previous: bytes | None = None, context: Path | None = None, **spec: Any
+        self, model: str | None = None, *, previous: bytes | None = None, conversation: Path | None = None, **spec: Any
     ) -> Generated:
-        """Draws; whatever else is named belongs to the promptSpec."""
+        """Generate an image. Further arguments belong to the promptSpec."""
         image = None
         if previous is not None:
             image = self.folder / "previous"
             image.write_bytes(previous)
         prompt = PromptSpec.parse({"promptSpec": {"basePrompt": "a red fox", **spec}})
         request = Request(
-            "run_1", model or self.model, prompt, self.folder, previous_image=image, previous_context=context
+            "run_1", model or self.model, prompt, self.folder, previous_image=image, previous_conversation=conversation
         )
         made = await self.provider.generate(request, self.recorder)
         assert isinstance(made, Generated)
         return made
 
     async def fail(self, model: str | None = None, **spec: Any) -> RunError:
-        """Gives the error."""
+        """Generate an image in vain; return the error."""
         with pytest.raises(RunError) as caught:
             await self.make(model, **spec)
         assert self.key not in str(vars(caught.value))

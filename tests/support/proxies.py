@@ -1,4 +1,4 @@
-"""A network that fails: between a database and whoever connects through `Proxy.dsn`."""
+"""A proxy in front of a database that fails as networks do."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Forwards connections to a database, and can stop to do so in the ways that networks have."""
+    """Forwards connections to a database; can cut, refuse or stall them."""
 
     def __init__(self, dsn: str) -> None:
         self.direct = dsn
@@ -18,28 +18,28 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self.deaf = False
-        """Whether notifications are left out, as a pooler in transaction mode does."""
+        """Drop notifications, as a pooler in transaction mode does."""
         self.accepted = 0
-        """How many connections there have been."""
+        """The number of connections so far."""
 
     @property
     def dsn(self) -> str:
-        """Where to connect."""
+        """Return the address of the proxy."""
         return self.direct.replace(f":{self._port}/", f":{self._listening}/") + "?sslmode=disable"
 
     async def start(self) -> None:
-        """Listens, the second time where it did the first."""
+        """Listen; a second time on the same port."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._listening or 0)
         self._listening = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Accepts nothing more, and cuts what there is."""
+        """Stop listening, and cut all connections."""
         assert self._server is not None
         self._server.close()
         await self.cut()
 
     async def cut(self) -> None:
-        """Ends all connections, as seen from both sides."""
+        """Cut all connections, on both sides."""
         pipes = list(self._pipes)
         for pipe in pipes:
             pipe.cancel()
@@ -47,7 +47,7 @@ class Proxy:
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
-        """Nobody is there: connections are cut, new ones refused."""
+        """Cut connections and refuse new ones for as long as the context lasts."""
         await self.stop()
         try:
             yield
@@ -56,7 +56,7 @@ class Proxy:
 
     @asynccontextmanager
     async def swallowing(self) -> AsyncIterator[None]:
-        """Nothing arrives, and no connection ends: a cable is pulled. What was sent arrives afterwards."""
+        """Deliver nothing while the context lasts, as if a cable were pulled; bytes arrive afterwards, no connection ends."""
         self._open.clear()
         try:
             yield
@@ -98,7 +98,7 @@ class Proxy:
             await writer.drain()
 
     async def _forward_messages(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Message by message: a type, a length that counts itself, a body."""
+        """Forward Postgres messages one by one: a type, a length that counts itself, a body."""
         while True:
             kind = await reader.readexactly(1)
             size = await reader.readexactly(4)
@@ -112,7 +112,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxied(dsn: str) -> AsyncIterator[Proxy]:
-    """A proxy in front of a database."""
+    """Start a proxy in front of a database."""
     it = Proxy(dsn)
     await it.start()
     try:

@@ -1,4 +1,4 @@
-"""A project with Realtime, and a client that sees every frame."""
+"""A project with Auth, REST and Realtime, and a client that works on frames."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -14,13 +15,14 @@ import asyncpg
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from daemon.dev.api import listen, one_port, serving
-from daemon.dev.keys import Keys
-from daemon.dev.realtime import realtime_app
-from daemon.dev.rest import rest_app
-from tests.postgres import Cluster, connect
+from daemon.dev.supabase.auth import TOKEN_LIFETIME, auth_app
+from daemon.dev.supabase.gateway import listen, one_port, serving
+from daemon.dev.supabase.keys import Keys
+from daemon.dev.supabase.realtime import realtime_app
+from daemon.dev.supabase.rest import rest_app
+from tests.support.postgres import Cluster, connect
 
-SECRET = "a secret of the tests, and of nobody else"
+SECRET = "a secret that only the tests have"
 USER = "11111111-1111-1111-1111-111111111111"
 QUICK = 0.05
 """Seconds until a join is denied."""
@@ -28,7 +30,7 @@ QUICK = 0.05
 
 @dataclass(frozen=True)
 class Project:
-    """Where the stand-in is, what opens it, and a connection as `postgres`."""
+    """A running stand-in: its address, its keys, and a connection as `postgres`."""
 
     url: str
     keys: Keys
@@ -48,29 +50,44 @@ class Project:
 
 
 @asynccontextmanager
-async def running(postgres: Cluster, *, migrated: bool = True) -> AsyncIterator[Project]:
-    """REST and Realtime on one port, with a database of one's own."""
+async def running(
+    postgres: Cluster,
+    *,
+    migrated: bool = True,
+    lifetime: timedelta = TOKEN_LIFETIME,
+    messages_per_second: int | None = None,
+) -> AsyncIterator[Project]:
+    """Serve Auth, REST and Realtime on one port, with a new database; access tokens live as long as `lifetime`, and Realtime
+    drops what goes beyond `messages_per_second`."""
     keys = Keys(SECRET, anon_key="sb_publishable_test", service_role_key="sb_secret_test")
     async with postgres.database() if migrated else postgres.database(template=None) as dsn:
-        as_gateway = postgres.server.dsn(dsn.rpartition("/")[2], user="authenticator")
+        database = dsn.rpartition("/")[2]
+        as_gateway = postgres.server.dsn(database, user="authenticator")
+        as_auth = postgres.server.dsn(database, user="supabase_auth_admin")
         async with (
             asyncpg.create_pool(dsn, min_size=0) as pool,
             asyncpg.create_pool(as_gateway, min_size=0) as rest,
-            realtime_app(dsn, pool, keys, denial_delay=QUICK) as realtime,
+            asyncpg.create_pool(as_auth, min_size=0) as auth,
+            realtime_app(dsn, pool, keys, denial_delay=QUICK, messages_per_second=messages_per_second) as realtime,
         ):
-            apps = {"/rest/v1": rest_app(rest, keys), "/realtime/v1": realtime}
             listening = listen(0)
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            apps = {
+                "/auth/v1": auth_app(auth, keys, url, lifetime=lifetime),
+                "/rest/v1": rest_app(rest, keys),
+                "/realtime/v1": realtime,
+            }
             async with serving(one_port(apps), listening):
                 db = await connect(dsn)
                 try:
-                    yield Project(f"http://127.0.0.1:{listening.getsockname()[1]}", keys, db)
+                    yield Project(url, keys, db)
                 finally:
                     await db.close()
 
 
 @dataclass(frozen=True)
 class Wire:
-    """A connection, frame by frame, in the form in which frames were recorded."""
+    """A WebSocket that sends and receives frames, in the form in which they were recorded."""
 
     socket: ClientConnection
     version: str
@@ -84,23 +101,23 @@ class Wire:
         await self.socket.send(json.dumps(frame))
 
     async def next(self, count: int = 1) -> list[Any]:
-        """The next frames."""
-        async with asyncio.timeout(15):
+        """Receive the next frames."""
+        async with asyncio.timeout(40):
             return [_recorded(await self.socket.recv()) for _ in range(count)]
 
     async def join(
-        self, topic: str, ref: str, *, token: str | None = None, answers: int = 1, **config: Any
+        self, topic: str, ref: str, *, token: str | None = None, replies: int = 1, **config: Any
     ) -> list[Any]:
-        """Joins and waits for so many frames."""
+        """Join a topic, and receive a number of frames."""
         config = {"broadcast": {"ack": False, "self": False}, "presence": {"key": "", "enabled": False}} | config
         payload: dict[str, Any] = {"config": {"private": False, "postgres_changes": []} | config}
         if token is not None:
             payload["access_token"] = token
         await self.send(topic, "phx_join", payload, ref=ref, join_ref=ref)
-        return await self.next(answers)
+        return await self.next(replies)
 
     async def silence(self) -> list[Any]:
-        """What has come until the server answers to a heartbeat: it answers in order."""
+        """Receive the frames until the reply to a heartbeat: replies come in order."""
         ref = uuid4().hex
         await self.send("phoenix", "heartbeat", {}, ref=ref)
         came: list[Any] = []

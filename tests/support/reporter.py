@@ -1,4 +1,4 @@
-"""Keeps what a provider says while it works."""
+"""Record the reports of a provider."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -13,15 +13,15 @@ class Recorder:
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     estimates: list[float | None] = field(default_factory=list)
-    orders: list[bool] = field(default_factory=list)
+    deferred: list[bool] = field(default_factory=list)
     percents: list[float] = field(default_factory=list)
     messages: list[str | None] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
     warnings: list[tuple[str | None, str]] = field(default_factory=list)
     _heard: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, order: bool = False) -> None:
-        self.orders.append(order)
+    def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, deferred: bool = False) -> None:
+        self.deferred.append(deferred)
         self.requests.append(dict(request))
         self.estimates.append(estimate)
         self._heard.set()
@@ -39,7 +39,7 @@ class Recorder:
         self.warnings.append((field, message))
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Waits for what `submitted` or `progress` bring about."""
+        """Wait until a report makes `condition` true."""
         while not condition():
             self._heard.clear()
             await self._heard.wait()

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from daemon.queue import Queue
+from daemon.queue.client import Queue
 
 WORKFLOW = UUID("aaaaaaaa-0000-4000-8000-000000000000")
 
@@ -20,7 +20,7 @@ async def insert_runs(
     prompt: dict[str, Any] | None = None,
     **metadata: Any,
 ) -> list[str]:
-    """Inserts runs in one statement, as an operator; answers their ids."""
+    """Insert runs in one statement, as an operator; return their ids."""
     rows = await connection.fetch(
         """insert into runs (kind, subject_id, status, processor, metadata)
         select 'image_gen', $1, 'pending', $2, $3::jsonb || jsonb_build_object('number', n)
@@ -34,20 +34,20 @@ async def insert_runs(
 
 
 async def insert_run(connection: "asyncpg.Connection[asyncpg.Record]", **options: Any) -> str:
-    """Inserts one run; see `insert_runs`."""
+    """Insert one run; see `insert_runs`."""
     (run,) = await insert_runs(connection, **options)
     return run
 
 
 async def run_row(connection: "asyncpg.Connection[asyncpg.Record]", run: str) -> "asyncpg.Record":
-    """The row of a run."""
+    """Fetch the row of a run."""
     row = await connection.fetchrow("select * from runs where id = $1", run)
     assert row is not None
     return row
 
 
 async def event_names(connection: "asyncpg.Connection[asyncpg.Record]", run: str) -> list[str]:
-    """The events of a run, in order."""
+    """Fetch the names of the events of a run, in sequence."""
     rows = await connection.fetch(
         "select payload ->> 'event' as event from run_events where run_id = $1 order by seq", run
     )
@@ -55,21 +55,21 @@ async def event_names(connection: "asyncpg.Connection[asyncpg.Record]", run: str
 
 
 async def register(queue: Queue, *, slots: int = 4, lease: float = 30, providers: tuple[str, ...] = ("demo",)) -> UUID:
-    """Registers a daemon and answers its id."""
+    """Register a daemon and return its id."""
     from datetime import timedelta
 
     daemon = uuid4()
-    await queue.register(
+    await queue.register_daemon(
         daemon, name="test", version="0", slots=slots, lease=timedelta(seconds=lease), providers=providers
     )
     return daemon
 
 
 def completed(url: str = "https://example.supabase.co/x.png") -> dict[str, Any]:
-    """The body of a settlement that completes a run."""
+    """Return the body of a settlement that completes a run."""
     return {"outcome": "completed", "payload": {"imageUrl": url, "cost": 0.01}, "events": []}
 
 
 def as_json(value: object) -> Any:
-    """A jsonb column as Python, whichever codec the connection has."""
+    """Return a jsonb column as Python, whichever codec the connection has."""
     return json.loads(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""HTTP servers for tests: an app behind uvicorn in the test's own loop, or a script that misbehaves."""
+"""Serve HTTP in tests: an app behind uvicorn in the test's own loop, or a script that misbehaves."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from tests.postgres import wait_until
+from tests.support.postgres import wait_until
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -17,13 +17,13 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The signals are the test runner's."""
+        """Leave the signals to the test runner."""
         yield
 
 
 @asynccontextmanager
 async def served(app: ASGIApp) -> AsyncIterator[str]:
-    """The URL of `app` on a free port."""
+    """Serve `app` on a free port; yield its URL."""
     config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=2)
     server = _Server(config)
     with socket.socket() as listening:
@@ -39,7 +39,7 @@ async def served(app: ASGIApp) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def scripted(script: Script) -> AsyncIterator[str]:
-    """The URL of a server that does with each connection what `script` says; what it still does at the end is ended."""
+    """Run `script` for each connection to a free port; yield the URL. Connections that are open at the end are cut."""
     connections: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Deliveries as providers sign them, and the two ways they come to the database: as PostgREST calls it, and over HTTP."""
+"""Webhooks signed as providers do, posted in two ways: by SQL as PostgREST calls it, and over HTTP."""
 
 import base64
 import hashlib
@@ -14,45 +14,45 @@ import httpx
 from standardwebhooks import Webhook
 from starlette.types import ASGIApp
 
-from daemon.dev.api import one_port
-from daemon.dev.keys import Keys
-from daemon.dev.rest import rest_app
-from tests.postgres import Cluster, signed_in
-from tests.servers import served
+from daemon.dev.supabase.gateway import one_port
+from daemon.dev.supabase.keys import Keys
+from daemon.dev.supabase.rest import rest_app
+from tests.support.postgres import Cluster, signed_in
+from tests.support.servers import served
 
 SECRET = "whsec_" + base64.b64encode(b"a key of the tests, 32 bytes long").decode()
 KEYS = Keys(
-    "a secret of the tests, and of nobody else", anon_key="sb_publishable_test", service_role_key="sb_secret_test"
+    "a secret of the tests that is long enough", anon_key="sb_publishable_test", service_role_key="sb_secret_test"
 )
 
-Answer = tuple[int, Any]
-"""The status, and what is said."""
+Response = tuple[int, Any]
+"""The status, and the body as JSON."""
 
-Post = Callable[[str, str, Mapping[str, str]], Awaitable[Answer]]
-"""Posts a body with headers to a provider's webhook."""
+Post = Callable[[str, str, Mapping[str, str]], Awaitable[Response]]
+"""Post a body with headers to a provider's webhook."""
 
 
 def signed(body: str, *, at: datetime | None = None, message: str = "msg_1", secret: str = SECRET) -> dict[str, str]:
-    """The headers of Standard Webhooks."""
+    """The headers of Standard Webhooks for a body."""
     at = at or datetime.now(UTC)
     signature = Webhook(secret).sign(message, at, body)
     return {"webhook-id": message, "webhook-timestamp": str(int(at.timestamp())), "webhook-signature": signature}
 
 
 def hex_hmac(text: str, secret: str = SECRET) -> str:
-    """The specification's own scheme: the secret's text is the key."""
+    """HMAC-SHA256 in hex, of the scheme `hmac`: the secret's text is the key."""
     return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def by_sql(db: "asyncpg.Connection[asyncpg.Record]") -> Post:
-    """What PostgREST does: a transaction as anon, headers in a setting, the raw body as the one unnamed json."""
+    """Post as PostgREST does: a transaction as anon, headers in a setting, the raw body as the one unnamed json."""
 
-    async def post(provider: str, body: str, headers: Mapping[str, str]) -> Answer:
+    async def post(provider: str, body: str, headers: Mapping[str, str]) -> Response:
         async with signed_in(db, role="anon"):
             await db.execute("select set_config('request.headers', $1, true)", json.dumps(dict(headers)))
-            said = await db.fetchval(f"select webhook_{provider}($1::text::json)", body)
+            response = await db.fetchval(f"select webhook_{provider}($1::text::json)", body)
             status = await db.fetchval("select current_setting('response.status', true)")
-        return int(status or 200), said
+        return int(status or 200), response
 
     return post
 
@@ -61,25 +61,24 @@ def by_sql(db: "asyncpg.Connection[asyncpg.Record]") -> Post:
 async def gateway(
     postgres: Cluster, dsn: str, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app
 ) -> AsyncIterator[str]:
-    """The URL of a project whose REST endpoint is the stand-in, before the database at `dsn`, behind whatever stands
-    before it."""
-    as_gateway = postgres.server.dsn(dsn.rpartition("/")[2], user="authenticator")
+    """Serve the stand-in's REST endpoint for the database at `dsn`, behind `behind`. Yields its URL."""
+    authenticator = postgres.server.dsn(dsn.rpartition("/")[2], user="authenticator")
     async with (
-        asyncpg.create_pool(as_gateway, min_size=1, max_size=4) as pool,
+        asyncpg.create_pool(authenticator, min_size=1, max_size=4) as pool,
         served(behind(one_port({"/rest/v1": rest_app(pool, KEYS)}))) as url,
     ):
         yield url
 
 
 def by_http(http: httpx.AsyncClient, url: str) -> Post:
-    """What a provider does: it knows a URL, and nothing else."""
+    """Post as a provider does, which knows a URL and nothing else."""
 
-    async def post(provider: str, body: str, headers: Mapping[str, str]) -> Answer:
-        answer = await http.post(
+    async def post(provider: str, body: str, headers: Mapping[str, str]) -> Response:
+        response = await http.post(
             f"{url}/rest/v1/rpc/webhook_{provider}?apikey={KEYS.anon_key}",
             content=body.encode(),
             headers={"content-type": "application/json", **headers},
         )
-        return answer.status_code, answer.json()
+        return response.status_code, response.json()
 
     return post

@@ -1,4 +1,4 @@
-"""A browser window with the canvas in it, in the words of whoever sits in front of it."""
+"""A browser window with the canvas: what the tests do with it and read from it."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import asyncpg
 from PIL import Image
 from playwright.async_api import Browser, ConsoleMessage, Locator, Page, async_playwright, expect
 
-from tests.postgres import ROOT, connect
+from tests.support.postgres import ROOT, connect
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = (
@@ -22,7 +22,7 @@ FLAGS = (
 )
 SCREENSHOTS = ROOT / ".cache/screenshots"
 REFUSED = r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|CONNECTION_CLOSED|EMPTY_RESPONSE)"
-"""What Chromium itself logs about a server that is not there."""
+"""The error that Chromium itself logs for an unreachable server."""
 VISITOR = "00000000-0000-4000-8000-000000000002"
 
 
@@ -30,16 +30,16 @@ class Window:
     """One window.
 
     Attributes:
-        complaints: Errors and warnings of its console.
-        outage: Whether failed connections are to be expected, of which browsers complain by themselves.
+        console_errors: Errors and warnings of its console.
+        outage: Ignore errors of failed connections, which the browser logs by itself.
     """
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.complaints: list[str] = []
+        self.console_errors: list[str] = []
         self.outage = False
         page.on("console", self._listen)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("pageerror", lambda error: self.console_errors.append(str(error)))
 
     @property
     def workflow(self) -> str:
@@ -64,12 +64,12 @@ class Window:
         await expect(self.page.locator(".connection")).to_have_text("Live", timeout=20_000)
 
     async def counts(self, number: int, what: str) -> None:
-        """Waits until the header counts so many."""
+        """Wait until the header shows this count."""
         words = re.compile(rf"^{number} {what}$")
         await expect(self.page.locator(".counts li", has_text=words)).to_be_visible(timeout=40_000)
 
     async def add(self, prompt: str) -> Locator:
-        """Makes a node by keyboard, and leaves the cursor in its prompt."""
+        """Add a node by keyboard; the focus is then in its prompt."""
         before = await self.nodes.count()
         if before == 0:
             await self.page.locator(".first input").press("Escape")
@@ -81,7 +81,7 @@ class Window:
         return self.node(prompt)
 
     async def drag(self, what: Locator, to: Locator | tuple[float, float], *, offline: bool = False) -> None:
-        """Takes something by its middle, and lets go of it there."""
+        """Drag an element by its middle to another, or to a point."""
         if not offline:
             await self.connected()
         await what.hover()
@@ -94,14 +94,14 @@ class Window:
         await self.page.mouse.up()
 
     async def has_image(self, node: Locator) -> str:
-        """Waits until the node's image is ready and painted; answers its address."""
+        """Wait until the node's image is ready and painted; return its address."""
         await expect(node).to_have_attribute("data-status", "completed", timeout=40_000)
         await expect(node.locator(".image-node-picture")).to_have_count(1, timeout=10_000)
         await expect(node.locator(".image-node-picture")).to_have_attribute("data-loaded", "true")
         return str(await node.locator(".image-node-picture").get_attribute("src"))
 
     async def keep_screenshot(self, name: str) -> None:
-        """In light and in dark, for people to look at."""
+        """Take screenshots in light and in dark, for people to look at."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         for scheme in ("dark", "light"):
             await self.page.emulate_media(color_scheme=scheme)
@@ -111,40 +111,40 @@ class Window:
     def _listen(self, message: ConsoleMessage) -> None:
         expected = self.outage and re.search(REFUSED, message.text)
         if message.type in ("error", "warning") and not expected:
-            self.complaints.append(message.text)
+            self.console_errors.append(message.text)
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
+async def chromium(*flags: str) -> AsyncIterator[Browser]:
     """The browser, headless."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
         yield browser
         await browser.close()
 
 
 @asynccontextmanager
 async def opened(browser: Browser, address: str, *, script: str = "", **options: Any) -> AsyncIterator[Window]:
-    """A window of its own, like somebody else's browser.
+    """Open a window with its own storage, like another user's browser.
 
     Args:
         script: Runs in each page before all others.
     """
-    context = await browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+    session = await browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
     try:
-        await context.add_init_script(script)
-        window = Window(await context.new_page())
+        await session.add_init_script(script)
+        window = Window(await session.new_page())
         await window.page.goto(address)
         await expect(window.page.locator(".header")).to_be_visible()
         yield window
-        assert window.complaints == []
+        assert window.console_errors == []
     finally:
-        await context.close()
+        await session.close()
 
 
 @asynccontextmanager
 async def database(data: Path) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """The database of a data directory that a dev is running in."""
+    """Connect to the database of a running dev, by its data directory."""
     environment = dict(line.split("=", 1) for line in (data / "env").read_text().splitlines())
     connection = await connect(environment["DATABASE_URL"])
     yield connection
@@ -154,11 +154,11 @@ async def database(data: Path) -> AsyncIterator["asyncpg.Connection[asyncpg.Reco
 async def put(
     db: "asyncpg.Connection[asyncpg.Record]", workflow: str, *prompts: str, at: int = 0, **demo: object
 ) -> None:
-    """Nodes of an application: a row of them, side by side, in a workflow of the visitor's.
+    """Insert nodes side by side into a workflow, and make the visitor its member.
 
     Args:
-        at: How many are there already.
-        demo: How the painter behaves.
+        at: The number of nodes that are there already.
+        demo: Instructions for the painter.
     """
     async with db.transaction():
         for place, prompt in enumerate(prompts, at):
@@ -182,7 +182,7 @@ async def put(
 
 
 def difference(shown: bytes, stored: bytes) -> float:
-    """How far two pictures are apart, as the mean over all pixels and channels: 0 the same, 255 black and white."""
+    """Return the mean difference of two pictures over all pixels and channels: 0 is equal, 255 is black and white."""
     seen = Image.open(BytesIO(shown)).convert("RGB")
     kept = Image.open(BytesIO(stored)).convert("RGB").resize(seen.size)
     pairs = zip(seen.tobytes(), kept.tobytes(), strict=True)
