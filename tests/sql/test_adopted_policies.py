@@ -1,11 +1,11 @@
-"""Tables that were there before us: rows of other kinds stay as open as they were, ours are closed."""
+"""Adopted tables: rows of other kinds stay as open as they were, ours are closed."""
 
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from tests.postgres import MIGRATIONS, Cluster, connect, signed_in
+from tests.support.postgres import MIGRATIONS, Cluster, connect, signed_in
 
 ANN = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 BOB = UUID("bbbbbbbb-0000-4000-8000-00000000000b")
@@ -119,7 +119,7 @@ async def test_members_have_no_update_and_no_delete_on_their_own_runs(db):
         assert await db.execute("delete from runs where id = 'ann-run'") == "DELETE 0"
 
 
-async def test_workflows_that_were_there_before_belong_to_nobody(db):
+async def test_adopted_workflows_belong_to_no_user(db):
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with signed_in(db, ANN):
             await db.execute(INSERT_RUN, "x", OLD)

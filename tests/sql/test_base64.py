@@ -1,4 +1,4 @@
-"""Never base64, exactly: what must be refused and what must be accepted, against an oracle that shares no code."""
+"""The base64 rule, exactly, against an oracle that shares no code with it."""
 
 import json
 import string
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.postgres import Cluster, connect
-from tests.runs import WORKFLOW, insert_run
-from tests.sql.protocol import Daemon, Db, events, insert_node, new_daemon
+from tests.support.postgres import Cluster, connect
+from tests.support.protocol import Daemon, Db, events, insert_node, new_daemon
+from tests.support.runs import WORKFLOW, insert_run
 
 STANDARD = frozenset(string.ascii_letters + string.digits + "+/")
 URL_SAFE = frozenset(string.ascii_letters + string.digits + "-_")
@@ -30,7 +30,7 @@ PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every key, string and number in a JSON value."""
+    """Yield every key, string and number in a JSON value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key
@@ -45,7 +45,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def is_data_url(text: str) -> bool:
-    """Whether a `data:…;base64,` stands in it: nothing but the media type, which has no comma, in between."""
+    """Return whether a text has a `data:…;base64,`: nothing but the media type, which has no comma, in between."""
     text = text.lower()
     ends = [place for place in range(len(text)) if text.startswith(";base64,", place)]
     starts = [place for place in range(len(text)) if text.startswith("data:", place)]
@@ -53,7 +53,7 @@ def is_data_url(text: str) -> bool:
 
 
 def uncounted(text: str) -> Iterator[str]:
-    """The text without its URLs of up to 2,048 characters."""
+    """Return the text without its URLs of up to 2,048 characters."""
     place = begun = 0
     lowered = text.lower()
     while place < len(text):
@@ -72,7 +72,7 @@ def uncounted(text: str) -> Iterator[str]:
 
 
 def counted(text: str) -> int:
-    """The characters of its tokens, padding included."""
+    """Count the characters of its tokens, padding included."""
     total = place = 0
     while place < len(text):
         length = 0
@@ -89,7 +89,7 @@ def counted(text: str) -> int:
 
 
 def has_base64(value: Any) -> bool:
-    """The rule."""
+    """Apply the rule."""
     strings = list(texts(value))
     if any(is_data_url(text) for text in strings):
         return True
@@ -160,7 +160,7 @@ BOUNDARIES: list[tuple[str, Any, bool]] = [
 
 @pytest.mark.parametrize(("value", "refused"), [pytest.param(*case[1:], id=case[0]) for case in BOUNDARIES])
 async def test_the_rule_at_its_boundaries(db: Db, value: Any, refused: bool) -> None:
-    assert await db.fetchval("select private.has_base64($1)", value) is refused
+    assert await db.fetchval("select image_jobs.has_base64($1)", value) is refused
     assert has_base64(value) is refused, "the oracle"
 
 
@@ -182,7 +182,7 @@ values = st.recursive(
 )
 
 
-async def test_the_rule_is_what_the_oracle_says(postgres: Cluster) -> None:
+async def test_the_rule_agrees_with_the_oracle(postgres: Cluster) -> None:
     async with postgres.database() as dsn:
         connection = await connect(dsn)
 
@@ -196,15 +196,15 @@ async def test_the_rule_is_what_the_oracle_says(postgres: Cluster) -> None:
             found.append(value)
 
         collect()
-        answers = await connection.fetchval(
-            "select array_agg(private.has_base64(v.value) order by v.place) "
+        verdicts = await connection.fetchval(
+            "select array_agg(image_jobs.has_base64(v.value) order by v.place) "
             "from jsonb_array_elements($1) with ordinality as v (value, place)",
             found,
         )
         await connection.close()
-    wrong = [value for value, answer in zip(found, answers, strict=True) if has_base64(value) is not answer]
+    wrong = [value for value, verdict in zip(found, verdicts, strict=True) if has_base64(value) is not verdict]
     assert not wrong, json.dumps(min(wrong, key=lambda value: len(json.dumps(value))))
-    assert {True, False} == set(answers)
+    assert {True, False} == set(verdicts)
 
 
 # The constraints
@@ -299,7 +299,7 @@ async def test_every_jsonb_column_of_ours_has_such_a_constraint(db: Db) -> None:
 
 @pytest.fixture
 async def older_file(db: Db) -> str:
-    """A completed run whose payload is a file, as if the rule had come later."""
+    """Insert a completed run whose payload is a file, as if the rule had come later."""
     run = await insert_run(db)
     daemon = await new_daemon(db)
     await daemon.complete(await daemon.claim_one())
@@ -307,19 +307,19 @@ async def older_file(db: Db) -> str:
     await db.execute("update runs set payload = $2 where id = $1", run, {"imageUrl": "data:image/png;base64,AA=="})
     await db.execute(
         "alter table runs add constraint runs_payload_holds_no_base64 "
-        "check (kind is distinct from 'image_gen' or not private.has_base64(payload)) not valid"
+        "check (kind is distinct from 'image_gen' or not image_jobs.has_base64(payload)) not valid"
     )
     return run
 
 
-async def test_a_file_from_before_is_a_violation_that_operators_see(db: Db, older_file: str) -> None:
-    (violation,) = await db.fetch("select * from storage_violations")
+async def test_an_older_file_is_a_storage_violation(db: Db, older_file: str) -> None:
+    (violation,) = await db.fetch("select * from image_jobs.storage_violations")
     assert tuple(violation) == ("runs", older_file, "payload")
 
 
-async def test_requeueing_frees_the_database_of_a_file_from_before(db: Db, older_file: str) -> None:
+async def test_requeueing_removes_an_older_file(db: Db, older_file: str) -> None:
     await db.execute("update runs set status = 'pending' where id = $1", older_file)
-    assert await db.fetch("select * from storage_violations") == []
+    assert await db.fetch("select * from image_jobs.storage_violations") == []
     assert "payload" not in (await events(db, older_file))[-1]["data"]
     daemon: Daemon = await new_daemon(db)
     assert await daemon.complete(await daemon.claim_one()) == "settled"

@@ -1,16 +1,16 @@
-"""What a canvas hears: one message per statement and workflow, for members alone, and never at the cost of the change."""
+"""Broadcasts of nodes: one message per statement and workflow, for members alone, and never at the cost of the change."""
 
 import asyncpg
 import pytest
 
-from tests.postgres import Cluster, connect, signed_in
-from tests.runs import WORKFLOW, insert_run
+from tests.support.postgres import Cluster, connect, signed_in
+from tests.support.runs import WORKFLOW, insert_run
 
 Db = asyncpg.Connection
 
 
 async def messages(cluster: Cluster, db: Db) -> list[asyncpg.Record]:
-    """All messages so far, as the Realtime server reads them."""
+    """Fetch all messages so far, as the Realtime server reads them."""
     name = await db.fetchval("select current_database()")
     reader = await connect(cluster.server.dsn(name))
     try:
@@ -31,9 +31,7 @@ async def add_nodes(db: Db, count: int, data: object | None = None) -> None:
     )
 
 
-async def test_a_statement_that_changes_many_nodes_sends_one_private_message_for_their_workflow(
-    postgres: Cluster, db: Db
-) -> None:
+async def test_a_statement_sends_one_private_message_per_workflow(postgres: Cluster, db: Db) -> None:
     await add_nodes(db, 50)
     await db.execute("update workflow_nodes set position = '{\"x\": 1}'")
     sent = await messages(postgres, db)
@@ -43,7 +41,7 @@ async def test_a_statement_that_changes_many_nodes_sends_one_private_message_for
     assert all(len(row["payload"]["nodes"]) == 50 for row in sent)
 
 
-async def test_versions_only_grow_and_a_change_that_changes_nothing_says_nothing(postgres: Cluster, db: Db) -> None:
+async def test_versions_grow_and_unchanged_nodes_are_not_broadcast(postgres: Cluster, db: Db) -> None:
     await add_nodes(db, 1)
     await db.execute("update workflow_nodes set node_data = node_data")
     await db.execute('update workflow_nodes set node_data = \'{"prompt": "a"}\'')
@@ -55,7 +53,7 @@ async def test_versions_only_grow_and_a_change_that_changes_nothing_says_nothing
     assert sent[-1]["deleted"] is True
 
 
-async def test_a_change_of_a_run_is_heard_with_what_the_node_shows(postgres: Cluster, db: Db) -> None:
+async def test_a_change_of_a_run_is_broadcast_as_its_node_data(postgres: Cluster, db: Db) -> None:
     await add_nodes(db, 1)
     run = await insert_run(db, nodeId="n1")
     node = (await messages(postgres, db))[-1]["payload"]["nodes"][0]
@@ -63,9 +61,7 @@ async def test_a_change_of_a_run_is_heard_with_what_the_node_shows(postgres: Clu
     assert node["node_data"]["runId"] == run
 
 
-async def test_messages_stay_below_the_payload_limit_and_large_nodes_are_sent_in_part(
-    postgres: Cluster, db: Db
-) -> None:
+async def test_large_messages_are_cut_and_large_nodes_sent_in_part(postgres: Cluster, db: Db) -> None:
     await add_nodes(db, 100, {"note": "word " * 1200})
     await db.execute(
         "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ('large', $1, 'note', $2)",
@@ -80,12 +76,20 @@ async def test_messages_stay_below_the_payload_limit_and_large_nodes_are_sent_in
     assert "note" not in large["node_data"]
 
 
-async def test_a_node_that_moves_to_another_workflow_is_gone_in_the_old_one(postgres: Cluster, db: Db) -> None:
+async def test_a_moved_node_is_deleted_in_its_old_workflow(postgres: Cluster, db: Db) -> None:
     await add_nodes(db, 1)
     await db.execute("update workflow_nodes set workflow_id = 'bbbbbbbb-0000-4000-8000-000000000000'")
     by_topic = {row["topic"]: row["payload"]["nodes"][0] for row in (await messages(postgres, db))[1:]}
     assert by_topic[f"workflow:{WORKFLOW}"]["deleted"] is True
     assert "deleted" not in by_topic["workflow:bbbbbbbb-0000-4000-8000-000000000000"]
+
+
+async def test_a_renamed_node_is_deleted_under_its_old_id(postgres: Cluster, db: Db) -> None:
+    await add_nodes(db, 2)
+    await db.execute("update workflow_nodes set id = 'm1' where id = 'n1'")
+    last = (await messages(postgres, db))[-1]["payload"]["nodes"]
+    assert {node["id"]: node.get("deleted", False) for node in last} == {"n1": True, "m1": False}
+    assert len({node["version"] for node in last}) == 2
 
 
 async def test_a_send_that_fails_does_not_hurt_the_change(postgres: Cluster, db: Db) -> None:
@@ -114,7 +118,7 @@ async def test_a_send_that_waits_for_a_lock_gives_up_at_once(postgres: Cluster, 
         await locker.close()
 
 
-async def test_without_realtime_nodes_change_as_ever(postgres: Cluster, db: Db) -> None:
+async def test_without_realtime_nodes_change_as_usual(postgres: Cluster, db: Db) -> None:
     name = await db.fetchval("select current_database()")
     await postgres.sudo("drop schema realtime cascade", name)
     await add_nodes(db, 1)
@@ -123,7 +127,7 @@ async def test_without_realtime_nodes_change_as_ever(postgres: Cluster, db: Db) 
 
 
 @pytest.mark.parametrize("who", ["member", "stranger"])
-async def test_only_members_hear_a_workflow(postgres: Cluster, db: Db, who: str) -> None:
+async def test_only_members_receive_broadcasts_of_a_workflow(postgres: Cluster, db: Db, who: str) -> None:
     async with signed_in(db) as member:
         await db.execute(
             "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ('n1', $1, 'x', '{}')", WORKFLOW
@@ -136,7 +140,7 @@ async def test_only_members_hear_a_workflow(postgres: Cluster, db: Db, who: str)
         assert await db.fetchval("select count(*) from realtime.messages") == 0
 
 
-async def test_nobody_signed_in_may_speak_on_a_workflow_s_topic(db: Db) -> None:
+async def test_signed_in_users_may_not_send_on_a_workflow_s_topic(db: Db) -> None:
     async with signed_in(db) as member:
         await db.execute(
             "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ('n1', $1, 'x', '{}')", WORKFLOW

@@ -1,4 +1,4 @@
-"""What may be done to a run from outside, what may not, and what DBAs are used to doing."""
+"""Updates of runs from outside: what is allowed, what is refused, and the idioms that DBAs are used to."""
 
 from datetime import datetime
 from uuid import UUID
@@ -6,9 +6,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from tests.postgres import signed_in
-from tests.runs import WORKFLOW, insert_run, run_row
-from tests.sql.protocol import (
+from tests.support.postgres import signed_in
+from tests.support.protocol import (
     OPERATORS,
     STATES,
     TERMINAL,
@@ -20,11 +19,12 @@ from tests.sql.protocol import (
     run_in,
     set_status,
 )
+from tests.support.runs import WORKFLOW, insert_run, run_row
 
 REFUSED = asyncpg.InvalidParameterValueError
 
 
-# what nobody may do
+# refused to all
 
 
 @pytest.mark.parametrize("role", OPERATORS)
@@ -87,7 +87,7 @@ async def test_clients_have_no_update_and_no_delete(db: Db, member: UUID, role: 
 
 
 @pytest.mark.parametrize("function", ["cancel_run", "requeue_run"])
-async def test_a_run_that_is_not_there_is_not_found(db: Db, function: str) -> None:
+async def test_a_missing_run_is_not_found(db: Db, function: str) -> None:
     with pytest.raises(asyncpg.PostgresError) as refused:
         async with signed_in(db):
             await db.fetchval(f"select {function}('nothing')")
@@ -102,7 +102,7 @@ async def test_a_run_that_is_not_there_is_not_found(db: Db, function: str) -> No
     "change",
     ["processor = 'openai:gpt-image-2'", "id = 'other'", "subject_id = gen_random_uuid()", "kind = 'research'"],
 )
-async def test_what_a_run_is_never_changes(db: Db, daemon: Daemon, state: str, change: str) -> None:
+async def test_identity_and_processor_of_a_run_never_change(db: Db, daemon: Daemon, state: str, change: str) -> None:
     run = await run_in(db, daemon, state)
     with pytest.raises(REFUSED) as refused:
         await db.execute(f"update runs set {change} where id = $1", run)
@@ -122,7 +122,7 @@ async def test_what_a_run_is_never_changes(db: Db, daemon: Daemon, state: str, c
         "created_by = gen_random_uuid()",
         "submitted_at = 'epoch'",
         "rank = 5",
-        "lane = 'elsewhere'",
+        "lane = 'other'",
         "webhook = 'came'",
         "updated_at = 'epoch'",
     ],
@@ -145,7 +145,7 @@ async def test_finished_at_is_null_unless_terminal(db: Db, daemon: Daemon, state
         await db.execute(f"update runs set finished_at = {'now()' if finished is None else 'null'} where id = $1", run)
 
 
-async def test_started_at_is_the_latest_start_of_work_and_until_then_the_insert_time(db: Db, daemon: Daemon) -> None:
+async def test_started_at_is_the_latest_start_else_the_insert_time(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     inserted = await run_row(db, run)
     assert inserted["started_at"] == inserted["created_at"]
@@ -177,7 +177,7 @@ async def test_started_at_cannot_be_chosen_at_insert(db: Db) -> None:
 # what DBAs do
 
 
-async def test_the_usual_idiom_of_freeing_a_stuck_row_works_on_a_held_run(db: Db, daemon: Daemon) -> None:
+async def test_the_usual_unlock_idiom_works_on_a_held_run(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     await db.execute("update runs set status = 'pending', claimed_by = null, attempt = 0 where id = $1", run)
@@ -210,20 +210,20 @@ async def test_saving_a_whole_row_with_another_status_is_that_request(db: Db, da
 
 
 async def save(db: Db, row: dict[str, object]) -> None:
-    """What an ORM does: every column, as it was read."""
+    """Save every column as it was read, as an ORM does."""
     columns = [column for column in row if column != "id"]
     settings = ", ".join(f"{column} = ${number}" for number, column in enumerate(columns, 2))
     await db.execute(f"update runs set {settings} where id = $1", row["id"], *(row[column] for column in columns))
 
 
-async def test_a_save_of_a_whole_pending_row_never_puts_it_out_of_line(db: Db, daemon: Daemon) -> None:
+async def test_saving_a_whole_pending_row_keeps_its_rank(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     await save(db, dict(await run_row(db, run)))
     assert (await daemon.claim_one())["id"] == run
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
-async def test_a_run_whose_due_at_is_emptied_is_looked_at_all_the_same(db: Db, daemon: Daemon, state: str) -> None:
+async def test_a_run_whose_due_at_is_emptied_is_due_now(db: Db, daemon: Daemon, state: str) -> None:
     run = await run_in(db, daemon, state)
     await db.execute("update runs set due_at = null where id = $1", run)
     row = await run_row(db, run)
@@ -258,13 +258,13 @@ async def test_an_operator_deletes_a_run_with_its_events(db: Db, daemon: Daemon,
     assert await daemon.claim(10) == []
 
 
-async def test_the_daemon_that_held_a_deleted_run_is_told(db: Db, daemon: Daemon) -> None:
+async def test_deleting_a_held_run_notifies_its_daemon(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     heard: list[str] = []
     await db.add_listener("image_jobs_drop", lambda *notification: heard.append(notification[-1]))
     await db.execute("delete from runs where id = $1", run)
     await db.execute("select")
-    assert heard == [str(claimed["claim"])]
+    assert [payload for payload in heard if payload] == [str(claimed["claim"])]
     assert await daemon.complete(claimed) == "lost"
     assert await daemon.record(claimed, progress=50) == "lost"

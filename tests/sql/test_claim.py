@@ -1,34 +1,34 @@
-"""Claims: who comes first, and which daemon serves whom."""
+"""Claims: which run comes first, and which daemon serves which provider."""
 
 from uuid import UUID, uuid4
 
-from tests.postgres import connect
-from tests.runs import insert_run, insert_runs
-from tests.sql.protocol import Daemon, Db, move_clock, new_daemon
+from tests.support.postgres import connect
+from tests.support.protocol import Daemon, Db, move_clock, new_daemon
+from tests.support.runs import insert_run, insert_runs
 
 # who comes first
 
 
-async def test_ten_thousand_runs_of_one_workflow_do_not_make_another_wait(db: Db, daemon: Daemon) -> None:
+async def test_10_000_runs_of_one_workflow_do_not_delay_another(db: Db, daemon: Daemon) -> None:
     crowd, one = uuid4(), uuid4()
     await insert_runs(db, 10_000, workflow=crowd)
-    await daemon.claim(4, thorough=False)
+    await daemon.claim(4, full_scan=False)
     first = await insert_run(db, workflow=one)
-    assert first in {claimed["id"] for claimed in await daemon.claim(4, thorough=False)}
+    assert first in {claimed["id"] for claimed in await daemon.claim(4, full_scan=False)}
 
 
-async def test_workflows_take_turns(db: Db, daemon: Daemon) -> None:
+async def test_workflows_interleave_forever(db: Db, daemon: Daemon) -> None:
     workflows = [uuid4() for _ in range(3)]
     for workflow in workflows:
         await insert_runs(db, 4, workflow=workflow)
     for _ in range(4):
-        claims = await daemon.claim(3, thorough=False)
+        claims = await daemon.claim(3, full_scan=False)
         assert {UUID(claimed["subject_id"]) for claimed in claims} == set(workflows)
 
 
-async def test_runs_of_one_workflow_come_in_the_order_of_their_insert(db: Db, daemon: Daemon) -> None:
+async def test_runs_of_one_workflow_are_claimed_as_inserted(db: Db, daemon: Daemon) -> None:
     ids = [await insert_run(db) for _ in range(5)]
-    assert [(await daemon.claim(1, thorough=False))[0]["id"] for _ in ids] == ids
+    assert [(await daemon.claim(1, full_scan=False))[0]["id"] for _ in ids] == ids
 
 
 async def test_higher_priorities_come_first(db: Db, daemon: Daemon) -> None:
@@ -47,7 +47,14 @@ async def test_a_delayed_run_is_claimed_when_it_is_due(db: Db, daemon: Daemon) -
     assert claimed["waited"] < 5, "it waits from the time it was due"
 
 
-async def test_what_commits_late_is_found_by_a_thorough_claim(database: str, db: Db, daemon: Daemon) -> None:
+async def test_a_delayed_run_opens_the_lane_of_its_priority(db: Db, daemon: Daemon) -> None:
+    run = await insert_run(db)
+    await db.execute("update runs set due_at = image_jobs.now() + interval '1 min', priority = 5 where id = $1", run)
+    await move_clock(db, "2 min")
+    assert [claim["id"] for claim in await daemon.claim(2)] == [run]
+
+
+async def test_a_full_scan_finds_a_run_that_committed_late(database: str, db: Db, daemon: Daemon) -> None:
     slow = await connect(database)
     await insert_run(db)
     try:
@@ -55,11 +62,11 @@ async def test_what_commits_late_is_found_by_a_thorough_claim(database: str, db:
             late = await insert_run(slow, workflow=uuid4())
             for _ in range(5):
                 await insert_run(db)
-                await daemon.complete((await daemon.claim(1, thorough=False))[0])
-            await daemon.claim(5, thorough=False)
+                await daemon.complete((await daemon.claim(1, full_scan=False))[0])
+            await daemon.claim(5, full_scan=False)
     finally:
         await slow.close()
-    assert [claimed["id"] for claimed in await daemon.claim(5, thorough=True)] == [late]
+    assert [claimed["id"] for claimed in await daemon.claim(5, full_scan=True)] == [late]
 
 
 async def test_a_full_daemon_claims_nothing(db: Db, daemon: Daemon) -> None:
@@ -78,20 +85,20 @@ async def test_two_daemons_never_claim_the_same_run(db: Db, daemon: Daemon) -> N
 # providers
 
 
-async def test_a_run_of_a_provider_that_nobody_knows_is_somebodys_to_refuse(db: Db, daemon: Daemon) -> None:
+async def test_a_run_of_an_unknown_provider_is_claimed_by_any_daemon(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db, processor="dreams:deep")
     assert (await daemon.claim_one())["id"] == run
-    assert await db.fetchval("select count(*) from private.lanes where lane like 'dreams%'") == 0
+    assert await db.fetchval("select count(*) from image_jobs.lanes where lane like 'dreams%'") == 0
 
 
-async def test_a_daemon_without_a_key_leaves_a_provider_to_those_who_have_one(db: Db) -> None:
+async def test_a_daemon_without_a_key_leaves_runs_to_those_with_one(db: Db) -> None:
     run = await insert_run(db, processor="openai:gpt-image-2")
     without, having = await new_daemon(db, "demo"), await new_daemon(db, "openai")
     assert await without.claim(10) == []
     assert (await having.claim_one())["id"] == run
 
 
-async def test_a_run_that_nobody_has_a_key_for_is_anybodys_to_refuse(db: Db) -> None:
+async def test_a_run_no_daemon_has_a_key_for_is_claimed_by_any(db: Db) -> None:
     run = await insert_run(db, processor="openai:gpt-image-2")
     daemon = await new_daemon(db, "demo")
     assert (await daemon.claim_one())["id"] == run
@@ -100,7 +107,7 @@ async def test_a_run_that_nobody_has_a_key_for_is_anybodys_to_refuse(db: Db) -> 
 async def test_ten_minutes_without_a_key_holder_are_a_deploy(db: Db) -> None:
     run = await insert_run(db, processor="openai:gpt-image-2")
     having, without = await new_daemon(db, "openai"), await new_daemon(db, "demo")
-    await db.execute("select private.leave($1)", having.id)
+    await db.execute("select image_jobs.leave($1)", having.id)
     await move_clock(db, "9 min")
     assert await without.claim(10) == []
     await move_clock(db, "11 min")

@@ -1,4 +1,4 @@
-"""Everybody at the same 50 nodes at once: no client sees an error, and in the end every node shows its newest run."""
+"""Clients, operators and daemons write the same 50 nodes at once: no client sees an error, and in the end every node shows its newest run."""
 
 import asyncio
 import os
@@ -11,8 +11,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from tests.postgres import connect, signed_in
-from tests.sql.protocol import Daemon, new_daemon
+from tests.support.postgres import connect, signed_in
+from tests.support.protocol import Daemon, new_daemon
 
 USER = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 WORKFLOWS = [UUID(int=number) for number in range(1, 6)]
@@ -54,7 +54,7 @@ async def drag(connection: asyncpg.Connection, chance: random.Random) -> None:
 
 
 async def save_the_canvas(connection: asyncpg.Connection, chance: random.Random) -> None:
-    """Several nodes in one statement, as React Flow's onSave does; in the order of their ids, as any client has to."""
+    """Save several nodes in one statement, as React Flow's onSave does; sorted by id, as any client has to."""
     nodes = sorted(chance.sample(list(NODES), 8))
     async with signed_in(connection, USER):
         await connection.execute(
@@ -96,21 +96,21 @@ async def requeue(connection: asyncpg.Connection, chance: random.Random) -> None
 
 
 async def operate(connection: asyncpg.Connection, chance: random.Random) -> None:
-    """An operator requeues many at once, in the order of their ids: two who do not would deadlock in any database."""
+    """Requeue many runs at once, sorted by id: two operators who do not would deadlock in any database."""
     await connection.execute(
         "update runs r set status = 'pending' from ("
         "select id from runs where status in ('failed', 'cancelled') order by id limit 10 for update) chosen "
         "where r.id = chosen.id"
     )
     await connection.execute(
-        "update provider_limits set per_minute = $1 where provider = 'demo'", chance.choice([None, 100_000])
+        "update image_jobs.provider_limits set per_minute = $1 where provider = 'demo'", chance.choice([None, 100_000])
     )
 
 
 async def work(
     daemon: Daemon, held: dict[int, dict[str, object]], chance: random.Random, retried: Counter[str]
 ) -> None:
-    """A daemon's turn: settles what it holds and claims more, retrying as the real one does."""
+    """Sync once: settle the held runs and claim more, retrying as the real daemon does."""
     settlements = [
         {
             "id": run["id"],
@@ -128,15 +128,15 @@ async def work(
     ]
     progress = [{"id": run["id"], "claim": run["claim"], "progress": 50} for run in list(held.values())[:5]]
     try:
-        answers = await daemon.turn(20, thorough=False, settlements=settlements, progress=progress, held=list(held))
+        rows = await daemon.sync(20, full_scan=False, settlements=settlements, progress=progress, held=list(held))
     except RETRIED as error:
         retried[type(error).__name__] += 1
         return
-    for answer in answers:
-        if answer["part"] == "claimed":
-            held[answer["claim"]] = answer
-        elif answer["part"] == "settled" and answer["result"] != "busy":
-            del held[answer["claim"]]
+    for row in rows:
+        if row["part"] == "claimed":
+            held[row["claim"]] = row
+        elif row["part"] == "settled" and row["result"] != "busy":
+            del held[row["claim"]]
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ async def crowd(database: str):
 
 
 @pytest.mark.timeout(120)
-async def test_everybody_at_the_same_nodes_at_once(db, crowd):
+async def test_clients_and_daemons_write_the_same_nodes_at_once(db, crowd):
     async with signed_in(db, USER):
         for node, workflow in NODES.items():
             await db.execute(
@@ -156,7 +156,7 @@ async def test_everybody_at_the_same_nodes_at_once(db, crowd):
                 node,
                 workflow,
             )
-    await db.execute("insert into provider_limits (provider) values ('demo')")
+    await db.execute("insert into image_jobs.provider_limits (provider) values ('demo')")
     until = time.monotonic() + SECONDS
     done: Counter[str] = Counter()
     retried: Counter[str] = Counter()
@@ -174,7 +174,7 @@ async def test_everybody_at_the_same_nodes_at_once(db, crowd):
         held: dict[int, dict[str, object]] = {}
         while time.monotonic() < until:
             await work(daemon, held, chance, retried)
-            done["turn"] += 1
+            done["sync"] += 1
 
     clients: list[Act] = [insert, drag, save_the_canvas, replace_a_node, cancel, requeue]
     async with asyncio.TaskGroup() as group:
@@ -186,11 +186,11 @@ async def test_everybody_at_the_same_nodes_at_once(db, crowd):
             else:
                 group.create_task(act(number, connection, clients))
 
-    assert set(done) == {"turn", "operate", *(each.__name__ for each in clients)}
-    # A turn locks in one order and waits for nobody but limits: it has nothing to retry either.
+    assert set(done) == {"sync", "operate", *(each.__name__ for each in clients)}
+    # A sync locks in one sequence and waits for limits alone: it has nothing to retry either.
     assert not retried, f"{retried} in {done}"
 
-    await (await new_daemon(db, "demo")).turn()
+    await (await new_daemon(db, "demo")).sync()
     wrong = await db.fetch(
         """
         select n.id, n.node_data, newest.id, newest.status from workflow_nodes n
@@ -201,4 +201,4 @@ async def test_everybody_at_the_same_nodes_at_once(db, crowd):
         """
     )
     assert not wrong
-    assert not await db.fetch("select * from private.stale_nodes")
+    assert not await db.fetch("select * from image_jobs.stale_nodes")

@@ -1,4 +1,4 @@
-"""The audit trail: for each transition its event, in order, with what is known."""
+"""The audit trail: each transition adds its event, in sequence, with the data that is known."""
 
 from typing import Any
 from uuid import uuid4
@@ -6,12 +6,12 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.postgres import connect
-from tests.runs import event_names, insert_run, insert_runs
-from tests.sql.protocol import IMAGE, Daemon, Db, events, move_clock, run_in
+from tests.support.postgres import connect
+from tests.support.protocol import IMAGE, Daemon, Db, events, move_clock, new_daemon, run_in
+from tests.support.runs import event_names, insert_run, insert_runs
 
 
-async def test_a_whole_life_in_order(db: Db, daemon: Daemon) -> None:
+async def test_a_whole_life_has_its_events_in_sequence(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     await daemon.record(claimed, progress=40, message="Drawing.")
@@ -48,7 +48,7 @@ async def test_a_whole_life_in_order(db: Db, daemon: Daemon) -> None:
 
 
 async def created(db: Db, run: str) -> dict[str, Any]:
-    """The data of the first event."""
+    """Return the data of the first event."""
     data = (await events(db, run))[0]["data"]
     assert data["processor"] == "demo:painter"
     assert set(data) == {"processor", "dueAt"}
@@ -73,7 +73,7 @@ async def test_each_state_has_its_events(db: Db, daemon: Daemon, state: str, nam
     assert await event_names(db, run) == [*names, "requeued"]
 
 
-async def test_a_parked_run_says_where_and_when(db: Db, daemon: Daemon) -> None:
+async def test_the_parked_event_has_the_job_and_the_next_check(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     await daemon.settle(await daemon.claim_one(), "parked", provider_job_id="order-1", due_in=5, message="In the line.")
     last = (await events(db, run))[-1]
@@ -82,7 +82,7 @@ async def test_a_parked_run_says_where_and_when(db: Db, daemon: Daemon) -> None:
     assert last["data"]["checkAt"]
 
 
-async def test_a_check_that_finds_nothing_new_says_nothing(db: Db, daemon: Daemon) -> None:
+async def test_a_check_that_finds_nothing_new_adds_no_event(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "parked")
     before = await event_names(db, run)
     await move_clock(db, "6 s")
@@ -90,7 +90,7 @@ async def test_a_check_that_finds_nothing_new_says_nothing(db: Db, daemon: Daemo
     assert await event_names(db, run) == before
 
 
-async def test_a_retry_says_why_and_when(db: Db, daemon: Daemon) -> None:
+async def test_the_retry_event_has_the_reason_and_the_time(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     reason = {"error": "The provider is busy.", "code": "unavailable", "hint": "It is tried again."}
     await daemon.settle(await daemon.claim_one(), "retry", payload=reason, due_in=5)
@@ -109,10 +109,10 @@ async def test_a_failure_is_an_error_with_its_code(db: Db, daemon: Daemon) -> No
     assert last["data"] == {"code": "refused", "hint": "Ask again.", "attempts": 1}
 
 
-async def test_a_claim_that_is_given_back_is_in_the_trail(db: Db, daemon: Daemon) -> None:
+async def test_a_released_claim_is_an_event(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     await daemon.claim_one()
-    await daemon.turn(held=[])
+    await daemon.sync(held=[])
     assert (await events(db, run))[-1]["message"] == "In line again."
 
 
@@ -121,15 +121,15 @@ async def test_every_event_has_a_message(db: Db, daemon: Daemon) -> None:
         await run_in(db, daemon, state)
     await db.execute("update runs set status = 'pending'")
     await daemon.claim(10)
-    await daemon.turn(held=[])
+    await daemon.sync(held=[])
     assert not await db.fetch("select payload from run_events where payload ->> 'message' is null")
 
 
-async def test_the_events_of_many_runs_come_in_each_runs_order(db: Db, daemon: Daemon) -> None:
+async def test_events_of_many_runs_are_in_sequence_per_run(db: Db, daemon: Daemon) -> None:
     ids = await insert_runs(db, 50)
     claims = await daemon.claim(50)
     drawn = {"kind": "log", "payload": {"event": "stored", "message": "Stored."}}
-    await daemon.turn(
+    await daemon.sync(
         settlements=[
             {
                 "id": c["id"],
@@ -145,14 +145,14 @@ async def test_the_events_of_many_runs_come_in_each_runs_order(db: Db, daemon: D
         assert await event_names(db, run) == ["created", "claimed", "stored", "completed"]
 
 
-async def test_an_update_that_changes_nothing_says_nothing(db: Db, daemon: Daemon) -> None:
+async def test_an_update_that_changes_nothing_adds_no_event(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "completed")
     before = await event_names(db, run)
     await db.execute("update runs set status = status, progress = progress, metadata = metadata, due_at = now()")
     assert await event_names(db, run) == before
 
 
-async def test_an_event_says_nothing_to_those_who_roll_back(database: str, db: Db) -> None:
+async def test_a_rolled_back_change_adds_no_event(database: str, db: Db) -> None:
     other = await connect(database)
     transaction = other.transaction()
     await transaction.start()
@@ -162,7 +162,7 @@ async def test_an_event_says_nothing_to_those_who_roll_back(database: str, db: D
     assert await db.fetchval("select count(*) from run_events") == 0
 
 
-async def test_nobody_chooses_the_place_of_an_event(db: Db) -> None:
+async def test_the_seq_of_an_event_cannot_be_chosen(db: Db) -> None:
     run = await insert_run(db)
     await db.execute(
         "insert into run_events (run_id, kind, payload, seq) values ($1, 'log', '{\"event\": \"x\"}', -5)", run
@@ -176,13 +176,13 @@ async def test_the_kind_of_an_event_is_known(db: Db) -> None:
         await db.execute("insert into run_events (run_id, kind) values ($1, 'gossip')", run)
 
 
-async def test_an_insert_wakes_the_daemons_once_and_only_if_nobody_looks(db: Db, daemon: Daemon) -> None:
+async def test_an_insert_wakes_once_and_only_idle_daemons(db: Db, daemon: Daemon) -> None:
     heard: list[str] = []
     await db.add_listener("image_jobs_wake", lambda *notification: heard.append(notification[-1]))
     await insert_runs(db, 20, workflow=uuid4())
     await db.execute("select")
     assert heard == [""]
-    await daemon.turn(awake=30)
+    await daemon.sync(awake=30)
     await insert_run(db)
     await db.execute("select")
     assert heard == [""]
@@ -190,3 +190,17 @@ async def test_an_insert_wakes_the_daemons_once_and_only_if_nobody_looks(db: Db,
     await insert_run(db)
     await db.execute("select")
     assert heard == ["", ""]
+
+
+async def test_a_busy_daemon_silences_only_its_own_providers(db: Db, daemon: Daemon) -> None:
+    await new_daemon(db, "openai")
+    heard: list[str] = []
+    await db.add_listener("image_jobs_wake", lambda *notification: heard.append(notification[-1]))
+    await daemon.sync(awake=30)
+    await insert_run(db)
+    await insert_run(db, processor="dreams:deep")
+    await db.execute("select")
+    assert heard == []
+    await insert_run(db, processor="openai:gpt-image-2")
+    await db.execute("select")
+    assert heard == [""]

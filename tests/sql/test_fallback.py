@@ -1,4 +1,4 @@
-"""metadata.fallback: which providers a run goes on to, when, and what it leaves as it was."""
+"""metadata.fallback: to which providers a run is rerouted, when, and what stays as it was."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,10 +8,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from daemon.fallback import LONGEST_RATE_LIMIT
-from tests.postgres import connect, signed_in
-from tests.runs import WORKFLOW, event_names, insert_run, insert_runs, run_row
-from tests.sql.protocol import Daemon, Db, events, insert_node, move_clock, new_daemon, node_data
+from daemon.worker.retries import LONGEST_RATE_LIMIT
+from tests.support.postgres import connect, signed_in
+from tests.support.protocol import Daemon, Db, events, insert_node, move_clock, new_daemon, node_data
+from tests.support.runs import WORKFLOW, event_names, insert_run, insert_runs, run_row
 
 OPENAI, GOOGLE, STABILITY = "openai:gpt-image-2", "google:gemini-3-pro-image", "stability:core"
 DOWN = {"error": "OpenAI had a problem.", "code": "provider_unavailable", "hint": "Wait."}
@@ -19,26 +19,26 @@ DOWN = {"error": "OpenAI had a problem.", "code": "provider_unavailable", "hint"
 
 @pytest.fixture
 async def daemon(db: Db) -> Daemon:
-    """A daemon that serves all three."""
+    """Register a daemon that serves all three."""
     return await new_daemon(db, "openai", "google", "stability")
 
 
-async def order(db: Db, *fallback: str, processor: str = OPENAI, **metadata: Any) -> str:
-    """Inserts a run with a fallback."""
+async def insert_with_fallback(db: Db, *fallback: str, processor: str = OPENAI, **metadata: Any) -> str:
+    """Insert a run with a fallback."""
     return await insert_run(db, processor=processor, fallback=list(fallback), **metadata)
 
 
-async def fail_elsewhere(daemon: Daemon, claimed: dict[str, Any]) -> str:
-    return await daemon.settle(claimed, "failed", payload=DOWN, elsewhere=True)
+async def fail_over(daemon: Daemon, claimed: dict[str, Any]) -> str:
+    return await daemon.settle(claimed, "failed", payload=DOWN, fall_back=True)
 
 
-async def via(db: Db, run: str) -> tuple[str, str | None]:
+async def routed_to(db: Db, run: str) -> tuple[str, str | None]:
     row = await run_row(db, run)
-    return row["status"], row["via"]
+    return row["status"], row["routed_to"]
 
 
 async def fallbacks(db: Db, run: str) -> list[tuple[str, str, str]]:
-    """From whom, to whom and why it went on."""
+    """Fetch from where, to where and why a run was rerouted."""
     return [
         (event["data"]["from"], event["data"]["to"], event["data"]["code"])
         for event in await events(db, run)
@@ -47,13 +47,15 @@ async def fallbacks(db: Db, run: str) -> list[tuple[str, str, str]]:
 
 
 async def close(db: Db, processor: str, how: str = "paused = true") -> None:
-    """Closes a provider, or one model of it; `how` may also open it, or limit it."""
+    """Close a provider, or one model of it; `how` may also open it, or limit it."""
     provider, _, model = processor.partition(":")
     await db.execute(
-        "insert into provider_limits (provider, model) values ($1, $2) on conflict do nothing", provider, model or None
+        "insert into image_jobs.provider_limits (provider, model) values ($1, $2) on conflict do nothing",
+        provider,
+        model or None,
     )
     await db.execute(
-        f"update provider_limits set {how} where provider = $1 and model is not distinct from $2",
+        f"update image_jobs.provider_limits set {how} where provider = $1 and model is not distinct from $2",
         provider,
         model or None,
     )
@@ -63,16 +65,16 @@ async def close(db: Db, processor: str, how: str = "paused = true") -> None:
 
 
 @pytest.mark.parametrize("outcome", ["failed", "retry"])
-async def test_a_run_goes_through_its_list_in_order_and_then_fails(db: Db, daemon: Daemon, outcome: str) -> None:
-    run = await order(db, GOOGLE, STABILITY)
+async def test_a_run_takes_each_step_of_its_fallback_then_fails(db: Db, daemon: Daemon, outcome: str) -> None:
+    run = await insert_with_fallback(db, GOOGLE, STABILITY)
     for processor in (OPENAI, GOOGLE, STABILITY):
         claimed = await daemon.claim_one()
         assert (claimed["processor"], claimed["requested"], claimed["attempt"]) == (processor, OPENAI, 1)
         last = processor == STABILITY
-        assert await daemon.settle(claimed, "failed" if last else outcome, payload=DOWN, elsewhere=True) == "settled"
+        assert await daemon.settle(claimed, "failed" if last else outcome, payload=DOWN, fall_back=True) == "settled"
     row = await run_row(db, run)
-    assert (row["status"], row["processor"], row["via"]) == ("failed", OPENAI, STABILITY)
-    assert row["payload"] == {**DOWN, "attempts": 1}
+    assert (row["status"], row["processor"], row["routed_to"]) == ("failed", OPENAI, STABILITY)
+    assert row["payload"] == {**DOWN, "attempts": 1, "possibleCost": None}
     assert await fallbacks(db, run) == [
         (OPENAI, GOOGLE, "provider_unavailable"),
         (GOOGLE, STABILITY, "provider_unavailable"),
@@ -80,11 +82,11 @@ async def test_a_run_goes_through_its_list_in_order_and_then_fails(db: Db, daemo
     assert await event_names(db, run) == ["created", *("claimed", "fallback") * 2, "claimed", "failed"]
 
 
-async def test_a_step_is_due_at_once_and_the_event_and_the_node_say_what_happened(db: Db, daemon: Daemon) -> None:
+async def test_a_step_is_due_at_once_with_an_event_and_a_node_message(db: Db, daemon: Daemon) -> None:
     await insert_node(db, "n", WORKFLOW)
-    run = await order(db, GOOGLE, nodeId="n")
+    run = await insert_with_fallback(db, GOOGLE, nodeId="n")
     claimed = await daemon.claim_one()
-    await daemon.settle(claimed, "retry", payload=DOWN, due_in=600, refund=True, message="Wait.", elsewhere=True)
+    await daemon.settle(claimed, "retry", payload=DOWN, due_in=600, refund=True, message="Wait.", fall_back=True)
     message = f"OpenAI had a problem. Going on with {GOOGLE}."
     row = await run_row(db, run)
     assert (row["status"], row["attempt"], row["message"], row["progress"]) == ("pending", 0, message, 0)
@@ -103,63 +105,63 @@ async def test_a_step_is_due_at_once_and_the_event_and_the_node_say_what_happene
 
 
 async def test_each_step_has_all_its_attempts(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
+    run = await insert_with_fallback(db, GOOGLE)
     for _ in range(2):
         await daemon.settle(await daemon.claim_one(), "retry", payload=DOWN)
-    await fail_elsewhere(daemon, await daemon.claim_one())
+    await fail_over(daemon, await daemon.claim_one())
     for attempt in (1, 2, 3):
         claimed = await daemon.claim_one()
         assert (claimed["attempt"], claimed["processor"]) == (attempt, GOOGLE)
         await daemon.settle(claimed, "retry", payload=DOWN)
-    assert await via(db, run) == ("failed", GOOGLE)
+    assert await routed_to(db, run) == ("failed", GOOGLE)
 
 
 async def test_the_hour_of_refusals_begins_anew_with_each_step(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
+    run = await insert_with_fallback(db, GOOGLE)
     await daemon.settle(await daemon.claim_one(), "retry", payload=DOWN, refund=True)
     await move_clock(db, "61 min")
-    await daemon.settle(await daemon.claim_one(), "retry", payload=DOWN, refund=True, elsewhere=True)
+    await daemon.settle(await daemon.claim_one(), "retry", payload=DOWN, refund=True, fall_back=True)
     assert (await run_row(db, run))["refused_since"] is None
     await daemon.settle(await daemon.claim_one(), "retry", payload=DOWN, refund=True)
     assert (await run_row(db, run))["attempt"] == 0
 
 
-async def test_what_only_this_run_did_wrong_is_wrong_everywhere(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
+async def test_an_error_of_the_run_itself_is_not_rerouted(db: Db, daemon: Daemon) -> None:
+    run = await insert_with_fallback(db, GOOGLE)
     await daemon.fail(await daemon.claim_one())
-    assert await via(db, run) == ("failed", None)
+    assert await routed_to(db, run) == ("failed", None)
 
 
 @pytest.mark.parametrize(("outcome", "status"), [("failed", "failed"), ("retry", "pending")])
 async def test_a_run_without_a_fallback_does_not_change(db: Db, daemon: Daemon, outcome: str, status: str) -> None:
     run = await insert_run(db, processor=OPENAI)
-    await daemon.settle(await daemon.claim_one(), outcome, payload=DOWN, due_in=60, elsewhere=True)
-    assert await via(db, run) == (status, None)
+    await daemon.settle(await daemon.claim_one(), outcome, payload=DOWN, due_in=60, fall_back=True)
+    assert await routed_to(db, run) == (status, None)
     assert await fallbacks(db, run) == []
 
 
-async def test_an_order_that_never_came_is_left_to_the_trail(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
+async def test_a_job_without_an_image_moves_to_the_fallback_event(db: Db, daemon: Daemon) -> None:
+    run = await insert_with_fallback(db, GOOGLE)
     await daemon.park(await daemon.claim_one(), "order-7", due_in=0)
-    await fail_elsewhere(daemon, await daemon.claim_one())
+    await fail_over(daemon, await daemon.claim_one())
     row = await run_row(db, run)
     assert (row["status"], row["provider_job_id"], row["submitted_at"]) == ("pending", None, None)
     assert (await events(db, run))[-1]["data"]["providerJobId"] == "order-7"
 
 
-async def test_a_settlement_that_comes_again_takes_no_second_step(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE, STABILITY)
+async def test_a_repeated_settlement_takes_no_second_step(db: Db, daemon: Daemon) -> None:
+    run = await insert_with_fallback(db, GOOGLE, STABILITY)
     claimed = await daemon.claim_one()
-    assert await fail_elsewhere(daemon, claimed) == "settled"
-    assert await fail_elsewhere(daemon, claimed) == "already"
-    assert await via(db, run) == ("pending", GOOGLE)
+    assert await fail_over(daemon, claimed) == "settled"
+    assert await fail_over(daemon, claimed) == "already"
+    assert await routed_to(db, run) == ("pending", GOOGLE)
 
 
-async def test_a_daemon_that_goes_silent_in_a_step_costs_an_attempt_of_that_step(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
-    await fail_elsewhere(daemon, await daemon.claim_one())
+async def test_a_silent_daemon_costs_an_attempt_of_the_present_step(db: Db, daemon: Daemon) -> None:
+    run = await insert_with_fallback(db, GOOGLE)
+    await fail_over(daemon, await daemon.claim_one())
     await daemon.claim_one()
-    await db.execute("select private.abandon_runs($1)", daemon.id)
+    await db.execute("select image_jobs.abandon_runs($1)", daemon.id)
     taken = (await events(db, run))[-1]
     assert (taken["event"], taken["data"]["processor"]) == ("taken_over", GOOGLE)
     await move_clock(db, "1 min")
@@ -187,25 +189,25 @@ async def test_every_step_is_taken_at_most_once_whatever_the_list_says(
     db: Db, fallback: object, taken: str | None, left: list[str]
 ) -> None:
     metadata = {"fallback": fallback}
-    assert await db.fetchval("select private.steps_left($1, $2, $3)", metadata, OPENAI, taken) == left
+    assert await db.fetchval("select image_jobs.remaining_fallbacks($1, $2, $3)", metadata, OPENAI, taken) == left
 
 
 # outside hands
 
 
 async def test_a_requeue_starts_again_at_the_first(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
-    await fail_elsewhere(daemon, await daemon.claim_one())
+    run = await insert_with_fallback(db, GOOGLE)
+    await fail_over(daemon, await daemon.claim_one())
     await daemon.fail(await daemon.claim_one())
     await db.execute("select requeue_run($1)", run)
-    assert await via(db, run) == ("pending", None)
+    assert await routed_to(db, run) == ("pending", None)
     assert (await daemon.claim_one())["processor"] == OPENAI
     assert len(await fallbacks(db, run)) == 1
 
 
-async def test_an_order_that_is_asked_for_again_is_asked_for_where_it_was_made(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
-    await fail_elsewhere(daemon, await daemon.claim_one())
+async def test_a_resumed_job_is_polled_at_the_provider_that_made_it(db: Db, daemon: Daemon) -> None:
+    run = await insert_with_fallback(db, GOOGLE)
+    await fail_over(daemon, await daemon.claim_one())
     await daemon.park(await daemon.claim_one(), "order-7", due_in=0)
     await daemon.fail(await daemon.claim_one(), code="polling_timeout")
     await db.execute("select requeue_run($1)", run)
@@ -213,30 +215,28 @@ async def test_an_order_that_is_asked_for_again_is_asked_for_where_it_was_made(d
     assert (claimed["processor"], claimed["provider_job_id"]) == (GOOGLE, "order-7")
 
 
-async def test_nobody_outside_says_where_a_run_goes(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
-    await db.execute("update runs set via = $1, priority = 1", STABILITY)
-    assert await via(db, run) == ("pending", None)
-    await fail_elsewhere(daemon, await daemon.claim_one())
-    await db.execute("update runs set via = null, priority = 2")
-    assert await via(db, run) == ("pending", GOOGLE)
+async def test_outside_writers_cannot_set_routed_to(db: Db, daemon: Daemon) -> None:
+    run = await insert_with_fallback(db, GOOGLE)
+    await db.execute("update runs set routed_to = $1, priority = 1", STABILITY)
+    assert await routed_to(db, run) == ("pending", None)
+    await fail_over(daemon, await daemon.claim_one())
+    await db.execute("update runs set routed_to = null, priority = 2")
+    assert await routed_to(db, run) == ("pending", GOOGLE)
     assert (await run_row(db, run))["lane"] == "google"
 
 
 async def test_an_operator_inserts_runs_that_begin_at_the_first(db: Db) -> None:
     await db.execute(
-        "insert into runs (kind, subject_id, status, processor, metadata, via) values ('image_gen', $1, 'pending', $2, $3, $4)",
+        "insert into runs (kind, subject_id, status, processor, metadata, routed_to) values ('image_gen', $1, 'pending', $2, $3, $4)",
         WORKFLOW,
         OPENAI,
         {"promptSpec": {"basePrompt": "a red fox"}, "fallback": [GOOGLE]},
         GOOGLE,
     )
-    assert await db.fetchval("select via from runs") is None
+    assert await db.fetchval("select routed_to from runs") is None
 
 
-async def test_a_member_starts_a_job_with_a_fallback_and_sees_what_was_asked_for(
-    db: Db, daemon: Daemon, member: UUID
-) -> None:
+async def test_members_see_the_requested_processor_of_a_rerouted_run(db: Db, daemon: Daemon, member: UUID) -> None:
     request = {
         "nodeId": "n",
         "workflowId": str(WORKFLOW),
@@ -255,7 +255,7 @@ async def test_a_member_starts_a_job_with_a_fallback_and_sees_what_was_asked_for
     with pytest.raises(asyncpg.InvalidParameterValueError, match="must be a list of 1 to 5 texts"):
         await db.fetchval("select start_image_job($1)", {**request, "fallback": "google"})
     await db.execute("update runs set status = 'cancelled' where id = $1", merged["jobId"])
-    await fail_elsewhere(daemon, await daemon.claim_one())
+    await fail_over(daemon, await daemon.claim_one())
     async with signed_in(db, str(member)):
         shown = await db.fetchrow('select provider, model from image_jobs where "jobId" = $1', record["jobId"])
     assert tuple(shown) == ("openai", "gpt-image-2")
@@ -264,51 +264,51 @@ async def test_a_member_starts_a_job_with_a_fallback_and_sees_what_was_asked_for
 # limits
 
 
-async def test_a_step_stands_in_its_own_line_and_counts_in_its_own_limit(db: Db, daemon: Daemon) -> None:
+async def test_a_step_has_its_own_lane_and_counts_in_its_own_limit(db: Db, daemon: Daemon) -> None:
     await close(db, "openai", "per_minute = 5, max_running = null")
     await close(db, "google", "per_minute = 3")
     await insert_runs(db, 20, processor=OPENAI, fallback=[GOOGLE])
     first = await daemon.claim(100)
     assert [claimed["processor"] for claimed in first] == [OPENAI] * 5
     for claimed in first:
-        await fail_elsewhere(daemon, claimed)
+        await fail_over(daemon, claimed)
     assert [claimed["processor"] for claimed in await daemon.claim(100)] == [GOOGLE] * 3
     await move_clock(db, "62 s")
     processors = [claimed["processor"] for claimed in await daemon.claim(100)]
     assert (processors.count(OPENAI), processors.count(GOOGLE)) == (5, 2)
 
 
-async def test_what_runs_counts_for_who_is_at_work(db: Db, daemon: Daemon) -> None:
+async def test_a_running_run_counts_for_the_provider_at_work(db: Db, daemon: Daemon) -> None:
     await close(db, OPENAI, "max_running = 1")
     await close(db, GOOGLE, "max_running = 2")
     await insert_runs(db, 6, processor=OPENAI, fallback=[GOOGLE])
     for number in range(1, 4):
         mine = [claimed for claimed in await daemon.claim(100) if claimed["processor"] == OPENAI]
         assert len(mine) == 1
-        await fail_elsewhere(daemon, mine[0])
-        at_work = await db.fetchval("select count(*) from runs where status = 'running' and via = $1", GOOGLE)
+        await fail_over(daemon, mine[0])
+        at_work = await db.fetchval("select count(*) from runs where status = 'running' and routed_to = $1", GOOGLE)
         assert at_work == min(number - 1, 2)
     assert [claimed["processor"] for claimed in await daemon.claim(100)] == [OPENAI]
 
 
-async def test_those_who_come_from_elsewhere_do_not_make_others_wait(db: Db, daemon: Daemon) -> None:
+async def test_rerouted_runs_do_not_delay_others(db: Db, daemon: Daemon) -> None:
     crowd = await insert_runs(db, 20, processor=OPENAI, fallback=[GOOGLE])
     for claimed in await daemon.claim(10):
-        await fail_elsewhere(daemon, claimed)
+        await fail_over(daemon, claimed)
     await close(db, "openai")
-    await daemon.turn()
+    await daemon.sync()
     one = await insert_run(db, processor=GOOGLE, workflow=UUID(int=7))
     first = {claimed["id"] for claimed in await daemon.claim(4)}
     assert one in first
     assert len(first & set(crowd)) == 3
 
 
-async def test_a_limit_for_the_step_that_a_run_waits_for_gives_it_that_line(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
-    await fail_elsewhere(daemon, await daemon.claim_one())
+async def test_a_model_limit_moves_waiting_runs_of_that_step(db: Db, daemon: Daemon) -> None:
+    run = await insert_with_fallback(db, GOOGLE)
+    await fail_over(daemon, await daemon.claim_one())
     await close(db, GOOGLE, "max_running = 0")
     assert (await run_row(db, run))["lane"] == GOOGLE
-    await db.execute("update provider_limits set max_running = 1 where model is not null")
+    await db.execute("update image_jobs.provider_limits set max_running = 1 where model is not null")
     assert (await daemon.claim_one())["id"] == run
 
 
@@ -320,7 +320,7 @@ async def crowd(database: str) -> AsyncIterator[list[Daemon]]:
         await connection.close()
 
 
-async def test_many_daemons_at_once_start_exactly_as_many_of_each_step_as_allowed(db: Db, crowd: list[Daemon]) -> None:
+async def test_many_daemons_start_exactly_the_limit_of_each_step(db: Db, crowd: list[Daemon]) -> None:
     await close(db, "openai", "per_minute = 20")
     await close(db, "google", "per_minute = 7")
     await insert_runs(db, 60, processor=OPENAI, fallback=[GOOGLE])
@@ -331,7 +331,7 @@ async def test_many_daemons_at_once_start_exactly_as_many_of_each_step_as_allowe
             for claimed in await daemon.claim(4):
                 started.append(claimed["processor"])
                 if claimed["processor"] == OPENAI:
-                    while await fail_elsewhere(daemon, claimed) == "busy":
+                    while await fail_over(daemon, claimed) == "busy":
                         pass
 
     await asyncio.gather(*map(work, crowd))
@@ -340,10 +340,16 @@ async def test_many_daemons_at_once_start_exactly_as_many_of_each_step_as_allowe
 
 # a provider that is closed
 
-CLOSED = {
-    "paused": "paused = true",
-    "blocked": "blocked_until = now() + interval '10 min', blocked_reason = 'Out of credit.'",
-}
+
+async def block(db: Db, processor: str, seconds: float) -> None:
+    """Block a provider, or one model of it."""
+    provider, _, model = processor.partition(":")
+    await db.execute(
+        "select image_jobs.block_provider($1, $2, make_interval(secs => $3), 'Out of credit.')",
+        provider,
+        model or None,
+        seconds,
+    )
 
 
 @pytest.mark.parametrize("processor", ["openai", OPENAI])
@@ -352,91 +358,89 @@ async def test_a_waiting_run_leaves_a_provider_or_model_that_is_closed(
     db: Db, daemon: Daemon, how: str, processor: str
 ) -> None:
     stays = await insert_run(db, processor=OPENAI)
-    run = await order(db, GOOGLE)
+    run = await insert_with_fallback(db, GOOGLE)
     due = (await run_row(db, run))["due_at"]
-    await close(db, processor, CLOSED[how])
-    await daemon.turn()
-    assert await via(db, run) == ("pending", GOOGLE)
+    await (block(db, processor, 600) if how == "blocked" else close(db, processor))
+    await daemon.sync()
+    assert await routed_to(db, run) == ("pending", GOOGLE)
     assert await fallbacks(db, run) == [(OPENAI, GOOGLE, how)]
     why = {"paused": f"{processor} is paused.", "blocked": "Out of credit."}[how]
     assert (await run_row(db, run))["message"] == f"{why} Going on with {GOOGLE}."
     assert (await run_row(db, run))["due_at"] == due, "it has waited since then"
     claimed = await daemon.claim_one()
     assert (claimed["id"], claimed["processor"], claimed["attempt"]) == (run, GOOGLE, 1)
-    assert await via(db, stays) == ("pending", None)
+    assert await routed_to(db, stays) == ("pending", None)
     assert await event_names(db, stays) == ["created"]
 
 
 @pytest.mark.parametrize("limit", ["per_minute = 0", "max_running = 0"])
 async def test_a_limit_of_nothing_is_a_pause(db: Db, daemon: Daemon, limit: str) -> None:
-    run = await order(db, GOOGLE)
+    run = await insert_with_fallback(db, GOOGLE)
     await close(db, "openai", limit)
-    await daemon.turn()
+    await daemon.sync()
     assert await fallbacks(db, run) == [(OPENAI, GOOGLE, "paused")]
 
 
-@pytest.mark.parametrize("limit", ["per_minute = 1", "max_running = 1", "blocked_until = now() + interval '9 s'"])
-async def test_what_will_soon_go_on_is_waited_for(db: Db, daemon: Daemon, limit: str) -> None:
-    await close(db, "openai", limit)
-    runs = [await order(db, GOOGLE) for _ in range(2)]
+@pytest.mark.parametrize("limit", ["per_minute = 1", "max_running = 1", None])
+async def test_short_blocks_and_restarts_are_waited_for(db: Db, daemon: Daemon, limit: str | None) -> None:
+    await (close(db, "openai", limit) if limit else block(db, "openai", 29))
+    runs = [await insert_with_fallback(db, GOOGLE) for _ in range(2)]
     await daemon.claim(10)
-    await daemon.turn()
+    await daemon.sync()
     assert [await fallbacks(db, run) for run in runs] == [[], []]
 
 
-async def test_the_database_and_the_daemons_wait_equally_long_for_a_rate_limit(db: Db, daemon: Daemon) -> None:
+async def test_sql_and_daemon_wait_equally_long_for_a_rate_limit(db: Db, daemon: Daemon) -> None:
     for more, why in ((0, None), (1, "blocked")):
-        await close(db, "openai", f"blocked_until = private.now() + interval '{LONGEST_RATE_LIMIT + more} s'")
-        closed = await db.fetchval("select private.why_closed($1)", OPENAI)
+        await block(db, "openai", LONGEST_RATE_LIMIT + more)
+        closed = await db.fetchval("select image_jobs.closed_reason($1)", OPENAI)
         assert (closed and closed["code"]) == why
 
 
 async def test_a_run_that_is_not_due_waits_where_it_is(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
+    run = await insert_with_fallback(db, GOOGLE)
     await db.execute("update runs set due_at = now() + interval '1 hour'")
     await close(db, "openai")
-    await daemon.turn()
-    assert await via(db, run) == ("pending", None)
+    await daemon.sync()
+    assert await routed_to(db, run) == ("pending", None)
     await move_clock(db, "61 min")
     await daemon.beat()
-    await daemon.turn()
-    assert await via(db, run) == ("pending", GOOGLE)
+    await daemon.sync()
+    assert await routed_to(db, run) == ("pending", GOOGLE)
 
 
-async def test_a_provider_that_no_living_daemon_serves_is_left_once_its_daemons_lease_is_over(db: Db) -> None:
-    run = await order(db, GOOGLE)
+async def test_an_unserved_provider_is_left_once_the_lease_is_over(db: Db) -> None:
+    run = await insert_with_fallback(db, GOOGLE)
     having, other = await new_daemon(db, "openai"), await new_daemon(db, "google")
-    await db.execute("select private.leave($1)", having.id)
-    await other.turn(5)
-    assert await via(db, run) == ("pending", None), "it may be a deploy"
+    await db.execute("select image_jobs.leave($1)", having.id)
+    await other.sync(5)
+    assert await routed_to(db, run) == ("pending", None), "it may be a deploy"
     await move_clock(db, "31 s")
     await other.beat()
-    await other.turn(5)
+    await other.sync(5)
     assert await fallbacks(db, run) == [(OPENAI, GOOGLE, "not_served")]
     assert (await other.claim_one())["processor"] == GOOGLE
 
 
-async def test_a_step_that_is_closed_is_passed_over(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE, "midjourney:v7", STABILITY)
+async def test_a_closed_step_is_skipped(db: Db, daemon: Daemon) -> None:
+    run = await insert_with_fallback(db, GOOGLE, "midjourney:v7", STABILITY)
     await close(db, "openai")
     await close(db, GOOGLE)
-    await daemon.turn()
+    await daemon.sync()
     assert await fallbacks(db, run) == [(OPENAI, STABILITY, "paused")]
 
 
-async def test_where_every_step_is_closed_a_run_waits_and_goes_with_the_first_that_opens(
-    db: Db, daemon: Daemon
-) -> None:
-    first, second = await order(db, GOOGLE, STABILITY), await order(db, GOOGLE, STABILITY)
+async def test_with_all_steps_closed_a_run_goes_with_the_first_to_open(db: Db, daemon: Daemon) -> None:
+    first, second = await insert_with_fallback(db, GOOGLE, STABILITY), await insert_with_fallback(db, GOOGLE, STABILITY)
     for provider in ("openai", "google", "stability"):
         await close(db, provider)
     assert await daemon.claim(10) == []
-    assert await via(db, first) == ("pending", None)
+    assert await routed_to(db, first) == ("pending", None)
 
     await close(db, "stability", "paused = false")
     await db.execute("update runs set due_at = now() + interval '1 min' where id = $1", second)
-    await daemon.turn()
-    assert await via(db, first) == ("pending", STABILITY)
+    await daemon.sync()
+    assert await routed_to(db, first) == ("pending", STABILITY)
     await close(db, "openai", "paused = false")
     await move_clock(db, "61 s")
     await daemon.beat()
@@ -444,45 +448,45 @@ async def test_where_every_step_is_closed_a_run_waits_and_goes_with_the_first_th
 
 
 async def test_a_last_step_waits_as_a_run_without_a_fallback_does(db: Db, daemon: Daemon) -> None:
-    run = await order(db, GOOGLE)
+    run = await insert_with_fallback(db, GOOGLE)
     await close(db, "openai")
     await close(db, "google")
-    await daemon.turn()
+    await daemon.sync()
     await close(db, "google", "paused = false")
-    await daemon.turn()
+    await daemon.sync()
     await close(db, "google")
     await close(db, "openai", "paused = false")
-    await daemon.turn(10)
-    assert await via(db, run) == ("pending", GOOGLE)
+    await daemon.sync(10)
+    assert await routed_to(db, run) == ("pending", GOOGLE)
     await close(db, "google", "paused = false")
     assert (await daemon.claim_one())["processor"] == GOOGLE
 
 
-async def test_hundreds_that_cannot_go_on_keep_nobody_from_going(db: Db, daemon: Daemon) -> None:
+async def test_hundreds_of_stuck_runs_do_not_block_a_movable_one(db: Db, daemon: Daemon) -> None:
     await insert_runs(db, 250, processor=OPENAI, fallback=[GOOGLE])
-    run = await order(db, STABILITY)
+    run = await insert_with_fallback(db, STABILITY)
     await close(db, "openai")
     await close(db, "google")
-    await daemon.turn()
-    assert await via(db, run) == ("pending", STABILITY)
-    assert await db.fetchval("select count(*) from runs where via is not null") == 1
+    await daemon.sync()
+    assert await routed_to(db, run) == ("pending", STABILITY)
+    assert await db.fetchval("select count(*) from runs where routed_to is not null") == 1
 
 
-async def test_whoever_is_free_hears_of_runs_that_have_gone_on(db: Db, daemon: Daemon, database: str) -> None:
-    await order(db, GOOGLE)
+async def test_a_reroute_wakes_idle_daemons(db: Db, daemon: Daemon, database: str) -> None:
+    await insert_with_fallback(db, GOOGLE)
     await close(db, "openai")
     heard = asyncio.Event()
     listener = await connect(database)
     await listener.add_listener("image_jobs_wake", lambda *_: heard.set())
-    await daemon.turn()
+    await daemon.sync()
     await asyncio.wait_for(heard.wait(), 10)
     await listener.close()
 
 
-async def test_daemons_that_look_at_once_pass_a_run_on_once(db: Db, crowd: list[Daemon]) -> None:
+async def test_concurrent_daemons_reroute_a_run_once(db: Db, crowd: list[Daemon]) -> None:
     runs = await insert_runs(db, 50, processor=OPENAI, fallback=[GOOGLE])
     await close(db, "openai")
-    await asyncio.gather(*(daemon.turn() for daemon in crowd))
+    await asyncio.gather(*(daemon.sync() for daemon in crowd))
     assert await db.fetchval("select count(*) from run_events where payload ->> 'event' = 'fallback'") == len(runs)
 
 
@@ -495,27 +499,25 @@ async def test_rows_of_other_kinds_stay_where_they_are(db: Db, daemon: Daemon) -
     )
     before = await db.fetchval("select to_jsonb(r) from runs r")
     await close(db, "openai")
-    await daemon.turn(10)
+    await daemon.sync(10)
     assert await db.fetchval("select to_jsonb(r) from runs r") == before
 
 
 # what operators see
 
 
-async def test_costs_and_counts_are_of_those_who_worked(db: Db, daemon: Daemon) -> None:
-    await order(db, GOOGLE)
+async def test_costs_and_counts_are_of_the_providers_that_worked(db: Db, daemon: Daemon) -> None:
+    await insert_with_fallback(db, GOOGLE)
     claimed = await daemon.claim_one()
-    charged = {"payload": {"event": "charged", "message": "Charged.", "data": {"cost": 0.08, "processor": OPENAI}}}
-    await daemon.settle(claimed, "failed", payload=DOWN, elsewhere=True, events=[charged])
-    made = {"payload": {"event": "generated", "message": "Made.", "data": {"cost": 0.03, "processor": GOOGLE}}}
+    charged = {"id": claimed["call"], "state": "charged", "cost": 0.08}
+    await daemon.settle(claimed, "failed", payload=DOWN, fall_back=True, calls=[charged])
     claimed = await daemon.claim_one()
-    await daemon.record(claimed, events=[made])
-    await daemon.complete(claimed, timings={"queuedMs": 5})
-    rows = await db.fetch("select provider, model, images, cost from run_costs order by provider")
+    await daemon.complete(claimed, timings={"queuedMs": 5}, cost=0.03)
+    rows = await db.fetch("select provider, model, images, cost from image_jobs.run_costs order by provider")
     assert [(row["provider"], row["model"], row["images"], float(row["cost"])) for row in rows] == [
         ("google", "gemini-3-pro-image", 1, 0.03),
         ("openai", "gpt-image-2", 0, 0.08),
     ]
-    assert await db.fetchval("select provider from run_timings") == "google"
-    counts = await db.fetch("select provider, completed from queue_stats")
+    assert await db.fetchval("select provider from image_jobs.run_timings") == "google"
+    counts = await db.fetch("select provider, completed from image_jobs.queue_stats")
     assert [tuple(row) for row in counts] == [("google", 1)]

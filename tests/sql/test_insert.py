@@ -1,4 +1,4 @@
-"""What an insert may say, what it gets by itself, and in which words it is refused."""
+"""Inserts of runs: what a caller may set, what is filled in, and in which words an insert is refused."""
 
 import re
 import time
@@ -8,9 +8,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.postgres import signed_in
-from tests.runs import WORKFLOW
-from tests.sql.protocol import Db, move_clock, new_daemon
+from tests.support.postgres import signed_in
+from tests.support.protocol import Db, move_clock, new_daemon
+from tests.support.runs import WORKFLOW
 
 REFUSED = asyncpg.InvalidParameterValueError
 
@@ -19,7 +19,7 @@ PROMPT: dict[str, Any] = {"basePrompt": "a red fox"}
 
 
 async def insert(db: Db, **columns: Any) -> "asyncpg.Record":
-    """Inserts a run of which every column can be chosen; answers the row."""
+    """Insert a run of which every column can be chosen; return the row."""
     columns = {
         "kind": "image_gen",
         "subject_id": WORKFLOW,
@@ -36,7 +36,7 @@ async def insert(db: Db, **columns: Any) -> "asyncpg.Record":
 
 
 async def refusal(db: Db, **columns: Any) -> str:
-    """Inserts what must be refused with 22023, a sentence and a hint; answers the sentence."""
+    """Insert a run that must be refused with 22023, a sentence and a hint; return the sentence."""
     with pytest.raises(REFUSED) as refused:
         await insert(db, **columns)
     assert refused.value.hint
@@ -85,7 +85,7 @@ async def test_metadata_is_stored_as_it_was_given(db: Db) -> None:
     assert row["metadata"] == {**metadata, "promptSpec": PROMPT}
 
 
-async def test_an_operator_sets_priority_attempts_and_whose_it_is(db: Db) -> None:
+async def test_an_operator_sets_priority_attempts_and_creator(db: Db) -> None:
     user = uuid4()
     row = await insert(db, priority=7, max_attempts=5, created_by=user)
     assert (row["priority"], row["max_attempts"], row["created_by"]) == (7, 5, user)
@@ -144,7 +144,7 @@ async def test_a_processor_names_a_provider_and_a_model(db: Db, processor: str |
 
 
 @pytest.mark.parametrize("processor", ["openai:gpt-image-2", "midjourney:v7", "a:b:c", "stability:sd3.5/large"])
-async def test_a_processor_may_be_one_that_nobody_knows(db: Db, processor: str) -> None:
+async def test_a_processor_may_be_unknown(db: Db, processor: str) -> None:
     assert (await insert(db, processor=processor))["processor"] == processor
 
 
@@ -191,7 +191,7 @@ async def test_a_base_prompt_may_be_as_long_as_that(db: Db, text: str) -> None:
         ({"previousImage": {"url": "https://example.com"}}, "promptSpec.previousImage must be a text."),
     ],
 )
-async def test_a_prompt_that_no_provider_could_read_is_refused(db: Db, spec: dict[str, Any], message: str) -> None:
+async def test_an_unreadable_prompt_is_refused(db: Db, spec: dict[str, Any], message: str) -> None:
     assert await refusal(db, metadata=prompt(**spec)) == message
 
 
@@ -244,7 +244,7 @@ async def test_a_fallback_is_a_list_of_providers_with_their_models(db: Db, fallb
 
 
 @pytest.mark.parametrize("value", ["true", 1, [], {}])
-async def test_whether_to_go_on_after_a_refusal_is_true_or_false(db: Db, value: object) -> None:
+async def test_fallback_on_refusal_is_true_or_false(db: Db, value: object) -> None:
     message = "metadata.fallbackOnRefusal must be true or false."
     assert await refusal(db, metadata={"promptSpec": PROMPT, "fallbackOnRefusal": value}) == message
 
@@ -299,7 +299,8 @@ async def test_due_at_is_a_point_in_time(db: Db, due: str) -> None:
         ("preview_url", "https://example.com"),
         ("lane", "openai"),
         ("rank", -1),
-        ("via", "google:gemini-3-pro-image"),
+        ("workflow_rank", -1),
+        ("routed_to", "google:gemini-3-pro-image"),
     ],
 )
 async def test_a_client_sets_no_column_of_ours(db: Db, column: str, value: object) -> None:

@@ -1,6 +1,5 @@
-"""The way to the schema: from nothing, from a database that has the tables already, and a second time."""
+"""The migrations: on a new database, on one that has the tables already, a second time, and by psql alone."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,10 +9,11 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from daemon.dev.postgres import embedded_bin_dir
-from tests.postgres import MIGRATIONS, ROOT, Cluster, connect, signed_in
-from tests.runs import event_names, insert_run, run_row
-from tests.sql.protocol import IMAGE, Db, move_clock, new_daemon, node_data, run_in
+from tests.support.dump import dump
+from tests.support.postgres import MIGRATIONS, ROOT, Cluster, connect, signed_in
+from tests.support.protocol import IMAGE, Db, move_clock, new_daemon, node_data, run_in
+from tests.support.psql import psql
+from tests.support.runs import event_names, insert_run, run_row
 
 SCHEMA = ROOT / "sql/schema"
 USED = UUID("aaaaaaaa-0000-4000-8000-00000000000f")
@@ -73,12 +73,12 @@ insert into workflow_nodes (id, workflow_id, node_type, node_data, created_at) v
 
 
 def files(directory: Path = MIGRATIONS) -> list[str]:
-    """What stands in the files, in order."""
+    """Read the files, in order."""
     return [file.read_text() for file in sorted(directory.glob("*.sql"))]
 
 
 async def run_files(connection: Db, directory: Path = MIGRATIONS) -> None:
-    """Runs the files in order, each in a transaction of its own."""
+    """Run the files in order, each in a transaction of its own."""
     for sql in files(directory):
         async with connection.transaction():
             await connection.execute(sql)
@@ -86,27 +86,12 @@ async def run_files(connection: Db, directory: Path = MIGRATIONS) -> None:
 
 @asynccontextmanager
 async def new_project(postgres: Cluster, before: str = "select") -> AsyncIterator[Db]:
-    """A Supabase project that our migrations have not seen."""
+    """Yield a Supabase project that our migrations have not seen."""
     async with postgres.database(template=None) as dsn:
         connection = await connect(dsn)
         await connection.execute(before)
         yield connection
         await connection.close()
-
-
-async def dump(connection: Db) -> str:
-    """The database as pg_dump writes it, without its rows. The newest pg_dump reads all versions."""
-    name, port = await connection.fetchrow("select current_database(), inet_server_port()") or ("", 0)
-    process = await asyncio.create_subprocess_exec(
-        embedded_bin_dir() / "pg_dump",
-        *("--schema-only", "--no-owner", "--restrict-key=x"),
-        f"postgresql://supabase_admin@127.0.0.1:{port}/{name}",
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    return output.decode()
 
 
 async def test_the_migrations_make_the_schema(postgres: Cluster) -> None:
@@ -116,11 +101,23 @@ async def test_the_migrations_make_the_schema(postgres: Cluster) -> None:
         assert await dump(migrated) == await dump(read)
 
 
+@pytest.mark.parametrize("single", [False, True], ids=["statement by statement", "in one transaction"])
+async def test_psql_alone_makes_the_schema_twice(postgres: Cluster, single: bool) -> None:
+    async with new_project(postgres) as by_psql, new_project(postgres) as migrated:
+        await run_files(migrated)
+        for _ in range(2):
+            for file in sorted(MIGRATIONS.glob("*.sql")):
+                await psql(by_psql, file, *(["--single-transaction"] if single else []))
+        assert await dump(by_psql) == await dump(migrated)
+
+
 @pytest.mark.parametrize("before", ["select", SPECIFICATION + OLD_ROWS], ids=["a new database", "an old database"])
-async def test_running_them_twice_changes_nothing(postgres: Cluster, before: str) -> None:
+async def test_migrating_twice_changes_nothing(postgres: Cluster, before: str) -> None:
     async with new_project(postgres, before) as db:
         await run_files(db)
-        await db.execute("update provider_limits set per_minute = 7, paused = true where provider = 'openai'")
+        await db.execute(
+            "update image_jobs.provider_limits set per_minute = 7, paused = true where provider = 'openai'"
+        )
         await db.execute("update storage.buckets set public = false, file_size_limit = 1")
         run = await insert_run(db, nodeId="node", workflow=USED)
         member = uuid4()
@@ -132,10 +129,10 @@ async def test_running_them_twice_changes_nothing(postgres: Cluster, before: str
 
 
 async def everything(db: Db) -> dict[str, list[str]]:
-    """Every row of every table."""
+    """Fetch every row of every table."""
     tables = await db.fetch(
         "select format('%I.%I', schemaname, tablename) as name from pg_tables "
-        "where schemaname in ('public', 'private', 'storage') order by 1"
+        "where schemaname in ('public', 'image_jobs', 'storage') order by 1"
     )
     return {
         table["name"]: [
@@ -150,13 +147,13 @@ async def everything(db: Db) -> dict[str, list[str]]:
 
 @pytest.fixture
 async def old(postgres: Cluster) -> AsyncIterator[Db]:
-    """A database of the specification, with rows, migrated."""
+    """Yield a database of the specification, with rows, migrated."""
     async with new_project(postgres, SPECIFICATION + OLD_ROWS) as connection:
         await run_files(connection)
         yield connection
 
 
-async def test_adopted_rows_are_as_they_were(postgres: Cluster) -> None:
+async def test_adopted_rows_are_unchanged(postgres: Cluster) -> None:
     columns = {
         "runs": "id, kind, subject_id, status, processor, started_at, finished_at, payload",
         "run_events": "id, run_id, ts, kind, payload",
@@ -179,7 +176,7 @@ async def test_adopted_runs_are_never_claimed_until_requeued(old: Db) -> None:
     assert (claimed["id"], claimed["attempt"], claimed["metadata"]) == ("pending", 1, {})
     assert await daemon.complete(claimed) == "settled"
     row = await run_row(old, "pending")
-    assert (row["payload"], row["created_at"].year) == ({"imageUrl": IMAGE}, 2025)
+    assert (row["payload"], row["created_at"].year) == ({"imageUrl": IMAGE, "cost": None}, 2025)
 
 
 @pytest.mark.parametrize("run", ["pending", "running", "completed", "failed", "odd"])
@@ -197,23 +194,23 @@ async def test_every_adopted_run_can_be_requeued(old: Db, run: str) -> None:
 
 
 @pytest.mark.parametrize("run", ["pending", "running"])
-async def test_an_adopted_run_that_never_ended_can_be_cancelled(old: Db, run: str) -> None:
+async def test_an_unfinished_adopted_run_can_be_cancelled(old: Db, run: str) -> None:
     record = await old.fetchval("select cancel_run($1)", run)
     assert record["status"] == "cancelled"
     assert (await run_row(old, run))["finished_at"] is not None
     assert "cancelled" in await event_names(old, run)
 
 
-async def test_adopted_files_are_violations_until_they_are_gone(old: Db) -> None:
-    found = {tuple(row) for row in await old.fetch("select table_name, id from storage_violations")}
+async def test_adopted_files_are_violations_until_removed(old: Db) -> None:
+    found = {tuple(row) for row in await old.fetch("select table_name, id from image_jobs.storage_violations")}
     assert ("runs", "completed") in found
     assert ("workflow_nodes", "file") in found
     assert len(found) == 3, "and the event"
     await old.execute("update runs set status = 'pending' where id = 'completed'")
-    assert await old.fetchval("select count(*) from storage_violations where table_name = 'runs'") == 0
+    assert await old.fetchval("select count(*) from image_jobs.storage_violations where table_name = 'runs'") == 0
 
 
-async def test_an_adopted_node_keeps_its_image_until_a_new_one_comes(old: Db) -> None:
+async def test_an_adopted_node_keeps_its_image_until_a_new_one(old: Db) -> None:
     daemon = await new_daemon(old)
     await insert_run(old, nodeId="node", workflow=USED)
     shown = await node_data(old, "node")
@@ -222,14 +219,14 @@ async def test_an_adopted_node_keeps_its_image_until_a_new_one_comes(old: Db) ->
     assert (await node_data(old, "node"))["imageUrl"] == IMAGE
 
 
-async def test_an_adopted_node_that_holds_a_file_stops_nothing(old: Db) -> None:
+async def test_an_adopted_node_with_a_file_blocks_nothing(old: Db) -> None:
     daemon = await new_daemon(old)
     run = await insert_run(old, nodeId="file", workflow=USED)
     assert await daemon.complete(await daemon.claim_one()) == "settled"
     assert "warning" in await event_names(old, run)
 
 
-async def test_an_adopted_table_deletes_runs_with_their_events_and_others_as_before(old: Db) -> None:
+async def test_adopted_tables_delete_our_runs_with_their_events(old: Db) -> None:
     daemon = await new_daemon(old)
     run = await run_in(old, daemon, "completed")
     await old.execute("delete from runs where id in ($1, 'pending')", run)
@@ -238,7 +235,7 @@ async def test_an_adopted_table_deletes_runs_with_their_events_and_others_as_bef
         await old.execute("delete from runs where id = 'research'")
 
 
-async def test_used_workflows_belong_to_nobody(old: Db) -> None:
+async def test_adopted_workflows_have_no_member(old: Db) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with signed_in(old):
             await insert_node_of(old, USED)
@@ -253,7 +250,7 @@ async def insert_node_of(db: Db, workflow: UUID) -> None:
 
 
 @pytest.mark.parametrize("policies", [False, True], ids=["without policies", "with its own policies"])
-async def test_a_role_of_the_other_orchestrator_goes_on_as_before(postgres: Cluster, policies: bool) -> None:
+async def test_another_orchestrators_role_works_as_before(postgres: Cluster, policies: bool) -> None:
     role = "orchestrator_" + uuid4().hex
     await postgres.sudo(f"create role {role}; grant {role} to postgres")
     grants = f"grant select, insert, update, delete on runs, run_events to {role};"
@@ -273,7 +270,7 @@ async def test_a_role_of_the_other_orchestrator_goes_on_as_before(postgres: Clus
 
 
 async def write_research(db: Db) -> None:
-    """What the other orchestrator does with its rows, files and all."""
+    """Do what the other orchestrator does with its rows, files and all."""
     await db.execute(
         "insert into runs (id, kind, subject_id, status, payload) values ('r/1', 'research', gen_random_uuid(), 'odd', $1)",
         {"file": FILE},
@@ -292,7 +289,8 @@ async def write_research(db: Db) -> None:
 # a database that is no Supabase project
 
 
-async def test_a_plain_postgres_will_do(postgres: Cluster) -> None:
+@pytest.mark.usefixtures("database")  # makes the cluster's roles
+async def test_a_plain_postgres_is_enough(postgres: Cluster) -> None:
     """No schema and no role of Supabase: the roles are out of sight for the length of one transaction."""
     name = "plain_" + uuid4().hex
     await postgres.sudo(f"create database {name} template template0")

@@ -1,12 +1,11 @@
-"""A node that somebody else has locked, is just inserting, or that breaks a rule: nobody waits, nothing is missed."""
+"""A node that is locked, just being inserted, or breaks a rule: no write waits for it, and no change is missed."""
 
 import asyncio
 
 import pytest
 
-from tests.postgres import connect
-from tests.runs import WORKFLOW, insert_run, run_row
-from tests.sql.protocol import (
+from tests.support.postgres import connect
+from tests.support.protocol import (
     IMAGE,
     Daemon,
     Db,
@@ -15,11 +14,12 @@ from tests.sql.protocol import (
     node_data,
     run_in,
 )
+from tests.support.runs import WORKFLOW, insert_run, run_row
 
-# somebody else is just there
+# another transaction holds the node
 
 
-async def test_a_locked_node_does_not_stall_a_settlement_and_is_shown_later(
+async def test_a_locked_node_stalls_no_settlement_and_is_shown_later(
     database: str, db: Db, daemon: Daemon, node: str
 ) -> None:
     run = await insert_run(db, nodeId=node)
@@ -32,14 +32,14 @@ async def test_a_locked_node_does_not_stall_a_settlement_and_is_shown_later(
             assert await daemon.complete(claimed) == "settled"
             assert (await run_row(db, run))["status"] == "completed"
             assert (await node_data(db, node))["status"] == "running"
-            await daemon.turn()
+            await daemon.sync()
             assert (await node_data(db, node))["status"] == "running"
     finally:
         await dragging.close()
-    await daemon.turn()
+    await daemon.sync()
     assert (await node_data(db, node))["status"] == "completed"
     assert await db.fetchval("""select "position" from workflow_nodes""") == {"x": 1}
-    assert await db.fetchval("select count(*) from private.stale_nodes") == 0
+    assert await db.fetchval("select count(*) from image_jobs.stale_nodes") == 0
 
 
 @pytest.mark.parametrize("statement", ["insert", "cancel", "requeue"])
@@ -61,7 +61,7 @@ async def test_a_locked_node_does_not_stall_an_operator(
                     await db.execute("update runs set status = 'pending' where id = $1", run)
     finally:
         await dragging.close()
-    await daemon.turn()
+    await daemon.sync()
     shown = await node_data(db, node)
     assert (shown["runId"], shown["status"]) == (run, "cancelled" if statement == "cancel" else "pending")
 
@@ -77,7 +77,7 @@ async def test_a_node_inserted_while_its_run_settles_shows_the_end(database: str
             assert await daemon.complete(claimed) == "settled"
     finally:
         await frontend.close()
-    await daemon.turn()
+    await daemon.sync()
     shown = await node_data(db, "n")
     assert (shown["status"], shown["imageUrl"]) == ("completed", IMAGE)
 
@@ -94,7 +94,7 @@ async def test_a_run_that_settles_while_its_node_is_inserted_is_shown(database: 
             await insert_node(frontend, "n", WORKFLOW)
         finally:
             await frontend.close()
-    await daemon.turn()
+    await daemon.sync()
     assert (await node_data(db, "n"))["status"] == "completed"
 
 
@@ -107,12 +107,12 @@ async def test_a_run_inserted_while_its_node_is_inserted_is_shown(database: str,
             run = await insert_run(db, nodeId="n")
     finally:
         await frontend.close()
-    await daemon.turn()
+    await daemon.sync()
     assert (await node_data(db, "n"))["runId"] == run
 
 
 async def test_two_frontends_and_a_daemon_leave_nothing_behind(database: str, db: Db, daemon: Daemon) -> None:
-    """Nodes and their runs come from two sides at once; after a turn every node shows its run."""
+    """Nodes and their runs come from two sides at once; after a sync every node shows its run."""
     names = [f"n{number}" for number in range(20)]
     one, other = await connect(database), await connect(database)
 
@@ -129,32 +129,32 @@ async def test_two_frontends_and_a_daemon_leave_nothing_behind(database: str, db
     finally:
         await one.close()
         await other.close()
-    await daemon.turn()
+    await daemon.sync()
     assert {(await node_data(db, name))["status"] for name in names} == {"pending"}
 
 
-# what is in the way of nobody
+# writes that block no others
 
 
-async def test_a_node_that_breaks_our_rule_does_not_keep_its_run_from_ending(db: Db, daemon: Daemon, node: str) -> None:
+async def test_a_node_that_breaks_a_rule_does_not_block_its_run(db: Db, daemon: Daemon, node: str) -> None:
     run = await insert_run(db, nodeId=node)
     await insert_node(db, "good", WORKFLOW)
     good = await insert_run(db, nodeId="good")
     await db.execute(
         """
-        alter table workflow_nodes disable trigger keep_node;
+        alter table workflow_nodes disable trigger image_jobs_keep_node;
         alter table workflow_nodes drop constraint workflow_nodes_node_data_holds_no_base64;
         update workflow_nodes set node_data = node_data || '{"picture": "data:image/png;base64,AA=="}' where id = 'n';
         alter table workflow_nodes add constraint workflow_nodes_node_data_holds_no_base64
-          check (not private.has_base64(node_data)) not valid;
-        alter table workflow_nodes enable trigger keep_node;
+          check (not image_jobs.has_base64(node_data)) not valid;
+        alter table workflow_nodes enable trigger image_jobs_keep_node;
         """
     )
     claims = await daemon.claim(2)
     settlements = [
         {"id": c["id"], "claim": c["claim"], "outcome": "completed", "payload": {"imageUrl": IMAGE}} for c in claims
     ]
-    assert [answer["result"] for answer in await daemon.turn(settlements=settlements)] == ["settled", "settled"]
+    assert [row["result"] for row in await daemon.sync(settlements=settlements)] == ["settled", "settled"]
     assert (await run_row(db, run))["status"] == (await run_row(db, good))["status"] == "completed"
     assert (await node_data(db, "good"))["imageUrl"] == IMAGE
     warnings = await db.fetch("select run_id, payload from run_events where payload ->> 'event' = 'warning'")

@@ -1,13 +1,13 @@
-"""Projection: what a node shows of its runs, and whose keys are whose."""
+"""Projection: how a node shows its runs, and which keys of node_data are ours."""
 
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from tests.postgres import signed_in
-from tests.runs import WORKFLOW, insert_run, insert_runs, run_row
-from tests.sql.protocol import IMAGE, Daemon, Db, insert_node, node_data, run_in
+from tests.support.postgres import signed_in
+from tests.support.protocol import IMAGE, Daemon, Db, as_operator, insert_node, node_data, run_in
+from tests.support.runs import WORKFLOW, insert_run, insert_runs, run_row
 
 OWN = ("status", "runId", "progress", "message", "previewUrl", "imageUrl", "thumbnailUrl", "error", "updatedAt")
 FORGED = dict.fromkeys(OWN, "forged")
@@ -57,7 +57,7 @@ async def test_a_node_shows_progress_a_message_and_a_preview(db: Db, daemon: Dae
     }
 
 
-async def test_a_preview_is_gone_with_the_run_that_it_was_of(db: Db, daemon: Daemon, node: str) -> None:
+async def test_a_preview_is_removed_with_its_run(db: Db, daemon: Daemon, node: str) -> None:
     await insert_run(db, nodeId=node)
     claimed = await daemon.claim_one()
     await daemon.record(claimed, progress=40, preview_url="https://example.com/p.webp")
@@ -98,20 +98,33 @@ async def test_the_node_of_a_foreign_workflow_is_not_touched(db: Db, daemon: Dae
     assert await version(db) == before
 
 
-async def test_a_node_that_comes_later_shows_no_run_of_a_foreign_workflow(db: Db) -> None:
+async def test_a_later_node_shows_no_run_of_a_foreign_workflow(db: Db) -> None:
     await insert_run(db, nodeId="late", workflow=uuid4())
     await insert_node(db, "late", WORKFLOW)
     assert await node_data(db, "late") == {}
 
 
-async def test_a_node_that_moves_to_another_workflow_shows_that_workflows_run(
-    db: Db, daemon: Daemon, node: str
-) -> None:
+async def test_a_moved_node_shows_a_run_of_its_new_workflow(db: Db, daemon: Daemon, node: str) -> None:
     other = uuid4()
     await run_in(db, daemon, "completed", nodeId=node)
     theirs = await insert_run(db, nodeId=node, workflow=other)
     await db.execute("update workflow_nodes set workflow_id = $1", other)
     assert await node_data(db, node) == {"label": "mine", "runId": theirs, "status": "pending", "progress": 0}
+
+
+@pytest.mark.parametrize("role", ["postgres", "service_role"])
+async def test_a_run_that_an_operator_moves_leaves_its_node(db: Db, daemon: Daemon, node: str, role: str) -> None:
+    first = await run_in(db, daemon, "completed", nodeId=node)
+    second = await insert_run(db, nodeId=node)
+    await insert_node(db, "other", WORKFLOW, label="other")
+    move = "update runs set metadata = metadata || jsonb_build_object('nodeId', $2::text) where id = $1"
+    await as_operator(db, role, move, second, "other")
+    assert (await node_data(db, node))["runId"] == first
+    assert await node_data(db, "other") == {"label": "other", "runId": second, "status": "pending", "progress": 0}
+    await as_operator(db, role, move, first, "no such node")
+    assert await node_data(db, node) == {"label": "mine"}
+    await as_operator(db, role, move, first, "other")
+    assert (await node_data(db, "other"))["runId"] == second
 
 
 # which run owns it
@@ -211,13 +224,13 @@ async def test_a_new_node_has_none_of_our_keys_until_it_has_a_run(db: Db) -> Non
     assert await db.fetchval("select node_data from workflow_nodes") == {"label": "mine"}
 
 
-async def test_saying_so_does_not_make_a_client_the_projection(db: Db, daemon: Daemon, node: str) -> None:
+async def test_a_client_setting_is_not_the_projection(db: Db, daemon: Daemon, node: str) -> None:
     member = uuid4()
     await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", WORKFLOW, member)
     await run_in(db, daemon, "completed", nodeId=node)
     before = await node_data(db, node)
     async with signed_in(db, member):
-        await db.execute("select set_config('image_jobs.hand', 'projection', true)")
+        await db.execute("select set_config('image_jobs.writer', 'projection', true)")
         await db.execute("update workflow_nodes set node_data = $1, run_ticket = 0", {**FORGED, "label": "mine"})
     assert await node_data(db, node) == before
 
@@ -251,7 +264,7 @@ async def test_an_upsert_keeps_what_the_node_shows(db: Db, daemon: Daemon, node:
 # version
 
 
-async def test_the_version_grows_with_every_change_and_with_nothing_else(db: Db, daemon: Daemon, node: str) -> None:
+async def test_the_version_grows_with_every_change_only(db: Db, daemon: Daemon, node: str) -> None:
     versions = [await version(db)]
 
     async def grown() -> bool:

@@ -5,9 +5,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.postgres import Cluster
-from tests.runs import WORKFLOW, insert_run, run_row
-from tests.sql.protocol import Db, new_daemon
+from tests.support.postgres import Cluster, signed_in
+from tests.support.protocol import Db, new_daemon
+from tests.support.runs import WORKFLOW, insert_run, run_row
 
 REFUSED = asyncpg.InvalidParameterValueError
 
@@ -16,7 +16,7 @@ FILE = "data:image/png;base64," + "iVBORw0KGgo" * 500
 RESEARCH = "insert into runs (id, kind, subject_id, status, processor, started_at, finished_at, payload, metadata)"
 
 
-async def test_rows_of_other_kinds_are_nobodys_business_but_their_own(db: Db) -> None:
+async def test_rows_of_other_kinds_are_not_our_business(db: Db) -> None:
     await db.execute(
         RESEARCH + " values ('a/b c', 'research', gen_random_uuid(), 'halfway', null, null, now(), $1, $2)",
         {"file": FILE},
@@ -76,7 +76,6 @@ async def test_a_role_of_the_other_orchestrator_writes_its_rows(db: Db, postgres
     await postgres.sudo(f"create role {name} bypassrls; grant {name} to postgres")
     try:
         await db.execute(f"grant select, insert, update, delete on runs, run_events to {name}")
-        await db.execute(f"grant execute on function private.has_base64(jsonb) to {name}")
         async with db.transaction():
             await db.execute(f"set local role {name}")
             await db.execute(
@@ -91,3 +90,52 @@ async def test_a_role_of_the_other_orchestrator_writes_its_rows(db: Db, postgres
     finally:
         await postgres.sudo(f"drop owned by {name}", database.rsplit("/", 1)[1])
         await postgres.sudo(f"drop role {name}")
+
+
+async def test_a_row_of_another_kind_founds_no_workflow(db: Db) -> None:
+    await db.execute(RESEARCH + " values ('r', 'research', $1, 'new', null, null, null, null, null)", WORKFLOW)
+    async with signed_in(db) as user:
+        await db.execute(
+            """insert into runs (kind, subject_id, status, processor, metadata)
+            values ('image_gen', $1, 'pending', 'demo:painter', '{"promptSpec": {"basePrompt": "a red fox"}}')""",
+            WORKFLOW,
+        )
+    assert await db.fetchval("select user_id from workflow_members where workflow_id = $1", WORKFLOW) == user
+
+
+async def test_events_of_other_kinds_stay_as_they_were_written(db: Db) -> None:
+    await db.execute(RESEARCH + " values ('r', 'research', $1, 'new', null, null, null, null, null)", WORKFLOW)
+    await db.execute("insert into run_events (run_id, kind) values ('r', 'note'), (null, 'stray')")
+    await db.execute("insert into run_events (run_id, kind, run_kind) values ('r', 'log', 'image_gen')")
+    await db.execute("update run_events set kind = kind || 's' where run_kind is null")
+    rows = await db.fetch("select kind, run_kind from run_events order by kind")
+    assert [tuple(row) for row in rows] == [("logs", None), ("notes", None), ("strays", None)]
+
+
+async def test_an_event_that_moves_to_an_image_run_is_checked(db: Db) -> None:
+    await db.execute(RESEARCH + " values ('r', 'research', $1, 'new', null, null, null, null, null)", WORKFLOW)
+    run = await insert_run(db)
+    await db.execute("insert into run_events (run_id, kind, payload) values ('r', 'log', $1)", {"file": FILE})
+    with pytest.raises(asyncpg.CheckViolationError, match="base64"):
+        await db.execute("update run_events set run_id = $1 where run_id = 'r'", run)
+
+
+async def test_statements_about_other_kinds_pay_for_little_of_ours(db: Db) -> None:
+    """Each trigger, check and setting costs every statement on the table 5 to 10 µs; `tests/bench/test_other_kinds.py` measures."""
+    checks = await db.fetchval("select count(*) from pg_constraint where conrelid = 'runs'::regclass and contype = 'c'")
+    assert checks == 3
+    triggers = await db.fetch(
+        """
+        select t.tgrelid::regclass::text as table_name, t.tgname, t.tgtype & 1 = 1 as by_row, t.tgqual is not null as conditional,
+            (select array_agg(split_part(setting, '=', 1)) from unnest(p.proconfig) setting) as settings
+        from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+        where not t.tgisinternal and t.tgrelid in ('runs'::regclass, 'run_events'::regclass) and t.tgtype & 16 = 16
+        """
+    )
+    assert sorted((row["table_name"], row["by_row"], row["conditional"]) for row in triggers) == [
+        ("run_events", False, False),
+        ("runs", False, False),
+        *[("runs", True, True)] * 3,  # one of them for metadata alone
+    ]
+    for trigger in triggers:
+        assert trigger["by_row"] or trigger["settings"] == ["search_path"], trigger["tgname"]

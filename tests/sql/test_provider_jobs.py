@@ -1,4 +1,4 @@
-"""Orders at providers: whose webhook is awaited, which nobody wrote down, and how each finds its run."""
+"""Provider jobs: how their webhooks are awaited, and how orphans find their runs."""
 
 import json
 from datetime import UTC, datetime
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from daemon.providers.vendor import LONGEST_ID
-from tests.postgres import connect
-from tests.runs import insert_run, run_row
-from tests.sql.protocol import Daemon, Db, events, move_clock, new_daemon, run_in, set_status
+from daemon.providers.errors import MAX_JOB_ID
+from tests.support.postgres import connect
+from tests.support.protocol import Daemon, Db, events, move_clock, new_daemon, run_in, set_status
+from tests.support.runs import insert_run, run_row
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="
 MODEL = "openai:gpt-image-2"
@@ -18,36 +18,36 @@ MODEL = "openai:gpt-image-2"
 
 @pytest.fixture
 async def daemon(db: Db) -> Daemon:
-    """One that serves openai, whose webhooks are verified."""
-    await db.execute("select private.set_webhook_secrets($1)", {"openai": [SECRET]})
+    """Register a daemon that serves openai, whose webhooks are verified."""
+    await db.execute("select image_jobs.set_webhook_secrets($1)", {"openai": [SECRET]})
     return await new_daemon(db, "openai")
 
 
-async def deliver(db: Db, order: str = "order-1", message: str = "msg_1") -> None:
-    """A webhook of an order comes, as the provider signs it."""
-    body, at = json.dumps({"type": "response.completed", "data": {"id": order}}), datetime.now(UTC)
+async def deliver(db: Db, job: str = "order-1", message: str = "msg_1") -> None:
+    """Deliver a webhook of a job, as the provider signs it."""
+    body, at = json.dumps({"type": "response.completed", "data": {"id": job}}), datetime.now(UTC)
     headers = {
         "webhook-id": message,
         "webhook-timestamp": str(int(at.timestamp())),
         "webhook-signature": Webhook(SECRET).sign(message, at, body),
     }
-    said = await db.fetchval("select private.receive_webhook('openai', $1, $2)", headers, body)
+    said = await db.fetchval("select image_jobs.receive_webhook('openai', $1, $2)", headers, body)
     assert said["received"], said
 
 
-async def attach(db: Db, claimed: dict[str, Any], order: str = "order-1", provider: str = "openai") -> str:
-    """The provider has said whose the order is."""
+async def attach(db: Db, claimed: dict[str, Any], job: str = "order-1", provider: str = "openai") -> str:
+    """Attach a job to the run for which the provider says it was made."""
     return await db.fetchval(
-        "select private.attach_order($1, $2, $3, $4)", provider, order, claimed["id"], claimed["ticket"]
+        "select image_jobs.attach_provider_job($1, $2, $3, $4)", provider, job, claimed["id"], claimed["ticket"]
     )
 
 
 async def unmatched(db: Db) -> list[dict[str, Any]]:
-    return [row[0] for row in await db.fetch("select private.unmatched_deliveries('{openai}', 10)")]
+    return [row[0] for row in await db.fetch("select image_jobs.unmatched_deliveries('{openai}', 10)")]
 
 
 async def open_deliveries(db: Db) -> int:
-    return await db.fetchval("select count(*) from private.webhook_deliveries where closed_at is null")
+    return await db.fetchval("select count(*) from image_jobs.webhook_deliveries where closed_at is null")
 
 
 async def claimed_run(db: Db, daemon: Daemon) -> dict[str, Any]:
@@ -56,7 +56,7 @@ async def claimed_run(db: Db, daemon: Daemon) -> dict[str, Any]:
 
 
 async def ended_unknown(db: Db, daemon: Daemon) -> dict[str, Any]:
-    """A run whose order was taken and not written down: it waits for its next attempt."""
+    """Make a run whose job was submitted and not saved: it waits for its next attempt."""
     claimed = await claimed_run(db, daemon)
     await daemon.settle(claimed, "retry", due_in=60, payload={"error": "No answer.", "code": "outcome_unknown"})
     return claimed
@@ -91,7 +91,7 @@ async def test_a_check_without_a_webhook_knows_that_none_came(db: Db, daemon: Da
     assert (await run_row(db, claimed["id"]))["webhook"] is None
 
 
-@pytest.mark.parametrize("when", ["before the order is written down", "while it is checked"])
+@pytest.mark.parametrize("when", ["before the job is saved", "while it is checked"])
 async def test_a_webhook_that_crosses_with_a_park_counts_as_come(db: Db, daemon: Daemon, when: str) -> None:
     claimed = await claimed_run(db, daemon)
     if when == "while it is checked":
@@ -102,14 +102,14 @@ async def test_a_webhook_that_crosses_with_a_park_counts_as_come(db: Db, daemon:
     assert (await daemon.claim_one())["webhook"] == "came"
 
 
-async def test_a_webhook_of_a_run_that_is_polled_makes_its_check_due_too(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_of_a_polled_run_makes_its_check_due(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.park(claimed, due_in=60)
     await deliver(db)
     assert (await daemon.claim_one())["webhook"] == "came"
 
 
-async def test_a_check_that_is_handed_back_still_knows_whether_a_webhook_came(db: Db, daemon: Daemon) -> None:
+async def test_a_released_check_keeps_its_webhook_state(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.park(claimed, due_in=60, webhook=True)
     await deliver(db)
@@ -118,7 +118,7 @@ async def test_a_check_that_is_handed_back_still_knows_whether_a_webhook_came(db
 
 
 @pytest.mark.parametrize("change", ["status = 'pending'", "status = 'cancelled'", "due_at = now() + interval '9 s'"])
-async def test_nobody_waits_for_a_webhook_once_somebody_else_decides(db: Db, daemon: Daemon, change: str) -> None:
+async def test_an_outside_change_ends_the_wait_for_a_webhook(db: Db, daemon: Daemon, change: str) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.park(claimed, due_in=60, webhook=True)
     await db.execute("update runs set webhook = 'came', priority = 3")
@@ -136,9 +136,7 @@ async def test_a_run_that_has_ended_waits_for_no_webhook(db: Db, daemon: Daemon,
     assert (await run_row(db, claimed["id"]))["webhook"] is None
 
 
-async def test_a_webhook_after_we_gave_up_says_once_that_a_requeue_asks_for_the_same_order(
-    db: Db, daemon: Daemon
-) -> None:
+async def test_a_webhook_after_polling_timeout_adds_one_event(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "parked", processor=MODEL)
     await move_clock(db, "6 s")
     await daemon.fail(await daemon.claim_one(), "polling_timeout", "Polling timeout exceeded")
@@ -153,7 +151,7 @@ async def test_a_webhook_after_we_gave_up_says_once_that_a_requeue_asks_for_the_
     assert (await daemon.claim_one())["provider_job_id"] == "order-1"
 
 
-async def test_a_webhook_of_a_run_that_failed_in_another_way_promises_nothing(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_after_another_failure_adds_no_event(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "parked", processor=MODEL)
     await move_clock(db, "6 s")
     await daemon.fail(await daemon.claim_one(), "content_policy")
@@ -161,31 +159,29 @@ async def test_a_webhook_of_a_run_that_failed_in_another_way_promises_nothing(db
     assert "late_webhook" not in [event["event"] for event in await events(db, run)]
 
 
-async def test_an_order_of_the_longest_id_that_is_kept_is_written_down_heard_of_and_cancelled(
-    db: Db, daemon: Daemon
-) -> None:
-    order = "resp_" + "bGl0ZWxsbTpjdXN0b20" * 30  # as gateways make them: base64, of what they wrap
-    order = order[:LONGEST_ID]
+async def test_a_job_id_of_the_longest_length_works_throughout(db: Db, daemon: Daemon) -> None:
+    job = "resp_" + "bGl0ZWxsbTpjdXN0b20" * 30  # as gateways make them: base64, of what they wrap
+    job = job[:MAX_JOB_ID]
     claimed = await claimed_run(db, daemon)
-    assert await daemon.park(claimed, order, due_in=60, webhook=True) == "settled"
-    await deliver(db, order)
+    assert await daemon.park(claimed, job, due_in=60, webhook=True) == "settled"
+    await deliver(db, job)
     checking = await daemon.claim_one()
-    assert (checking["provider_job_id"], checking["webhook"]) == (order, "came")
-    await daemon.fail(checking, "polling_timeout", details={"providerJobId": order})
+    assert (checking["provider_job_id"], checking["webhook"]) == (job, "came")
+    await daemon.fail(checking, "polling_timeout", details={"providerJobId": job})
     await set_status(db, claimed["id"], "pending")
     await set_status(db, claimed["id"], "pending")
-    assert await db.fetchval("select provider_job_id from private.cancellations") == order
+    assert await db.fetchval("select provider_job_id from image_jobs.cancellations") == job
     for _ in range(2):
-        await db.execute("select private.finish_cancellation('openai', $1, 'No.', true)", order)
+        await db.execute("select image_jobs.finish_cancellation('openai', $1, 'No.', true)", job)
 
 
-async def test_a_webhook_of_no_order_is_kept_and_nobody_is_asked_about_it(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_without_a_job_is_kept_and_not_looked_up(db: Db, daemon: Daemon) -> None:
     await deliver(db, "")
     await move_clock(db, "4 s")
     assert await unmatched(db) == []
 
 
-async def test_an_order_that_an_operator_names_is_given_up_in_time_like_any_other(db: Db, daemon: Daemon) -> None:
+async def test_a_job_named_by_an_operator_times_out_as_any_other(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "failed", processor=MODEL)
     await set_status(db, run, "pending")
     await db.execute("update runs set provider_job_id = 'mine'")
@@ -194,34 +190,32 @@ async def test_an_order_that_an_operator_names_is_given_up_in_time_like_any_othe
     assert 0 <= checking["submitted_ago"] < 60
 
 
-# orders that nobody wrote down
+# orphans: jobs whose ids were never saved
 
 
-async def test_a_delivery_without_a_run_is_asked_about_after_a_few_seconds_by_one_daemon(
-    db: Db, daemon: Daemon
-) -> None:
+async def test_an_unmatched_delivery_is_leased_to_one_daemon(db: Db, daemon: Daemon) -> None:
     await deliver(db)
     assert await unmatched(db) == []
     await move_clock(db, "4 s")
-    assert await db.fetch("select private.unmatched_deliveries('{midjourney}', 10)") == []
+    assert await db.fetch("select image_jobs.unmatched_deliveries('{midjourney}', 10)") == []
     assert await unmatched(db) == [{"provider": "openai", "provider_job_id": "order-1"}]
     assert await unmatched(db) == []
-    await move_clock(db, "65 s")  # whoever asked has died
+    await move_clock(db, "65 s")  # the daemon that asked has died
     assert len(await unmatched(db)) == 1
-    assert await db.fetchval("select private.attach_order('openai', 'order-1', null, null)") == "unknown"
+    assert await db.fetchval("select image_jobs.attach_provider_job('openai', 'order-1', null, null)") == "unknown"
     await move_clock(db, "59 min")
     assert await unmatched(db) == []
     assert await open_deliveries(db) == 1
 
 
-async def test_several_words_of_one_order_are_one_question(db: Db, daemon: Daemon) -> None:
+async def test_duplicate_webhooks_trigger_one_lookup(db: Db, daemon: Daemon) -> None:
     for number in range(3):
         await deliver(db, message=f"msg_{number}")
     await move_clock(db, "4 s")
     assert len(await unmatched(db)) == 1
 
 
-async def test_a_delivery_of_an_order_that_a_run_has_is_not_asked_about(db: Db, daemon: Daemon) -> None:
+async def test_a_delivery_of_a_known_job_is_not_looked_up(db: Db, daemon: Daemon) -> None:
     await claimed_run(db, daemon)
     await deliver(db)
     await db.execute("update runs set provider_job_id = 'order-1'")
@@ -229,9 +223,7 @@ async def test_a_delivery_of_an_order_that_a_run_has_is_not_asked_about(db: Db, 
     assert await unmatched(db) == []
 
 
-async def test_a_run_that_waits_for_its_next_attempt_goes_on_with_the_order_of_the_one_before(
-    db: Db, daemon: Daemon
-) -> None:
+async def test_a_run_waiting_for_a_retry_resumes_the_orphan(db: Db, daemon: Daemon) -> None:
     claimed = await ended_unknown(db, daemon)
     await deliver(db)
     assert await attach(db, claimed) == "attached"
@@ -245,16 +237,50 @@ async def test_a_run_that_waits_for_its_next_attempt_goes_on_with_the_order_of_t
     assert await daemon.complete(checking) == "settled"
 
 
-async def test_a_settlement_of_before_does_not_touch_a_run_that_has_its_order_back(db: Db, daemon: Daemon) -> None:
+@pytest.mark.parametrize("model", [None, "gpt-image-2"])
+async def test_an_orphan_waits_for_room_and_is_polled_then(db: Db, daemon: Daemon, model: str | None) -> None:
+    claimed = await ended_unknown(db, daemon)
+    await db.execute("delete from image_jobs.provider_limits where provider = 'openai'")
+    other = await claimed_run(db, daemon)
+    await db.execute(
+        "insert into image_jobs.provider_limits (provider, model, max_running) values ('openai', $1, 1)", model
+    )
+    await deliver(db)
+    assert await attach(db, claimed) == "attached"
+    row = await run_row(db, claimed["id"])
+    assert (row["status"], row["provider_job_id"]) == ("pending", "order-1")
+    await move_clock(db, "2 min")
+    assert await daemon.claim(10) == []
+    await daemon.complete(other)
+    checking = await daemon.claim_one()
+    assert (checking["id"], checking["provider_job_id"], checking["attempt"]) == (claimed["id"], "order-1", 1)
+    assert checking["call"] == claimed["call"]
+    assert await daemon.complete(checking) == "settled"
+
+
+async def test_an_orphan_does_not_wait_for_a_claim(database: str, db: Db, daemon: Daemon) -> None:
+    """Its caller holds a run, and claims take the limits first: whoever waited here could deadlock."""
+    claimed = await ended_unknown(db, daemon)
+    await db.execute("update image_jobs.provider_limits set max_running = 10 where provider = 'openai'")
+    other = await connect(database)
+    try:
+        async with other.transaction():
+            await other.execute("select from image_jobs.provider_limits for update")
+            await db.execute("set statement_timeout = '5s'")
+            assert await attach(db, claimed) == "attached"
+    finally:
+        await other.close()
+    assert (await run_row(db, claimed["id"]))["status"] == "pending"
+
+
+async def test_a_stale_settlement_does_not_touch_a_resumed_run(db: Db, daemon: Daemon) -> None:
     claimed = await ended_unknown(db, daemon)
     assert await attach(db, claimed) == "attached"
     assert await daemon.settle(claimed, "retry", payload={"error": "No answer."}) == "lost"
     assert (await run_row(db, claimed["id"]))["status"] == "running"
 
 
-async def test_an_attempt_that_is_at_work_is_left_and_its_run_goes_on_with_the_order_when_it_ends_unknown(
-    db: Db, daemon: Daemon
-) -> None:
+async def test_a_held_run_resumes_the_orphan_when_it_ends_unknown(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await deliver(db)
     before = await run_row(db, claimed["id"])
@@ -266,20 +292,37 @@ async def test_an_attempt_that_is_at_work_is_left_and_its_run_goes_on_with_the_o
     assert await open_deliveries(db) == 0
 
 
-async def test_a_run_whose_daemon_died_in_its_last_attempt_goes_on_with_the_order(db: Db, daemon: Daemon) -> None:
+async def test_a_resumed_orphan_consumes_the_webhook_that_came(db: Db, daemon: Daemon) -> None:
+    claimed = await claimed_run(db, daemon)
+    assert await attach(db, claimed) == "held"
+    await deliver(db)
+    await daemon.settle(claimed, "retry", due_in=60, payload={"error": "No answer.", "code": "outcome_unknown"})
+    assert (await daemon.claim_one())["webhook"] == "came"
+    assert await open_deliveries(db) == 0
+
+
+async def test_a_delivery_outlives_an_outside_claimed_by(db: Db, daemon: Daemon) -> None:
+    claimed = await claimed_run(db, daemon)
+    await daemon.park(claimed, due_in=0)
+    checking = await daemon.claim_one()
+    await deliver(db)
+    await db.execute("update runs set claimed_by = null where id = $1", claimed["id"])
+    await daemon.park(checking, due_in=60)
+    assert (await daemon.claim_one())["webhook"] == "came"
+
+
+async def test_the_orphan_of_a_dead_last_attempt_is_resumed(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await db.execute("update runs set max_attempts = 1")
     await deliver(db)
     assert await attach(db, claimed) == "held"
-    await db.execute("select private.abandon_runs($1)", daemon.id)
+    await db.execute("select image_jobs.abandon_runs($1)", daemon.id)
     checking = await daemon.claim_one()
     assert (checking["id"], checking["provider_job_id"]) == (claimed["id"], "order-1")
 
 
 @pytest.mark.parametrize("code", ["outcome_unknown", "timeout", "storage_disk"])
-async def test_a_last_attempt_that_ends_unknown_in_whatever_way_goes_on_with_the_order(
-    db: Db, daemon: Daemon, code: str
-) -> None:
+async def test_a_last_attempt_of_any_unknown_end_resumes_the_orphan(db: Db, daemon: Daemon, code: str) -> None:
     claimed = await claimed_run(db, daemon)
     await db.execute("update runs set max_attempts = 1")
     await deliver(db)
@@ -288,7 +331,7 @@ async def test_a_last_attempt_that_ends_unknown_in_whatever_way_goes_on_with_the
     assert (await daemon.claim_one())["provider_job_id"] == "order-1"
 
 
-async def test_what_the_attempt_wrote_down_itself_is_matched_as_ever(db: Db, daemon: Daemon) -> None:
+async def test_a_job_saved_by_its_own_attempt_is_matched_as_usual(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await deliver(db)
     assert await attach(db, claimed) == "held"
@@ -298,7 +341,7 @@ async def test_what_the_attempt_wrote_down_itself_is_matched_as_ever(db: Db, dae
     assert [event["event"] for event in await events(db, claimed["id"])].count("webhook") == 1
 
 
-async def test_a_refusal_of_the_attempt_stands_although_a_webhook_of_an_order_is_here(db: Db, daemon: Daemon) -> None:
+async def test_a_refusal_stands_despite_a_webhook_of_a_job(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await deliver(db)
     assert await attach(db, claimed) == "held"
@@ -306,39 +349,39 @@ async def test_a_refusal_of_the_attempt_stands_although_a_webhook_of_an_order_is
     assert (await run_row(db, claimed["id"]))["status"] == "failed"
 
 
-async def test_what_is_held_is_looked_at_again_by_the_sweeps(db: Db, daemon: Daemon) -> None:
+async def test_a_held_result_is_retried_by_the_sweeps(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await deliver(db)
     assert await attach(db, claimed) == "held"
     await daemon.park(claimed, "order-2", due_in=3600)  # the attempt had made another order
     await move_clock(db, "65 s")
-    await db.execute("select private.sweep_webhooks()")
+    await db.execute("select image_jobs.sweep_webhooks()")
     assert await open_deliveries(db) == 0
-    assert await db.fetchval("select provider_job_id from private.cancellations") == "order-1"
+    assert await db.fetchval("select provider_job_id from image_jobs.cancellations") == "order-1"
 
 
-async def test_webhooks_and_orders_that_come_late_are_no_images(db: Db, daemon: Daemon) -> None:
+async def test_late_webhooks_and_jobs_count_as_no_images(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.fail(claimed, "outcome_unknown")
     await deliver(db)
     assert await attach(db, claimed) == "noted"
-    assert not await db.fetch("select from run_costs where images > 0")
+    assert not await db.fetch("select from image_jobs.run_costs where images > 0")
 
 
-async def test_a_failed_run_is_told_that_there_is_an_order(db: Db, daemon: Daemon) -> None:
+async def test_an_orphan_of_a_failed_run_is_an_event(db: Db, daemon: Daemon) -> None:
     claimed = await claimed_run(db, daemon)
     await daemon.fail(claimed, "outcome_unknown")
     await deliver(db)
     before = await run_row(db, claimed["id"])
     assert await attach(db, claimed) == "noted"
     assert await run_row(db, claimed["id"]) == before
-    (late,) = [event for event in await events(db, claimed["id"]) if event["event"] == "late_order"]
+    (late,) = [event for event in await events(db, claimed["id"]) if event["event"] == "late_provider_job"]
     assert late["data"] == {"providerJobId": "order-1"}
-    assert not await db.fetch("select from private.cancellations")
+    assert not await db.fetch("select from image_jobs.cancellations")
 
 
 @pytest.mark.parametrize("state", ["cancelled", "completed", "requeued", "ordered again"])
-async def test_an_order_that_its_run_has_no_use_for_is_cancelled(db: Db, daemon: Daemon, state: str) -> None:
+async def test_an_orphan_that_its_run_cannot_use_is_cancelled(db: Db, daemon: Daemon, state: str) -> None:
     claimed = await claimed_run(db, daemon)
     match state:
         case "completed":
@@ -351,11 +394,11 @@ async def test_an_order_that_its_run_has_no_use_for_is_cancelled(db: Db, daemon:
     before = await run_row(db, claimed["id"])
     assert await attach(db, claimed) == "cancelled"
     assert await run_row(db, claimed["id"]) == before
-    assert await db.fetchval("select provider_job_id from private.cancellations") == "order-1"
+    assert await db.fetchval("select provider_job_id from image_jobs.cancellations") == "order-1"
     assert await open_deliveries(db) == 0
 
 
-async def test_an_order_of_nobody_or_of_another_provider_changes_nothing(db: Db, daemon: Daemon) -> None:
+async def test_a_foreign_job_changes_nothing(db: Db, daemon: Daemon) -> None:
     claimed = await ended_unknown(db, daemon)
     before = await run_row(db, claimed["id"])
     assert await attach(db, {"id": "nobody", "ticket": 1}) == "unknown"
@@ -377,15 +420,15 @@ async def test_a_locked_run_is_left_for_later(database: str, db: Db, daemon: Dae
 @pytest.mark.parametrize(
     ("said", "secrets", "wait"), [(60, True, 60), (300, True, 300), (None, True, 2), (60, False, 2)], ids=str
 )
-async def test_after_a_take_over_an_order_is_made_again_only_when_its_webhook_had_time_to_come(
+async def test_a_taken_over_run_waits_for_a_webhook_before_retrying(
     db: Db, daemon: Daemon, said: int | None, secrets: bool, wait: int
 ) -> None:
     if not secrets:
-        await db.execute("delete from private.webhook_secrets")
+        await db.execute("delete from image_jobs.webhook_secrets")
     claimed = await claimed_run(db, daemon)
     data = {} if said is None else {"webhookWait": said}
     submitted = {"kind": "log", "payload": {"event": "submitted", "message": "It goes.", "data": data}}
     await daemon.record(claimed, events=[submitted])
-    await db.execute("select private.abandon_runs($1)", daemon.id)
-    left = await db.fetchval("select extract(epoch from due_at - private.now())::float8 from runs")
+    await db.execute("select image_jobs.abandon_runs($1)", daemon.id)
+    left = await db.fetchval("select extract(epoch from due_at - image_jobs.now())::float8 from runs")
     assert wait - 2 < left <= wait

@@ -5,9 +5,9 @@ import re
 import asyncpg
 import pytest
 
-from tests.postgres import ROOT, signed_in
-from tests.runs import WORKFLOW, insert_run, insert_runs, run_row
-from tests.sql.protocol import Daemon, Db, move_clock, new_daemon, run_in
+from tests.support.postgres import ROOT, signed_in
+from tests.support.protocol import Daemon, Db, move_clock, new_daemon, run_in
+from tests.support.runs import WORKFLOW, insert_run, insert_runs, run_row
 
 README = (ROOT / "sql/README.md").read_text()
 RECIPES = re.findall(r"^(\S[^\n]*):\n\n```sql\n(.*?)^```\n", README, re.MULTILINE | re.DOTALL)
@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"^```sql\n(.*?)^```\n", README, re.MULTILINE | re.DOTALL)
 
 
 def recipe(words: str) -> str:
-    """The one recipe whose title begins with these words."""
+    """Find the one recipe whose title begins with these words."""
     (sql,) = [sql for title, sql in RECIPES if title.startswith(words)]
     return sql
 
@@ -41,13 +41,13 @@ async def test_requeue_a_hundred_failed_runs(db: Db, daemon: Daemon) -> None:
     await insert_runs(db, 120)
     claims = await daemon.claim(120)
     failed = {"outcome": "failed", "payload": {"error": "No.", "code": "refused"}}
-    await daemon.turn(settlements=[{"id": claim["id"], "claim": claim["claim"], **failed} for claim in claims])
+    await daemon.sync(settlements=[{"id": claim["id"], "claim": claim["claim"], **failed} for claim in claims])
     await db.execute(recipe("Requeue up to 100 failed runs"))
     assert await statuses(db) == {"pending": 100, "failed": 20}
     assert len(await daemon.claim(200)) == 100
 
 
-async def test_cancel_what_is_running(db: Db, daemon: Daemon) -> None:
+async def test_cancel_everything_that_is_running(db: Db, daemon: Daemon) -> None:
     await insert_runs(db, 5)
     claims = await daemon.claim(3)
     await db.execute(recipe("Cancel everything that is running"))
@@ -55,9 +55,9 @@ async def test_cancel_what_is_running(db: Db, daemon: Daemon) -> None:
     assert await daemon.complete(claims[0]) == "lost"
 
 
-async def test_cancel_what_waits_in_one_workflow(db: Db, daemon: Daemon) -> None:
+async def test_cancel_pending_runs_of_one_workflow(db: Db, daemon: Daemon) -> None:
     await insert_runs(db, 3)
-    await db.execute("insert into private.workflows (id) values (gen_random_uuid())")
+    await db.execute("insert into image_jobs.workflows (id) values (gen_random_uuid())")
     other = await insert_run(db, workflow=await db.fetchval("select gen_random_uuid()"))
     await db.execute(recipe("Cancel what waits in one workflow"))
     assert (await daemon.claim_one())["id"] == other
@@ -107,6 +107,15 @@ async def test_pause_a_provider_and_open_it_again(db: Db) -> None:
     assert len(await daemon.claim(10)) == 1
 
 
+async def test_open_what_is_blocked(db: Db) -> None:
+    daemon = await new_daemon(db, "openai")
+    await insert_run(db, processor="openai:gpt-image-2")
+    await db.execute("select image_jobs.block_provider('openai', null, '1 h', 'Out of credit.')")
+    assert await daemon.claim(10) == []
+    await db.execute(recipe("See what a 429"))
+    assert len(await daemon.claim(10)) == 1
+
+
 async def test_change_a_limit(db: Db) -> None:
     daemon = await new_daemon(db, "openai", "google")
     await insert_runs(db, 150, processor="google:imagen")
@@ -119,28 +128,27 @@ async def test_change_a_limit(db: Db) -> None:
     assert [run["processor"] for run in await daemon.claim(300)] == ["openai:gpt-image-1"] * 15
 
 
-async def test_the_views_say_how_it_goes(db: Db, daemon: Daemon) -> None:
+async def test_the_views_show_the_state_of_the_queue(db: Db, daemon: Daemon) -> None:
     await insert_runs(db, 4)
     claimed, *_ = await daemon.claim(2)
-    generated = {"kind": "log", "payload": {"event": "generated", "message": "Made.", "data": {"cost": 0.04}}}
     stored = {"kind": "log", "payload": {"event": "stored", "message": "Stored.", "data": {"uploadTries": 2}}}
     timings = {"queuedMs": 10, "generateMs": 2000, "storeMs": 300, "settleMs": 4}
-    payload = {"imageUrl": "https://example.com/i.png", "timings": timings}
-    await daemon.settle(claimed, "completed", payload=payload, events=[generated, stored])
+    payload = {"imageUrl": "https://example.com/i.png", "timings": timings, "cost": 0.04}
+    await daemon.settle(claimed, "completed", payload=payload, events=[stored])
     for statement in recipe("See how it goes").strip().split(";\n"):
         assert (await db.fetch(statement) == []) == ("storage_violations" in statement)
-    (queue,) = await db.fetch("select * from queue_stats")
+    (queue,) = await db.fetch("select * from image_jobs.queue_stats")
     assert (queue["provider"], queue["pending"], queue["running"], queue["completed"]) == ("demo", 2, 1, 1)
-    (costs,) = await db.fetch("select * from run_costs")
+    (costs,) = await db.fetch("select * from image_jobs.run_costs")
     assert (costs["provider"], costs["model"], costs["images"], float(costs["cost"])) == ("demo", "painter", 1, 0.04)
-    uploads = await db.fetchrow("select * from storage_stats")
+    uploads = await db.fetchrow("select * from image_jobs.storage_stats")
     assert (uploads["tried"], uploads["failed"], float(uploads["success_rate"])) == (2, 1, 0.5)
-    stages = await db.fetch("select stage, p50, p99 from run_timings")
+    stages = await db.fetch("select stage, p50, p99 from image_jobs.run_timings")
     assert {row["stage"]: row["p50"] for row in stages} == timings
-    assert await db.fetchval("select state from daemons") == "alive"
+    assert await db.fetchval("select state from image_jobs.daemon_status") == "alive"
 
 
-async def test_what_happened_and_what_failed(db: Db, daemon: Daemon) -> None:
+async def test_events_of_a_run_and_common_failures(db: Db, daemon: Daemon) -> None:
     run = await named(db, "job_1")
     await daemon.fail(await daemon.claim_one())
     trail, failures = recipe("What happened to one run").strip().removesuffix(";").split(";\n")
@@ -149,18 +157,18 @@ async def test_what_happened_and_what_failed(db: Db, daemon: Daemon) -> None:
     assert run == "job_1"
 
 
-async def test_let_somebody_see_a_workflow(db: Db) -> None:
+async def test_let_a_user_see_a_workflow(db: Db) -> None:
     run = await insert_run(db)
     member = "aaaaaaaa-0000-4000-8000-00000000000a"
     with pytest.raises(asyncpg.PostgresError):
         async with signed_in(db, member):
             await db.fetchval("select cancel_run($1)", run)
-    await db.execute(recipe("Let somebody see and use a workflow"))
+    await db.execute(recipe("Let a user see and use a workflow"))
     async with signed_in(db, member):
         assert (await db.fetchval("select cancel_run($1)", run))["status"] == "cancelled"
 
 
-async def test_forget_what_ended_long_ago(db: Db, daemon: Daemon) -> None:
+async def test_forget_runs_that_ended_long_ago(db: Db, daemon: Daemon) -> None:
     old = await run_in(db, daemon, "completed")
     young = await run_in(db, daemon, "completed")
     await db.execute("update runs set finished_at = now() - interval '91 days' where id = $1", old)
@@ -170,6 +178,6 @@ async def test_forget_what_ended_long_ago(db: Db, daemon: Daemon) -> None:
 
 
 async def test_a_paused_provider_is_shown_even_without_runs(db):
-    await db.execute("update provider_limits set paused = true where provider = 'google'")
-    row = await db.fetchrow("select provider, pending, paused from queue_stats")
+    await db.execute("update image_jobs.provider_limits set paused = true where provider = 'google'")
+    row = await db.fetchrow("select provider, pending, paused from image_jobs.queue_stats")
     assert tuple(row) == ("google", 0, True)

@@ -1,4 +1,4 @@
-"""Who may see and touch a workflow: strangers, anon and members of another workflow get at nothing."""
+"""Row level security: strangers, anon and members of another workflow reach nothing of a workflow."""
 
 import asyncio
 from uuid import UUID, uuid4
@@ -6,16 +6,20 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from tests.postgres import connect, signed_in
+from tests.support.postgres import connect, signed_in
 
 ANN = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 BOB = UUID("bbbbbbbb-0000-4000-8000-00000000000b")
+FORMER = UUID("ffffffff-0000-4000-8000-00000000000f")
 ANNS = UUID("aaaaaaaa-1111-4000-8000-000000000001")
 BOBS = UUID("bbbbbbbb-1111-4000-8000-000000000002")
 
 INSERT_RUN = "insert into runs (id, kind, subject_id, status, processor, metadata) values ($1, 'image_gen', $2, 'pending', 'demo:painter', $3)"
 INSERT_NODE = "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ($1, $2, 'image', $3)"
-OPERATORS_VIEWS = ("queue_stats", "run_timings", "run_costs", "storage_stats", "storage_violations", "daemons")
+OPERATORS_VIEWS = tuple(
+    f"image_jobs.{view}"
+    for view in ("queue_stats", "run_timings", "run_costs", "storage_stats", "storage_violations", "daemon_status")
+)
 TABLES = ("runs", "run_events", "workflow_nodes", "workflow_members", "image_jobs")
 
 DENIED = asyncpg.InsufficientPrivilegeError
@@ -27,16 +31,21 @@ def asking(node: str = "ann-node", **more: object) -> dict[str, object]:
 
 @pytest.fixture
 async def db(db):
-    """Ann's workflow has a node and a run; so has Bob's."""
+    """Give Ann's workflow a node, a run and a former member, and Bob's a node and a run."""
     for user, workflow, name in ((ANN, ANNS, "ann"), (BOB, BOBS, "bob")):
         async with signed_in(db, user):
             await db.execute(INSERT_NODE, f"{name}-node", workflow, {"label": name})
             await db.execute(INSERT_RUN, f"{name}-run", workflow, asking(f"{name}-node"))
+    async with signed_in(db, ANN):
+        token = await db.fetchval("select share_workflow($1)", ANNS)
+    async with signed_in(db, FORMER):
+        await db.execute("select join_workflow($1)", token)
+        await db.execute("select leave_workflow($1)", ANNS)
     return db
 
 
 async def everything(db) -> dict[str, list[tuple[object, ...]]]:
-    """All rows that clients could see, as an operator sees them."""
+    """Fetch all rows that clients could see, as an operator."""
     return {table: sorted(map(repr, await db.fetch(f"select * from {table}"))) for table in TABLES}
 
 
@@ -69,8 +78,9 @@ async def test_a_member_sees_the_own_workflow_and_no_other(db):
             assert seen == ({"ann-run"} if table == "run_events" else {ANNS})
 
 
-async def test_a_stranger_sees_nothing(db):
-    async with signed_in(db):
+@pytest.mark.parametrize("user", [None, FORMER], ids=["stranger", "former member"])
+async def test_a_stranger_sees_nothing(db, user):
+    async with signed_in(db, user):
         for table in TABLES:
             assert not await db.fetch(f"select * from {table}")
 
@@ -88,30 +98,57 @@ async def test_a_token_without_a_proper_user_id_founds_nothing(db):
             await db.execute(INSERT_NODE, "n", uuid4(), {})
 
 
+@pytest.mark.parametrize("subject", [None, "user_2abcDEF", "Xy7bGq0aQmVhT3lUu8fC1dEwZ2k1", 7])
+async def test_user_whose_id_is_no_uuid_is_told_so(db, subject):
+    workflow = uuid4()
+    with pytest.raises(DENIED, match="its claim sub is not a uuid") as refused:
+        async with signed_in(db, sub=subject):
+            await db.execute(INSERT_RUN, "r", workflow, {"promptSpec": {"basePrompt": "x"}})
+    assert "carry a uuid as sub" in refused.value.hint
+    assert not await db.fetchval("select exists (select from image_jobs.workflows where id = $1)", workflow)
+
+
+@pytest.mark.parametrize("subject", [None, "user_2abcDEF", "Xy7bGq0aQmVhT3lUu8fC1dEwZ2k1", 7])
+async def test_user_whose_id_is_no_uuid_is_told_so_at_nodes(db, subject):
+    workflow = uuid4()
+    for known in (False, True):
+        with pytest.raises(DENIED, match="its claim sub is not a uuid") as refused:
+            async with signed_in(db, sub=subject):
+                await db.execute(INSERT_NODE, "n", workflow, {})
+        assert "carry a uuid as sub" in refused.value.hint
+        assert await db.fetchval("select exists (select from image_jobs.workflows where id = $1)", workflow) is known
+        if not known:
+            async with signed_in(db, ANN):
+                await db.execute(INSERT_NODE, "of-ann", workflow, {})
+    with pytest.raises(DENIED, match="row-level security"):
+        async with signed_in(db, BOB):
+            await db.execute(INSERT_NODE, "n", workflow, {})
+
+
 async def test_anon_reads_no_table_at_all(db):
-    for table in (*TABLES, *OPERATORS_VIEWS, "provider_limits"):
+    for table in (*TABLES, *OPERATORS_VIEWS, "image_jobs.provider_limits"):
         with pytest.raises(DENIED):
             async with signed_in(db, role="anon"):
                 await db.fetch(f"select * from {table}")
 
 
 async def test_views_for_operators_are_closed_to_members(db):
-    for view in (*OPERATORS_VIEWS, "provider_limits"):
+    for view in (*OPERATORS_VIEWS, "image_jobs.provider_limits"):
         with pytest.raises(DENIED):
             async with signed_in(db, ANN):
                 await db.fetch(f"select * from {view}")
 
 
 async def test_everybody_reads_the_models_on_offer(db):
-    await db.execute("insert into private.models (provider, model) values ('demo', 'painter')")
+    await db.execute("insert into image_jobs.models (provider, model) values ('demo', 'painter')")
     for role in ("anon", "authenticated", "service_role"):
         async with signed_in(db, role=role):
-            row = await db.fetchrow("select m.model, m.qualities from image_models m")
+            row = await db.fetchrow("select model, qualities from image_models")
             assert tuple(row) == ("painter", [])
 
 
 FORBIDDEN = {
-    "read the private schema": "select * from private.workflows",
+    "read the private schema": "select * from image_jobs.workflows",
     "insert a run": "insert into runs (kind, subject_id, status, processor, metadata) values "
     f"""('image_gen', '{ANNS}', 'pending', 'demo:painter', '{{"nodeId": "ann-node", "promptSpec": {{"basePrompt": "x"}}}}')""",
     "insert a node": f"insert into workflow_nodes (id, workflow_id, node_type, node_data) values ('x', '{ANNS}', 'image', '{{}}')",
@@ -127,18 +164,20 @@ FORBIDDEN = {
     "empty runs": "truncate runs cascade",
     "merge into runs": "merge into runs r using (values ('ann-run')) v (id) on r.id = v.id when matched then delete",
     "lock a run": "select * from runs where id = 'ann-run' for update",
-    "ask for a turn": "select private.turn(gen_random_uuid(), 1, true, '[]', '[]', null, null)",
-    "register a daemon": "select private.register_daemon(gen_random_uuid(), 'x', '0', 1, '30 s', '{demo}')",
-    "mark a workflow": "select private.use_workflow(gen_random_uuid())",
-    "move a sequence": "select setval('private.claims', 1)",
-    "lift a limit": "update provider_limits set per_minute = null",
+    "read the links": "select * from image_jobs.workflow_links",
+    "make a link": f"insert into image_jobs.workflow_links values ('', '{ANNS}', null, 'infinity')",
+    "call sync": "select image_jobs.sync(gen_random_uuid(), 1, true, '[]', '[]', null, null)",
+    "register a daemon": "select image_jobs.register_daemon(gen_random_uuid(), 'x', '0', 1, '30 s', '{demo}')",
+    "mark a workflow": "select image_jobs.found_workflow(gen_random_uuid())",
+    "move a sequence": "select setval('image_jobs.claims', 1)",
+    "lift a limit": "update image_jobs.provider_limits set per_minute = null",
 }
 
 
 @pytest.mark.parametrize("deed", FORBIDDEN)
-async def test_what_is_not_ones_own_is_refused(db, deed):
+async def test_writes_into_foreign_workflows_are_refused(db, deed):
     before = await everything(db)
-    for user, role in ((None, "anon"), (None, "authenticated"), (BOB, "authenticated")):
+    for user, role in ((None, "anon"), *((user, "authenticated") for user in (None, BOB, FORMER))):
         with pytest.raises(DENIED):
             async with signed_in(db, user, role):
                 await db.execute(FORBIDDEN[deed])
@@ -158,32 +197,33 @@ UNSEEN = (
 )
 
 
-async def test_what_cannot_be_seen_cannot_be_changed(db):
+async def test_invisible_rows_cannot_be_changed(db):
     before = await everything(db)
     for deed in UNSEEN:
-        for user in (None, BOB):
+        for user in (None, BOB, FORMER):
             async with signed_in(db, user):
                 assert (await db.execute(deed)).endswith(" 0")
     assert await everything(db) == before
 
 
 @pytest.mark.parametrize("function", ["cancel_run", "requeue_run"])
-@pytest.mark.parametrize("user", [None, BOB])
-async def test_a_run_of_others_is_as_good_as_none(db, function, user):
+@pytest.mark.parametrize("user", [None, BOB, FORMER])
+async def test_a_foreign_run_is_not_found(db, function, user):
     before = await everything(db)
-    answers = []
+    refusals = []
     for run in ("ann-run", "there-is-no-such-run"):
         with pytest.raises(asyncpg.PostgresError) as refused:
             async with signed_in(db, user):
                 await db.fetchval(f"select {function}($1)", run)
-        answers.append((refused.value.sqlstate, str(refused.value)))
-    assert answers[0] == answers[1]
-    assert answers[0][0] == "PT404"
+        refusals.append((refused.value.sqlstate, str(refused.value)))
+    assert refusals[0] == refusals[1]
+    assert refusals[0][0] == "PT404"
     assert await everything(db) == before
 
 
 async def test_anon_calls_nothing(db):
-    for call in ("start_image_job('{}')", "cancel_run('ann-run')", "requeue_run('ann-run')"):
+    sharing = (f"{verb}_workflow('{ANNS}')" for verb in ("share", "join", "leave", "unshare", "can_open"))
+    for call in ("start_image_job('{}')", "cancel_run('ann-run')", "requeue_run('ann-run')", *sharing):
         with pytest.raises(DENIED):
             async with signed_in(db, role="anon"):
                 await db.execute(f"select {call}")
@@ -223,10 +263,14 @@ OWN_COLUMNS = {
     "preview_url": "https://evil.example/x.png",
     "lane": "x",
     "rank": "-1",
+    "workflow_rank": "-1",
     "submitted_at": "2020-01-01",
     "refused_since": "2020-01-01",
     "webhook": "came",
-    "via": "google:gemini-3-pro-image",
+    "routed_to": "google:gemini-3-pro-image",
+    "call": "1",
+    "unheld": "true",
+    "source_workflow": str(BOBS),
 }
 
 
@@ -266,7 +310,7 @@ async def test_a_member_inserts_pending_runs_only(db):
                 )
 
 
-async def test_times_that_a_member_gives_are_not_believed(db):
+async def test_times_set_by_a_member_are_ignored(db):
     async with signed_in(db, ANN):
         row = await db.fetchrow(
             "insert into runs (kind, subject_id, status, processor, metadata, created_at, updated_at, started_at) "
@@ -287,10 +331,10 @@ async def test_a_member_inserts_no_run_of_another_kind(db):
 
 
 @pytest.mark.parametrize("hand", ["projection", "daemon"])
-async def test_a_client_who_claims_to_be_the_projection_is_not_believed(db, hand):
+async def test_a_client_cannot_pose_as_the_projection(db, hand):
     before = await db.fetchval("select node_data from workflow_nodes where id = 'ann-node'")
     async with signed_in(db, ANN):
-        await db.execute("select set_config('image_jobs.hand', $1, true)", hand)
+        await db.execute("select set_config('image_jobs.writer', $1, true)", hand)
         await db.execute(
             "update workflow_nodes set node_data = node_data || $1, run_ticket = 0, version = 0",
             {"status": "completed", "imageUrl": "https://evil.example/x.png"},
@@ -299,12 +343,12 @@ async def test_a_client_who_claims_to_be_the_projection_is_not_believed(db, hand
     assert after == before
 
 
-async def test_a_client_who_claims_to_be_the_daemon_breaks_only_the_own_request(db):
+async def test_a_client_that_poses_as_the_daemon_breaks_only_its_own(db):
     before = await everything(db)
     for call in ("cancel_run('ann-run')", "requeue_run('ann-run')"):
         with pytest.raises(asyncpg.PostgresError):
             async with signed_in(db, ANN):
-                await db.execute("select set_config('image_jobs.hand', 'daemon', true)")
+                await db.execute("select set_config('image_jobs.writer', 'daemon', true)")
                 await db.execute(f"select {call}")
     assert await everything(db) == before
 
@@ -344,6 +388,19 @@ async def test_a_second_member_sees_the_workflow_once_added(db):
         assert await db.fetchval("select count(*) from runs") == 1
 
 
+async def test_a_former_member_sees_not_even_the_own_run(db):
+    async with signed_in(db, ANN):
+        token = await db.fetchval("select share_workflow($1)", ANNS)
+    async with signed_in(db, FORMER):
+        await db.execute("select join_workflow($1)", token)
+        await db.execute(INSERT_RUN, "own", ANNS, asking())
+        await db.execute("select leave_workflow($1)", ANNS)
+        for table in TABLES:
+            assert not await db.fetch(f"select * from {table}")
+        with pytest.raises(asyncpg.PostgresError, match="There is no such run"):
+            await db.execute("select cancel_run('own')")
+
+
 async def test_a_workflow_id_that_was_used_before_is_not_founded_again(db):
     await db.execute("delete from workflow_members; delete from runs; delete from workflow_nodes")
     for user in (ANN, BOB):
@@ -353,7 +410,7 @@ async def test_a_workflow_id_that_was_used_before_is_not_founded_again(db):
                     await db.execute(insert, "again", ANNS, asking())
 
 
-async def test_what_an_operator_uses_first_belongs_to_nobody_until_he_says_so(db):
+async def test_a_workflow_first_used_by_an_operator_has_no_member(db):
     workflow = uuid4()
     await db.execute(INSERT_NODE, "ops", workflow, {})
     with pytest.raises(DENIED):
@@ -441,15 +498,17 @@ async def test_operators_do_everything(db, role):
         await db.execute("select requeue_run('ops')")
         await db.execute("update workflow_nodes set position = '{}'")
         await db.execute("insert into run_events (run_id, kind, payload) values ('ops', 'log', '{}')")
-        await db.execute("update provider_limits set paused = true")
-        await db.execute("insert into provider_limits (provider, model, max_running) values ('demo', 'painter', 1)")
+        await db.execute("update image_jobs.provider_limits set paused = true")
+        await db.execute(
+            "insert into image_jobs.provider_limits (provider, model, max_running) values ('demo', 'painter', 1)"
+        )
         for view in OPERATORS_VIEWS:
             await db.fetch(f"select * from {view}")
         await db.execute("delete from runs where id = 'ops'")
     assert await db.fetchval("select lane from runs where id = 'ann-run'") == "demo:painter"
 
 
-async def test_an_upsert_of_a_run_by_the_service_role_counts_as_an_outside_hand(db):
+async def test_an_upsert_by_the_service_role_is_an_outside_write(db):
     await db.execute("update runs set status = 'cancelled' where id = 'ann-run'")
     before = await db.fetchrow("select claim, ticket from runs where id = 'ann-run'")
     async with signed_in(db, role="service_role"):

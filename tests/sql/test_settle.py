@@ -5,9 +5,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.postgres import connect
-from tests.runs import event_names, insert_run, insert_runs, run_row
-from tests.sql.protocol import Daemon, Db, move_clock, new_daemon, run_in
+from tests.support.postgres import connect
+from tests.support.protocol import Daemon, Db, move_clock, new_daemon, run_in
+from tests.support.runs import event_names, insert_run, insert_runs, run_row
 
 LATER = {"error": "Later.", "code": "unavailable"}
 
@@ -15,7 +15,7 @@ LATER = {"error": "Later.", "code": "unavailable"}
 # the fence
 
 
-async def test_a_settlement_that_comes_twice_was_settled_already(db: Db, daemon: Daemon) -> None:
+async def test_a_repeated_settlement_is_already_settled(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     assert await daemon.complete(claimed) == "settled"
@@ -25,15 +25,15 @@ async def test_a_settlement_that_comes_twice_was_settled_already(db: Db, daemon:
 
 
 @pytest.mark.parametrize("outcome", ["retry", "parked", "released"])
-async def test_a_run_that_goes_on_was_settled_already_too(db: Db, daemon: Daemon, outcome: str) -> None:
+async def test_a_repeated_retry_or_park_is_already_settled(db: Db, daemon: Daemon, outcome: str) -> None:
     await insert_run(db)
     claimed = await daemon.claim_one()
-    for answer in ("settled", "already"):
+    for result in ("settled", "already"):
         entry = {"payload": LATER} if outcome == "retry" else {}
-        assert await daemon.settle(claimed, outcome, due_in=60, **entry) == answer
+        assert await daemon.settle(claimed, outcome, due_in=60, **entry) == result
 
 
-async def test_requeue_and_reclaim_by_the_same_daemon_leaves_the_old_claim_lost(db: Db, daemon: Daemon) -> None:
+async def test_after_requeue_and_reclaim_the_old_claim_is_lost(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     old = await daemon.claim_one()
     await db.execute("update runs set status = 'pending' where id = $1", run)
@@ -54,12 +54,12 @@ async def test_an_old_and_a_new_claim_in_one_batch_are_told_apart(db: Db, daemon
         {"id": run, "claim": claim["claim"], "outcome": "completed", "payload": {"imageUrl": f"https://{name}.io"}}
         for name, claim in (("old", old), ("new", new))
     ]
-    answers = {answer["claim"]: answer["result"] for answer in await daemon.turn(settlements=settlements)}
-    assert answers == {old["claim"]: "lost", new["claim"]: "settled"}
-    assert (await run_row(db, run))["payload"] == {"imageUrl": "https://new.io"}
+    results = {row["claim"]: row["result"] for row in await daemon.sync(settlements=settlements)}
+    assert results == {old["claim"]: "lost", new["claim"]: "settled"}
+    assert (await run_row(db, run))["payload"] == {"imageUrl": "https://new.io", "cost": None}
 
 
-async def test_another_daemon_cannot_settle_what_it_does_not_hold(db: Db, daemon: Daemon) -> None:
+async def test_a_daemon_cannot_settle_runs_of_another(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     other = await new_daemon(db)
@@ -69,15 +69,17 @@ async def test_another_daemon_cannot_settle_what_it_does_not_hold(db: Db, daemon
     assert await daemon.complete(claimed) == "settled"
 
 
-async def test_what_a_lost_claim_cost_is_written_down_once(db: Db, daemon: Daemon) -> None:
+async def test_the_cost_of_a_lost_claim_is_recorded_once(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     await db.execute("update runs set status = 'cancelled' where id = $1", run)
     late = {"kind": "log", "payload": {"event": "late", "message": "Too late.", "data": {"cost": 0.02}}}
     for _ in range(2):
-        assert await daemon.settle(claimed, "completed", payload={"imageUrl": "x"}, if_lost=late) == "lost"
+        assert (
+            await daemon.settle(claimed, "completed", payload={"imageUrl": "x", "cost": 0.02}, if_lost=late) == "lost"
+        )
     assert await event_names(db, run) == ["created", "claimed", "cancelled", "late"]
-    assert await db.fetchval("select cost from run_costs") is not None
+    assert float(await db.fetchval("select cost from image_jobs.run_costs")) == 0.02
 
 
 async def test_a_locked_row_is_busy_and_does_not_stall_the_others(database: str, db: Db, daemon: Daemon) -> None:
@@ -88,15 +90,15 @@ async def test_a_locked_row_is_busy_and_does_not_stall_the_others(database: str,
         for run in (locked, free)
     ]
     progress = [{"id": locked, "claim": claims[locked]["claim"], "progress": 40}]
-    somebody = await connect(database)
+    locker = await connect(database)
     try:
-        async with somebody.transaction():
-            await somebody.execute("select from runs where id = $1 for update", locked)
+        async with locker.transaction():
+            await locker.execute("select from runs where id = $1 for update", locked)
             await db.execute("set statement_timeout = '5s'")
-            answers = await daemon.turn(settlements=settlements, progress=progress)
+            rows = await daemon.sync(settlements=settlements, progress=progress)
     finally:
-        await somebody.close()
-    assert {(answer["part"], answer["id"]): answer["result"] for answer in answers} == {
+        await locker.close()
+    assert {(row["part"], row["id"]): row["result"] for row in rows} == {
         ("recorded", locked): "busy",
         ("settled", locked): "busy",
         ("settled", free): "settled",
@@ -111,7 +113,7 @@ async def test_an_unknown_outcome_is_refused(db: Db, daemon: Daemon) -> None:
         await daemon.settle(claimed, "done")
 
 
-async def test_a_run_does_not_complete_without_an_image_or_fail_without_a_reason(db: Db, daemon: Daemon) -> None:
+async def test_completing_needs_an_image_and_failing_a_reason(db: Db, daemon: Daemon) -> None:
     await insert_run(db)
     claimed = await daemon.claim_one()
     with pytest.raises(asyncpg.CheckViolationError, match="runs_image_when_completed"):
@@ -131,7 +133,7 @@ async def test_a_retry_beyond_the_last_attempt_fails_with_the_reason(db: Db, dae
         await daemon.settle(claimed, "retry", payload=LATER, due_in=0)
     row = await run_row(db, run)
     assert (row["status"], row["attempt"], row["due_at"]) == ("failed", 3, None)
-    assert row["payload"] == {**LATER, "attempts": 3}
+    assert row["payload"] == {**LATER, "attempts": 3, "possibleCost": None}
     assert row["finished_at"] is not None
     assert (await event_names(db, run))[-1] == "failed"
 
@@ -175,12 +177,12 @@ async def test_parking_counts_no_attempt_however_often(db: Db, daemon: Daemon) -
 
 async def test_a_released_run_gets_its_attempt_back_and_goes_first(db: Db, daemon: Daemon) -> None:
     released, *_ = await insert_runs(db, 5)
-    claims = await daemon.claim(3, thorough=False)
+    claims = await daemon.claim(3, full_scan=False)
     mine = next(claimed for claimed in claims if claimed["id"] == released)
     assert await daemon.settle(mine, "released") == "settled"
     row = await run_row(db, released)
     assert (row["status"], row["attempt"]) == ("pending", 0)
-    assert released in {claimed["id"] for claimed in await daemon.claim(2, thorough=False)}
+    assert released in {claimed["id"] for claimed in await daemon.claim(2, full_scan=False)}
 
 
 async def test_a_released_order_is_parked_again(db: Db, daemon: Daemon) -> None:
@@ -204,11 +206,11 @@ async def test_progress_only_grows(db: Db, daemon: Daemon) -> None:
     assert seen == [10, 10, 60, 60]
 
 
-async def test_a_claim_settle_and_progress_go_in_one_turn(db: Db, daemon: Daemon) -> None:
+async def test_claim_settle_and_progress_go_in_one_sync(db: Db, daemon: Daemon) -> None:
     await insert_runs(db, 2)
     first, second = await daemon.claim(2)
     waiting = await insert_run(db)
-    answers = await daemon.turn(
+    rows = await daemon.sync(
         1,
         settlements=[
             {
@@ -220,7 +222,7 @@ async def test_a_claim_settle_and_progress_go_in_one_turn(db: Db, daemon: Daemon
         ],
         progress=[{"id": second["id"], "claim": second["claim"], "progress": 30}],
     )
-    assert [(answer["part"], answer["id"]) for answer in answers] == [
+    assert [(row["part"], row["id"]) for row in rows] == [
         ("claimed", waiting),
         ("recorded", second["id"]),
         ("settled", first["id"]),

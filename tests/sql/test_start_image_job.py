@@ -1,4 +1,4 @@
-"""start_image_job, and what happens when the same is asked for twice."""
+"""start_image_job and idempotency keys."""
 
 import asyncio
 from typing import Any
@@ -7,11 +7,11 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from tests.postgres import connect, signed_in, wait_until
-from tests.runs import WORKFLOW, event_names, run_row
-from tests.sql.protocol import (
+from tests.support.postgres import connect, signed_in, wait_until
+from tests.support.protocol import (
     Db,
 )
+from tests.support.runs import WORKFLOW, event_names, run_row
 
 REFUSED = asyncpg.InvalidParameterValueError
 
@@ -20,7 +20,7 @@ PROMPT: dict[str, Any] = {"basePrompt": "a red fox"}
 
 
 async def insert(db: Db, **columns: Any) -> "asyncpg.Record":
-    """Inserts a run of which every column can be chosen; answers the row."""
+    """Insert a run of which every column can be chosen; return the row."""
     columns = {
         "kind": "image_gen",
         "subject_id": WORKFLOW,
@@ -54,7 +54,7 @@ async def test_a_second_insert_with_the_same_key_is_a_duplicate(db: Db) -> None:
     assert refused.value.constraint_name == "runs_idempotency"
 
 
-async def test_a_second_insert_of_an_operator_with_the_same_key_is_a_duplicate(db: Db) -> None:
+async def test_a_second_insert_by_an_operator_is_a_duplicate_too(db: Db) -> None:
     metadata = {**prompt(), "idempotencyKey": "k"}
     await insert(db, metadata=metadata)
     with pytest.raises(asyncpg.UniqueViolationError):
@@ -99,7 +99,7 @@ async def test_start_image_job_with_the_same_key_returns_the_first_run(db: Db, w
 
 
 @pytest.mark.parametrize("signed", [True, False])
-async def test_of_two_calls_at_once_the_second_gets_the_run_of_the_first(database: str, db: Db, signed: bool) -> None:
+async def test_of_two_concurrent_calls_both_return_the_first_run(database: str, db: Db, signed: bool) -> None:
     user, workflow = uuid4(), uuid4()
     await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", workflow, user)
     asked = request(workflow, idempotencyKey="k")
@@ -121,7 +121,7 @@ async def test_of_two_calls_at_once_the_second_gets_the_run_of_the_first(databas
 
 
 async def wait_for_lock(dsn: str) -> None:
-    """Waits until somebody in this database waits for a lock."""
+    """Wait until a session of this database waits for a lock."""
     watcher = await connect(dsn)
     try:
         await wait_until(
@@ -136,7 +136,7 @@ async def wait_for_lock(dsn: str) -> None:
 # start_image_job
 
 
-async def test_start_image_job_answers_an_image_job_record(db: Db) -> None:
+async def test_start_image_job_returns_an_image_job_record(db: Db) -> None:
     workflow = uuid4()
     async with signed_in(db):
         record = await db.fetchval("select start_image_job($1)", request(workflow))

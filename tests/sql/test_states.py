@@ -5,9 +5,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from tests.postgres import signed_in
-from tests.runs import WORKFLOW, event_names, insert_run, run_row
-from tests.sql.protocol import (
+from tests.support.postgres import signed_in
+from tests.support.protocol import (
     IMAGE,
     OPERATORS,
     STATES,
@@ -21,6 +20,7 @@ from tests.sql.protocol import (
     run_in,
     set_status,
 )
+from tests.support.runs import WORKFLOW, event_names, insert_run, run_row
 
 REFUSED = asyncpg.InvalidParameterValueError
 
@@ -98,7 +98,7 @@ async def test_claiming_starts_the_work(db: Db, daemon: Daemon) -> None:
     assert await event_names(db, run) == ["created", "claimed"]
 
 
-async def test_a_claim_says_what_the_daemon_needs(db: Db, daemon: Daemon) -> None:
+async def test_a_claimed_run_has_all_that_the_daemon_needs(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db, nodeId="n")
     claimed = await daemon.claim_one()
     assert claimed.pop("waited") >= 0
@@ -115,9 +115,13 @@ async def test_a_claim_says_what_the_daemon_needs(db: Db, daemon: Daemon) -> Non
         "attempt": 1,
         "max_attempts": 3,
         "provider_job_id": None,
+        "call": row["claim"],
         "webhook": None,
         "submitted_ago": None,
-        "made": None,
+        "created_by": None,
+        "source_workflow": None,
+        "generated": None,
+        "contested": False,
     }
 
 
@@ -130,7 +134,7 @@ async def test_only_pending_runs_are_claimed(db: Db, daemon: Daemon, state: str)
 # running → running, parked
 
 
-async def test_a_parked_run_is_held_by_nobody(db: Db, daemon: Daemon) -> None:
+async def test_a_parked_run_has_no_holder(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     assert await daemon.park(claimed, "order-7", due_in=5) == "settled"
@@ -180,7 +184,7 @@ async def test_a_retry_waits_for_its_back_off_and_counts_an_attempt(db: Db, daem
     assert (await daemon.claim_one())["attempt"] == 2
 
 
-async def test_a_retry_of_what_was_never_accepted_gives_its_attempt_back(db: Db, daemon: Daemon) -> None:
+async def test_a_retry_of_an_unaccepted_request_refunds_its_attempt(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     await daemon.settle(claimed, "retry", payload={"error": "Later.", "code": "rate_limited"}, due_in=0, refund=True)
@@ -193,9 +197,10 @@ async def test_a_retry_of_what_was_never_accepted_gives_its_attempt_back(db: Db,
 async def test_a_completed_run_has_its_image(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
-    assert await daemon.complete(claimed, width=1024) == "settled"
+    assert await daemon.complete(claimed, width=1024, cost=0.04) == "settled"
     row = await run_row(db, run)
-    assert (row["status"], row["progress"], row["payload"]) == ("completed", 100, {"imageUrl": IMAGE, "width": 1024})
+    payload = {"imageUrl": IMAGE, "width": 1024, "cost": 0.04}
+    assert (row["status"], row["progress"], row["payload"]) == ("completed", 100, payload)
     assert row["finished_at"] >= row["started_at"]
     assert row["claim"] == claimed["claim"], "the claim stays: a settlement may come twice"
     assert (row["claimed_by"], row["due_at"]) == (None, None)
@@ -247,7 +252,7 @@ async def test_an_operator_cancels_by_plain_update(db: Db, daemon: Daemon, role:
 
 
 @pytest.mark.parametrize("status", ["cancelled", "pending"])
-async def test_the_daemon_that_held_it_is_told(db: Db, daemon: Daemon, status: str) -> None:
+async def test_cancelling_a_held_run_notifies_its_daemon(db: Db, daemon: Daemon, status: str) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     heard: list[str] = []
@@ -258,7 +263,7 @@ async def test_the_daemon_that_held_it_is_told(db: Db, daemon: Daemon, status: s
     assert await daemon.complete(claimed) == "lost"
 
 
-async def test_nobody_is_told_of_a_run_that_nobody_held(db: Db) -> None:
+async def test_no_drop_is_sent_for_a_run_that_was_not_held(db: Db) -> None:
     run = await insert_run(db)
     heard: list[str] = []
     await db.add_listener("image_jobs_drop", lambda *notification: heard.append(notification[-1]))
@@ -368,7 +373,7 @@ async def test_after_any_other_failure_the_job_moves_to_the_event(db: Db, daemon
 
 
 @pytest.mark.parametrize("state", ["parked", "cancelled"])
-async def test_requeueing_what_did_not_fail_drops_its_job(db: Db, daemon: Daemon, state: str) -> None:
+async def test_requeueing_an_unfailed_run_drops_its_job(db: Db, daemon: Daemon, state: str) -> None:
     run = await run_in(db, daemon, "parked")
     if state == "cancelled":
         await set_status(db, run, "cancelled")

@@ -1,43 +1,43 @@
-"""What becomes of runs whose daemon never heard of them, fell silent, or left."""
+"""Runs whose daemon never got the reply, fell silent, or left."""
 
 import asyncpg
 import pytest
 
-from tests.postgres import connect
-from tests.runs import event_names, insert_run, insert_runs, run_row
-from tests.sql.protocol import Daemon, Db, events, move_clock, new_daemon, run_in
+from tests.support.postgres import connect
+from tests.support.protocol import Daemon, Db, events, move_clock, new_daemon, run_in
+from tests.support.runs import event_names, insert_run, insert_runs, run_row
 
 # a claim whose reply was lost
 
 
-async def test_claims_that_never_reached_their_daemon_are_given_back(db: Db, daemon: Daemon) -> None:
+async def test_claims_whose_reply_was_lost_are_released(db: Db, daemon: Daemon) -> None:
     ids = await insert_runs(db, 3)
     claims = await daemon.claim(3)
     held, *lost = claims
-    await daemon.turn(held=[held["claim"]])
+    await daemon.sync(held=[held["claim"]])
     for run in (claimed["id"] for claimed in lost):
         row = await run_row(db, run)
         assert (row["status"], row["attempt"], row["claimed_by"]) == ("pending", 0, None)
     assert (await run_row(db, held["id"]))["claimed_by"] == daemon.id
-    assert {claimed["id"] for claimed in await daemon.claim(3, thorough=False)} == set(ids) - {held["id"]}
+    assert {claimed["id"] for claimed in await daemon.claim(3, full_scan=False)} == set(ids) - {held["id"]}
     assert await daemon.complete(held) == "settled"
 
 
-async def test_an_order_whose_claim_was_lost_is_checked_again(db: Db, daemon: Daemon) -> None:
+async def test_a_released_run_with_a_job_is_checked_again(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "parked")
     await move_clock(db, "6 s")
     await daemon.claim_one()
-    await daemon.turn(held=[])
+    await daemon.sync(held=[])
     row = await run_row(db, run)
     assert (row["status"], row["attempt"], row["claimed_by"]) == ("running", 1, None)
     assert (await daemon.claim_one())["id"] == run
 
 
-async def test_a_daemon_gives_back_only_what_is_its_own(db: Db, daemon: Daemon) -> None:
+async def test_a_daemon_releases_only_its_own_runs(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     await daemon.claim_one()
     other = await new_daemon(db)
-    await other.turn(held=[])
+    await other.sync(held=[])
     assert (await run_row(db, run))["claimed_by"] == daemon.id
 
 
@@ -45,13 +45,13 @@ async def test_a_daemon_gives_back_only_what_is_its_own(db: Db, daemon: Daemon) 
 
 
 async def beat_for(daemon: Daemon, start: int, seconds: int) -> None:
-    """Beats every four seconds of the moved clock."""
+    """Beat every four seconds of the moved clock."""
     for second in (*range(start, start + seconds, 4), start + seconds):
         await move_clock(daemon.connection, f"{second} s")
         await daemon.beat()
 
 
-async def test_a_silent_daemon_is_taken_over_by_one_that_was_fresh_for_a_lease(db: Db, daemon: Daemon) -> None:
+async def test_only_a_daemon_fresh_for_a_lease_takes_over(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     judge = await new_daemon(db)
@@ -64,10 +64,10 @@ async def test_a_silent_daemon_is_taken_over_by_one_that_was_fresh_for_a_lease(d
     assert row["claim"] > claimed["claim"]
     assert await daemon.complete(claimed) == "lost"
     assert (await event_names(db, run))[-1] == "taken_over"
-    assert await db.fetchval("select state from daemons where id = $1", daemon.id) == "taken over"
+    assert await db.fetchval("select state from image_jobs.daemon_status where id = $1", daemon.id) == "taken over"
 
 
-async def test_after_an_outage_nobody_judges_at_once(db: Db, daemon: Daemon) -> None:
+async def test_after_an_outage_no_daemon_takes_over_at_once(db: Db, daemon: Daemon) -> None:
     await insert_run(db)
     await daemon.claim_one()
     first_back = await new_daemon(db)
@@ -81,7 +81,7 @@ async def test_after_an_outage_nobody_judges_at_once(db: Db, daemon: Daemon) -> 
     assert await first_back.take_over() == 1
 
 
-async def test_a_daemon_that_does_not_beat_itself_judges_nobody(db: Db, daemon: Daemon) -> None:
+async def test_a_daemon_without_beats_takes_over_from_none(db: Db, daemon: Daemon) -> None:
     await insert_run(db)
     await daemon.claim_one()
     sleeper = await new_daemon(db)
@@ -90,7 +90,7 @@ async def test_a_daemon_that_does_not_beat_itself_judges_nobody(db: Db, daemon: 
     assert await sleeper.take_over() == 0
 
 
-async def test_a_fenced_daemon_is_told_by_its_beat_and_by_its_claim(db: Db, daemon: Daemon) -> None:
+async def test_a_fenced_daemon_gets_ij001_from_beat_and_claim(db: Db, daemon: Daemon) -> None:
     await insert_run(db)
     await daemon.claim_one()
     judge = await new_daemon(db)
@@ -102,25 +102,25 @@ async def test_a_fenced_daemon_is_told_by_its_beat_and_by_its_claim(db: Db, daem
         assert fenced.value.sqlstate == "IJ001"
 
 
-async def test_a_session_lock_that_is_free_means_dead_after_six_seconds(database: str, db: Db, daemon: Daemon) -> None:
+async def test_a_free_session_lock_means_dead_after_six_seconds(database: str, db: Db, daemon: Daemon) -> None:
     await insert_run(db)
     await daemon.claim_one()
     judge = await new_daemon(db, lease="10 s")
-    await db.fetchval("select pg_advisory_lock(private.session_lock_key($1))", judge.id)
+    await db.fetchval("select pg_advisory_lock(image_jobs.session_lock_key($1))", judge.id)
     listener = await connect(database)
     try:
-        await listener.fetchval("select pg_advisory_lock(private.session_lock_key($1))", daemon.id)
+        await listener.fetchval("select pg_advisory_lock(image_jobs.session_lock_key($1))", daemon.id)
         await daemon.beat(session_lock=True)
         await beat_for(judge, 3, 20)
         assert await judge.take_over() == 0, "its session lives"
     finally:
         await listener.close()
     async with db.transaction():  # waits for the lock to be free: the server notices a closed session by itself
-        await db.execute("select pg_advisory_xact_lock(private.session_lock_key($1))", daemon.id)
+        await db.execute("select pg_advisory_xact_lock(image_jobs.session_lock_key($1))", daemon.id)
     assert await judge.take_over() == 1
 
 
-async def test_what_was_parked_is_checked_on_and_not_made_again(db: Db, daemon: Daemon) -> None:
+async def test_a_taken_over_parked_run_is_checked_not_submitted(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "parked")
     await move_clock(db, "6 s")
     await daemon.claim_one()
@@ -132,7 +132,7 @@ async def test_what_was_parked_is_checked_on_and_not_made_again(db: Db, daemon: 
     assert (await judge.claim_one())["provider_job_id"] == "order-1"
 
 
-async def test_an_unknown_outcome_is_tried_again_as_the_next_attempt_and_no_more(db: Db, daemon: Daemon) -> None:
+async def test_an_unknown_outcome_is_retried_as_the_next_attempt(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     await db.execute("update runs set max_attempts = 1 where id = $1", run)
     await daemon.claim_one()
@@ -145,18 +145,18 @@ async def test_an_unknown_outcome_is_tried_again_as_the_next_attempt_and_no_more
     assert "unknown" in taken["message"]
 
 
-async def test_a_run_that_was_locked_is_taken_over_with_the_next_look(database: str, db: Db, daemon: Daemon) -> None:
+async def test_a_locked_run_is_taken_over_at_the_next_look(database: str, db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     await daemon.claim_one()
     judge = await new_daemon(db)
     await beat_for(judge, 5, 40)
-    somebody = await connect(database)
+    locker = await connect(database)
     try:
-        async with somebody.transaction():
-            await somebody.execute("select from runs where id = $1 for update", run)
+        async with locker.transaction():
+            await locker.execute("select from runs where id = $1 for update", run)
             assert await judge.take_over() == 0
     finally:
-        await somebody.close()
+        await locker.close()
     assert await judge.take_over() == 1
     assert (await run_row(db, run))["status"] == "pending"
 
@@ -164,6 +164,6 @@ async def test_a_run_that_was_locked_is_taken_over_with_the_next_look(database: 
 async def test_a_daemon_that_leaves_gives_back_what_it_holds(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     await daemon.claim_one()
-    await db.execute("select private.leave($1)", daemon.id)
+    await db.execute("select image_jobs.leave($1)", daemon.id)
     assert (await run_row(db, run))["claimed_by"] is None
-    assert await db.fetchval("select state from daemons") == "stopped"
+    assert await db.fetchval("select state from image_jobs.daemon_status") == "stopped"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from openai import OpenAI
 from standardwebhooks import Webhook
 
-from tests.postgres import Cluster
-from tests.sql.protocol import Db
-from tests.webhooks import SECRET, Post, by_http, by_sql, gateway, hex_hmac, signed
+from tests.support.postgres import Cluster
+from tests.support.protocol import Db
+from tests.support.webhooks import SECRET, Post, by_http, by_sql, gateway, hex_hmac, signed
 
 BODIES = [
     ' {"data" :\t{"id":"order-1"} }  ',
@@ -31,13 +31,13 @@ TOO_MUCH_FOR_JSONB = ['{"n":1e999999}', '{"text":"\\ud800"}', '{"n":' + "[" * 30
 @pytest.fixture
 async def secrets(db: Db) -> None:
     await db.execute(
-        "select private.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [SECRET], "midjourney": [SECRET]}
+        "select image_jobs.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [SECRET], "midjourney": [SECRET]}
     )
 
 
 @pytest.fixture(params=["sql", "http"])
 async def post(request: pytest.FixtureRequest, postgres: Cluster, database: str, db: Db) -> AsyncIterator[Post]:
-    """As PostgREST calls the function, and through a gateway."""
+    """Yield a function that posts, as PostgREST calls SQL and through a gateway."""
     if request.param == "sql":
         yield by_sql(db)
     else:
@@ -45,40 +45,40 @@ async def post(request: pytest.FixtureRequest, postgres: Cluster, database: str,
             yield by_http(http, url)
 
 
-async def inbox(db: Db) -> list[str | None]:
-    return [row["body"] for row in await db.fetch("select body from private.webhook_deliveries")]
+async def bodies_kept(db: Db) -> list[str | None]:
+    return [row["body"] for row in await db.fetch("select body from image_jobs.webhook_deliveries")]
 
 
 @pytest.mark.usefixtures("secrets")
 @pytest.mark.parametrize("body", BODIES)
-async def test_the_package_the_openai_sdk_and_the_database_agree_about_a_body(db: Db, post: Post, body: str) -> None:
+async def test_package_sdk_and_database_agree_about_a_body(db: Db, post: Post, body: str) -> None:
     headers = signed(body)
     Webhook(SECRET).verify(body, headers)
     OpenAI(api_key="none").webhooks.verify_signature(body, headers, secret=SECRET)
     assert await post("openai", body, headers) == (200, {"received": True, "duplicate": False})
-    assert await inbox(db) == [body]
+    assert await bodies_kept(db) == [body]
 
 
 @pytest.mark.usefixtures("secrets")
 @pytest.mark.parametrize("body", BODIES)
 async def test_the_hex_scheme_signs_the_same_bytes(db: Db, post: Post, body: str) -> None:
     assert (await post("hmac", body, {"webhook-signature": hex_hmac(body)}))[0] == 200
-    assert await inbox(db) == [body]
+    assert await bodies_kept(db) == [body]
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_what_midjourney_signs_may_stand_anywhere_in_odd_bytes(db: Db, post: Post) -> None:
+async def test_midjourney_state_is_found_among_odd_bytes(db: Db, post: Post) -> None:
     state = f"run_1.{hex_hmac('run_1')}"
     body = f'{{"n":1.0,\r\n "state" : "{state}" ,"prompt":"\\u00e9 é"}}\n'
     assert (await post("midjourney", body, {}))[0] == 200
-    assert await inbox(db) == [body]
+    assert await bodies_kept(db) == [body]
 
 
 @pytest.mark.usefixtures("secrets")
 @pytest.mark.parametrize("body", TOO_MUCH_FOR_JSONB)
-async def test_a_signed_body_that_jsonb_cannot_hold_is_received_all_the_same(db: Db, body: str) -> None:
+async def test_a_signed_body_that_jsonb_cannot_hold_is_received(db: Db, body: str) -> None:
     assert (await by_sql(db)("openai", body, signed(body)))[0] == 200
-    assert await inbox(db) == [body]
+    assert await bodies_kept(db) == [body]
 
 
 @pytest.mark.usefixtures("secrets")
@@ -86,10 +86,10 @@ async def test_a_mebibyte_is_received_and_a_byte_more_is_not(db: Db, post: Post)
     full = json.dumps({"text": ("word " * 209_715)[: 1_048_576 - len('{"text": ""}')]})
     assert len(full) == 1_048_576
     assert (await post("openai", full, signed(full)))[0] == 200
-    assert await inbox(db) == [full]
+    assert await bodies_kept(db) == [full]
     status, said = await post("openai", full + " ", signed(full + " ", message="msg_2"))
     assert (status, said["code"]) == (413, "PT413")
-    assert await inbox(db) == [full]
+    assert await bodies_kept(db) == [full]
 
 
 values = st.recursive(
@@ -114,6 +114,6 @@ async def test_any_body_in_any_writing_keeps_its_bytes(
     body = json.dumps(value, ensure_ascii=as_ascii, indent=indent, separators=(between + ",", ":" + between)) + between
     headers = signed(body)
     OpenAI(api_key="none").webhooks.verify_signature(body, headers, secret=SECRET)
-    await db.execute("delete from private.webhook_deliveries")
+    await db.execute("delete from image_jobs.webhook_deliveries")
     assert (await by_sql(db)("openai", body, headers))[0] == 200
-    assert await inbox(db) == [body]
+    assert await bodies_kept(db) == [body]

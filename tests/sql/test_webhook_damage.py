@@ -1,4 +1,4 @@
-"""10,000 deliveries that no provider sent so: none is accepted, and nothing of them is kept but their number."""
+"""10,000 damaged deliveries: none is accepted, and only their number is kept."""
 
 import base64
 import hashlib
@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from daemon.dev.rest import bodies
-from daemon.dev.rest.answers import RestError
-from tests.postgres import Cluster, signed_in
-from tests.runs import run_row
-from tests.sql.protocol import Db, events, move_clock, new_daemon, run_in
-from tests.webhooks import KEYS, by_sql, gateway, hex_hmac, signed
+from daemon.dev.supabase.rest import bodies
+from daemon.dev.supabase.rest.errors import RestError
+from tests.support.postgres import Cluster, signed_in
+from tests.support.protocol import Db, events, move_clock, new_daemon, run_in
+from tests.support.runs import run_row
+from tests.support.webhooks import KEYS, by_sql, gateway, hex_hmac, signed
 
 NOW = datetime.now(UTC)
 """When the deliveries below are sent; for the database it is then, too."""
@@ -42,7 +42,7 @@ DEEP = '{"data":' * 10_000 + "null" + "}" * 10_000
 
 @dataclass(frozen=True, repr=False)
 class Delivery:
-    """What is posted. A provider's, until it is damaged."""
+    """A delivery as a provider posts it, until it is damaged."""
 
     provider: str
     content: bytes
@@ -52,28 +52,28 @@ class Delivery:
         return f"<{self.provider} {self.content[:200]!r} {self.headers}>"
 
     def header(self, name: str, value: str | None) -> "Delivery":
-        """With another value of a header, or without it."""
+        """Return the delivery with another value of a header, or without it."""
         headers = {key: text for key, text in self.headers.items() if key != name}
         return replace(self, headers=headers if value is None else headers | {name: value})
 
 
 def of_openai(body: str = BODY, secret: str = SECRETS["openai"], late: float = 0) -> Delivery:
-    """Standard Webhooks, as if it had been on its way for so many seconds."""
+    """Make one of Standard Webhooks, as if it had been on its way for so many seconds."""
     return Delivery("openai", body.encode(), signed(body, at=NOW - timedelta(seconds=late), secret=secret))
 
 
 def of_hmac(body: str = BODY, secret: str = SECRETS["hmac"]) -> Delivery:
-    """The specification's scheme."""
+    """Make one of the specification's scheme."""
     return Delivery("hmac", body.encode(), {"webhook-signature": hex_hmac(body, secret)})
 
 
 def of_midjourney(state: object = STATE, **more: str) -> Delivery:
-    """What a midjourney-proxy echoes."""
+    """Make one as a midjourney-proxy echoes it."""
     return Delivery("midjourney", json.dumps({"id": "order-1", "state": state, "status": "SUCCESS", **more}).encode())
 
 
 def changed(text: str) -> st.SearchStrategy[str]:
-    """A character is another one, is missing or is one too many; or it is cut short, doubled, in the other case."""
+    """Change, drop or add a character; or cut, double or change the case of the text."""
     places = st.integers(0, len(text) - 1)
     characters = st.characters(min_codepoint=33, exclude_categories=["Cs", "Cc"])
     return st.one_of(
@@ -86,7 +86,7 @@ def changed(text: str) -> st.SearchStrategy[str]:
 
 
 def changed_bytes(content: bytes) -> st.SearchStrategy[bytes]:
-    """A byte is another one, is missing or is one too many, or the end is; or it is something else."""
+    """Change, drop or add a byte, or cut the end; or replace the body."""
     places = st.integers(0, len(content) - 1)
     a_byte = st.binary(min_size=1, max_size=1)
     return st.one_of(
@@ -100,14 +100,14 @@ def changed_bytes(content: bytes) -> st.SearchStrategy[bytes]:
 
 
 def unkeyed(delivery: Delivery) -> Delivery:
-    """Signed with the empty key, which whoever forgets a secret has."""
+    """Sign with the empty key, as if a secret had been forgotten."""
     said = f"{delivery.headers['webhook-id']}.{delivery.headers['webhook-timestamp']}.".encode() + delivery.content
     signature = base64.b64encode(hmac.new(b"", said, hashlib.sha256).digest()).decode()
     return delivery.header("webhook-signature", f"v1,{signature}")
 
 
 def other_schemes(delivery: Delivery) -> list[Delivery]:
-    """The right signature, in the writing of another scheme."""
+    """Write the right signature as another scheme does."""
     name, signature = "webhook-signature", delivery.headers["webhook-signature"]
     digest = signature.removeprefix("v1,")
     written = [f"{prefix}{digest}" for prefix in ("v1a,", "v2,", "V1,", "v1=", "v1,,", "sha256=", "whsec_", "v1, ")]
@@ -165,17 +165,17 @@ damaged = st.integers(0, 99).flatmap(lambda n: heavy if n == 42 else of_any_sche
 
 
 @pytest.fixture
-async def order(postgres: Cluster, database: str, db: Db) -> str:
-    """A run whose order all these deliveries speak of."""
+async def parked_run(postgres: Cluster, database: str, db: Db) -> str:
+    """Park a run whose provider job all these deliveries are about."""
     since = f"{(NOW - datetime.now(UTC)).total_seconds()} s"
     await move_clock(db, since)
     await postgres.sudo(f"alter database {database.rpartition('/')[2]} set image_jobs.clock_offset = '{since}'")
-    await db.execute("select private.set_webhook_secrets($1)", {name: [secret] for name, secret in SECRETS.items()})
+    await db.execute("select image_jobs.set_webhook_secrets($1)", {name: [secret] for name, secret in SECRETS.items()})
     return await run_in(db, await new_daemon(db, "openai"), "parked", processor="openai:gpt-image-2")
 
 
 def handed_over(content: bytes) -> str | None:
-    """What PostgREST makes of a body: the text that it gives to the function; none if it refuses it itself."""
+    """Return the text that PostgREST hands to the function; None if it refuses the body itself."""
     if content == DEEP.encode():
         return DEEP  # Python's parser is not made for this, PostgREST's is
     try:
@@ -185,7 +185,7 @@ def handed_over(content: bytes) -> str | None:
 
 
 async def post_all(db: Db, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, str, object]]:
-    """Posts as anon those that PostgREST hands over; answers for each the status and the code of what is said."""
+    """Post as anon those that PostgREST hands over; return the status and the code of each response."""
     handed = [(it, text) for it in deliveries if (text := handed_over(it.content)) is not None]
     async with signed_in(db, role="anon"):
         rows = await db.fetch(
@@ -204,49 +204,51 @@ async def post_all(db: Db, deliveries: Sequence[Delivery]) -> list[tuple[Deliver
 
 
 async def kept(db: Db) -> tuple[int, int, int]:
-    """How many deliveries are in the inbox, how many calls were accepted, how many were refused."""
+    """Count the deliveries that are kept, the calls that were accepted, and those that were refused."""
     row = await db.fetchrow(
-        """select (select count(*) from private.webhook_deliveries), coalesce(sum(accepted + duplicates), 0)::integer,
-          coalesce(sum(refused), 0)::integer from private.webhook_counters"""
+        """select (select count(*) from image_jobs.webhook_deliveries), coalesce(sum(accepted + duplicates), 0)::integer,
+          coalesce(sum(refused), 0)::integer from image_jobs.webhook_counters"""
     )
     assert row is not None
     return row[0], row[1], row[2]
 
 
-async def test_undamaged_they_are_accepted(db: Db, order: str) -> None:
-    answers = await post_all(db, [of_openai(), of_hmac(), of_midjourney(), of_openai()])
-    assert [answer[1:] for answer in answers] == [("", {"received": True, "duplicate": n == 3}) for n in range(4)]
+async def test_undamaged_they_are_accepted(db: Db, parked_run: str) -> None:
+    responses = await post_all(db, [of_openai(), of_hmac(), of_midjourney(), of_openai()])
+    assert [response[1:] for response in responses] == [("", {"received": True, "duplicate": n == 3}) for n in range(4)]
 
 
 @pytest.mark.one_postgres
 @pytest.mark.timeout(300)
 @settings(max_examples=10_000 // BATCH, phases=[Phase.generate], deadline=None, suppress_health_check=QUIET)
 @given(deliveries=st.lists(damaged, min_size=BATCH, max_size=BATCH))
-async def test_none_of_10_000_damaged_deliveries_is_accepted(db: Db, order: str, deliveries: list[Delivery]) -> None:
-    run, trail, (_, _, refused) = await run_row(db, order), await events(db, order), await kept(db)
-    answers = await post_all(db, deliveries)
-    assert [answer for answer in answers if answer[1:] not in REFUSALS] == []
-    assert await kept(db) == (0, 0, refused + len(answers))
-    assert await run_row(db, order) == run
-    assert await events(db, order) == trail
+async def test_none_of_10_000_damaged_deliveries_is_accepted(
+    db: Db, parked_run: str, deliveries: list[Delivery]
+) -> None:
+    run, trail, (_, _, refused) = await run_row(db, parked_run), await events(db, parked_run), await kept(db)
+    responses = await post_all(db, deliveries)
+    assert [response for response in responses if response[1:] not in REFUSALS] == []
+    assert await kept(db) == (0, 0, refused + len(responses))
+    assert await run_row(db, parked_run) == run
+    assert await events(db, parked_run) == trail
     # A few rows for each minute and provider, however many calls.
-    assert await db.fetchval("select count(*) from private.webhook_counters") <= 3 * 10 * 9
+    assert await db.fetchval("select count(*) from image_jobs.webhook_counters") <= 3 * 10 * 9
 
 
 @pytest.mark.parametrize("depth", [10_000, 500_000])
-async def test_what_is_too_deep_is_kept_or_refused_and_no_error_of_the_server(db: Db, order: str, depth: int) -> None:
+async def test_too_deep_a_body_is_kept_or_refused_without_a_500(db: Db, parked_run: str, depth: int) -> None:
     body = '{"data":' + "[" * depth + "]" * depth + "}"
     try:
-        answer = await by_sql(db)("hmac", body, {"webhook-signature": hex_hmac(body, SECRETS["hmac"])})
+        response = await by_sql(db)("hmac", body, {"webhook-signature": hex_hmac(body, SECRETS["hmac"])})
     except asyncpg.StatementTooComplexError:
-        assert await kept(db) == (0, 0, 0)  # PostgREST answers the whole class 54 with 413
+        assert await kept(db) == (0, 0, 0)  # PostgREST returns the whole class 54 with 413
     else:
-        assert answer == (200, {"received": True, "duplicate": False})
+        assert response == (200, {"received": True, "duplicate": False})
 
 
 @pytest.fixture
-async def http(postgres: Cluster, database: str, order: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A provider before the gateway."""
+async def http(postgres: Cluster, database: str, parked_run: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client as a provider before the gateway."""
     async with gateway(postgres, database) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
         yield client
 
@@ -254,16 +256,16 @@ async def http(postgres: Cluster, database: str, order: str) -> AsyncIterator[ht
 @pytest.mark.one_postgres
 @settings(max_examples=200, deadline=None, suppress_health_check=QUIET)
 @given(delivery=damaged, twice=st.booleans())
-async def test_over_http_only_the_documented_answers_come(
+async def test_over_http_only_the_documented_responses_are_sent(
     db: Db, http: httpx.AsyncClient, delivery: Delivery, twice: bool
 ) -> None:
     headers = [(name.title(), value.encode()) for name, value in delivery.headers.items()]
-    answer = await http.post(
+    response = await http.post(
         f"/rest/v1/rpc/webhook_{delivery.provider}?apikey={KEYS.anon_key}",
         content=delivery.content,
         headers=[("content-type", "application/json"), *headers, *(headers if twice else ())],
     )
-    said = answer.status_code, answer.json()["code"]
+    said = response.status_code, response.json()["code"]
     if handed_over(delivery.content) is None or delivery.content == DEEP.encode():
         assert said == (400, "PGRST102" if delivery.content else "22P02")
     else:

@@ -7,10 +7,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.postgres import connect, signed_in
-from tests.runs import insert_run, run_row
-from tests.sql.protocol import Daemon, Db, events, move_clock, new_daemon, run_in
-from tests.webhooks import SECRET, Answer, by_sql, hex_hmac, signed
+from tests.support.postgres import connect, signed_in
+from tests.support.protocol import Daemon, Db, events, move_clock, new_daemon, run_in
+from tests.support.runs import insert_run, run_row
+from tests.support.webhooks import SECRET, Response, by_sql, hex_hmac, signed
 
 BODY = '{"type": "response.completed", "data": {"id": "order-1"}}'
 
@@ -18,25 +18,25 @@ BODY = '{"type": "response.completed", "data": {"id": "order-1"}}'
 @pytest.fixture
 async def secrets(db: Db) -> None:
     await db.execute(
-        "select private.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [SECRET], "midjourney": [SECRET]}
+        "select image_jobs.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [SECRET], "midjourney": [SECRET]}
     )
 
 
-async def post(db: Db, provider: str, body: str, headers: dict[str, str]) -> Answer:
+async def post(db: Db, provider: str, body: str, headers: dict[str, str]) -> Response:
     return await by_sql(db)(provider, body, headers)
 
 
-async def inbox(db: Db) -> list["asyncpg.Record"]:
-    return await db.fetch("select * from private.webhook_deliveries order by received_at")
+async def deliveries(db: Db) -> list["asyncpg.Record"]:
+    return await db.fetch("select * from image_jobs.webhook_deliveries order by received_at")
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_what_the_standard_webhooks_package_signs_is_accepted_once(db: Db) -> None:
+async def test_signatures_of_standard_webhooks_are_accepted_once(db: Db) -> None:
     headers = signed(BODY)
     assert await post(db, "openai", BODY, headers) == (200, {"received": True, "duplicate": False})
     assert await post(db, "openai", BODY, headers) == (200, {"received": True, "duplicate": True})
-    assert len(await inbox(db)) == 1
-    counter = await db.fetchrow("select sum(accepted), sum(duplicates), sum(refused) from private.webhook_counters")
+    assert len(await deliveries(db)) == 1
+    counter = await db.fetchrow("select sum(accepted), sum(duplicates), sum(refused) from image_jobs.webhook_counters")
     assert tuple(counter or ()) == (1, 1, 0)
 
 
@@ -54,13 +54,13 @@ async def test_what_the_standard_webhooks_package_signs_is_accepted_once(db: Db)
 )
 async def test_a_damaged_header_is_refused(db: Db, damage: dict[str, str]) -> None:
     assert (await post(db, "openai", BODY, signed(BODY) | damage))[0] == 401
-    assert not await inbox(db)
-    assert await db.fetchval("select refused from private.webhook_counters") == 1
+    assert not await deliveries(db)
+    assert await db.fetchval("select refused from image_jobs.webhook_counters") == 1
 
 
 @pytest.mark.usefixtures("secrets")
 @pytest.mark.parametrize("offset", ["301 s", "-302 s"])
-async def test_what_is_stale_or_of_the_future_is_refused(db: Db, offset: str) -> None:
+async def test_stale_and_future_timestamps_are_refused(db: Db, offset: str) -> None:
     headers = signed(BODY)
     await move_clock(db, offset)
     assert (await post(db, "openai", BODY, headers))[0] == 401
@@ -74,20 +74,20 @@ async def test_a_provider_without_a_secret_refuses_everything(db: Db) -> None:
 
 async def test_while_a_secret_is_replaced_both_are_good(db: Db) -> None:
     new = "whsec_" + base64.b64encode(b"the next key, also long enough").decode()
-    await db.execute("select private.set_webhook_secrets($1)", {"openai": [new, SECRET]})
+    await db.execute("select image_jobs.set_webhook_secrets($1)", {"openai": [new, SECRET]})
     assert (await post(db, "openai", BODY, signed(BODY)))[0] == 200
     assert (await post(db, "openai", BODY, signed(BODY, message="msg_2", secret=new)))[0] == 200
     both = signed(BODY, message="msg_3")
     both["webhook-signature"] = "v1,AAAA v2,x " + both["webhook-signature"]
     assert (await post(db, "openai", BODY, both))[0] == 200
-    await db.execute("select private.set_webhook_secrets($1)", {"openai": [new]})
+    await db.execute("select image_jobs.set_webhook_secrets($1)", {"openai": [new]})
     assert (await post(db, "openai", BODY, signed(BODY, message="msg_4")))[0] == 401
 
 
 @pytest.mark.parametrize("secret", ["", "short", "whsec_", "whsec_c2hvcnQ=", "whsec_!!!!!!!!!!!!!!!!!!!!!!!!"])
 async def test_an_empty_or_short_secret_is_never_kept(db: Db, secret: str) -> None:
     with pytest.raises(asyncpg.InvalidParameterValueError, match="shorter than 16 bytes"):
-        await db.execute("select private.set_webhook_secrets($1)", {"openai": [secret]})
+        await db.execute("select image_jobs.set_webhook_secrets($1)", {"openai": [secret]})
 
 
 @pytest.mark.usefixtures("secrets")
@@ -107,7 +107,7 @@ async def test_the_hex_scheme_may_name_the_run(db: Db, daemon: Daemon) -> None:
 
 
 def task(state: object, **fields: Any) -> str:
-    """What a midjourney-proxy posts of an order: the whole task, its hook included."""
+    """Return what a midjourney-proxy posts of a job: the whole task, its hook included."""
     hook = f"https://example.supabase.co/rest/v1/rpc/webhook_midjourney?apikey=eyJ{'a' * 200}.{'b' * 40}"
     return json.dumps(
         {
@@ -130,7 +130,7 @@ def task(state: object, **fields: Any) -> str:
 
 
 def echoed(run: str) -> str:
-    """The state of an order of ours."""
+    """Return the state of a job of ours."""
     return f"{run}:7.{hex_hmac(f'{run}:7')}"
 
 
@@ -142,7 +142,7 @@ async def test_midjourney_echoes_our_signature(db: Db) -> None:
     forged = (run, f"{run}:7", f"{run}:7.", f"{run}:8.{hex_hmac(f'{run}:7')}", f"{echoed(run)}.x", echoed(run)[:-1], 7)
     for state in (*forged, None, [echoed(run)], {"": echoed(run)}):
         assert (await post(db, "midjourney", task(state), {}))[0] == 401
-    (delivery,) = await inbox(db)
+    (delivery,) = await deliveries(db)
     assert (delivery["provider_job_id"], delivery["type"], delivery["run_id"]) == ("order-1", "SUCCESS", run)
     assert delivery["body"] == task(echoed(run))
     assert (await events(db, run))[-1]["kind"] == "webhook"
@@ -150,7 +150,7 @@ async def test_midjourney_echoes_our_signature(db: Db) -> None:
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_a_webhook_of_midjourney_may_come_twice_and_in_any_order(db: Db) -> None:
+async def test_midjourney_webhooks_may_repeat_in_any_sequence(db: Db) -> None:
     daemon = await new_daemon(db, "midjourney")
     run = await run_in(db, daemon, "parked", processor="midjourney:v7")
     for status in ("SUCCESS", "IN_PROGRESS", "SUBMITTED"):
@@ -167,7 +167,7 @@ async def test_a_webhook_of_midjourney_may_come_twice_and_in_any_order(db: Db) -
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_a_webhook_of_midjourney_that_comes_before_the_order_is_written_down_is_heard_by_the_park(db: Db) -> None:
+async def test_a_midjourney_webhook_before_the_park_makes_it_due(db: Db) -> None:
     daemon = await new_daemon(db, "midjourney")
     run = await insert_run(db, processor="midjourney:v7")
     claimed = await daemon.claim_one()
@@ -191,7 +191,7 @@ async def test_a_delivery_never_settles_a_run_but_has_it_checked_now(db: Db) -> 
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_a_webhook_that_comes_before_the_order_is_written_down_is_heard_by_the_park(db: Db) -> None:
+async def test_a_webhook_before_the_park_makes_it_due(db: Db) -> None:
     daemon = await new_daemon(db, "openai")
     run = await insert_run(db, processor="openai:gpt-image-2")
     claimed = await daemon.claim_one()
@@ -205,7 +205,7 @@ async def test_a_webhook_that_comes_before_the_order_is_written_down_is_heard_by
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_a_webhook_that_comes_while_the_order_is_checked_is_heard_by_the_next_park(db: Db) -> None:
+async def test_a_webhook_during_a_check_makes_the_next_park_due(db: Db) -> None:
     daemon = await new_daemon(db, "openai")
     run = await run_in(db, daemon, "parked", processor="openai:gpt-image-2")
     await move_clock(db, "6 s")
@@ -227,7 +227,7 @@ async def test_a_late_or_unknown_webhook_changes_no_run(db: Db, state: str) -> N
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_one_provider_says_nothing_about_the_orders_of_another(db: Db, daemon: Daemon) -> None:
+async def test_a_webhook_of_one_provider_matches_no_job_of_another(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "parked")
     before = await run_row(db, run)
     await post(db, "openai", BODY, signed(BODY))
@@ -235,28 +235,28 @@ async def test_one_provider_says_nothing_about_the_orders_of_another(db: Db, dae
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_a_sweep_gives_what_crossed_with_its_run_to_it_and_waits_for_an_hour(db: Db) -> None:
+async def test_a_sweep_matches_crossed_deliveries_for_an_hour(db: Db) -> None:
     daemon = await new_daemon(db, "openai")
     await post(db, "openai", BODY, signed(BODY))
-    assert await db.fetchval("select private.sweep_webhooks()") == 0
+    assert await db.fetchval("select image_jobs.sweep_webhooks()") == 0
     run = await insert_run(db, processor="openai:gpt-image-2")
     claimed = await daemon.claim_one()
-    await db.execute("alter table runs disable trigger hear_deliveries")  # as if both had committed at once
+    await db.execute("alter table runs disable trigger image_jobs_2_guard_columns")  # as if both had committed at once
     await daemon.park(claimed, due_in=3600)
-    await db.execute("alter table runs enable trigger hear_deliveries")
-    assert await db.fetchval("select private.sweep_webhooks()") == 1
+    await db.execute("alter table runs enable trigger image_jobs_2_guard_columns")
+    assert await db.fetchval("select image_jobs.sweep_webhooks()") == 1
     assert (await daemon.claim_one())["id"] == run
     await post(db, "openai", BODY, signed(BODY, message="msg_2"))
     await move_clock(db, "61 min")
-    await db.execute("select private.sweep_webhooks()")
-    assert all(delivery["closed_at"] for delivery in await inbox(db))
+    await db.execute("select image_jobs.sweep_webhooks()")
+    assert all(delivery["closed_at"] for delivery in await deliveries(db))
     await move_clock(db, "8 days")
-    await db.execute("select private.sweep_webhooks()")
-    assert not await inbox(db)
+    await db.execute("select image_jobs.sweep_webhooks()")
+    assert not await deliveries(db)
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_a_route_of_the_application_uses_the_other_door(db: Db) -> None:
+async def test_a_route_of_the_application_calls_receive_webhook(db: Db) -> None:
     headers = {name.title(): value for name, value in signed(BODY).items()}
     async with signed_in(db, role="service_role"):
         said = await db.fetchval("select receive_webhook('openai', $1, $2)", headers, BODY)
@@ -267,11 +267,11 @@ async def test_a_route_of_the_application_uses_the_other_door(db: Db) -> None:
 async def test_a_body_with_base64_is_received_and_not_kept(db: Db) -> None:
     body = json.dumps({"data": {"id": "order-1", "image": "data:image/png;base64,iVBORw0KGgo"}})
     assert (await post(db, "openai", body, signed(body)))[0] == 200
-    assert [delivery["body"] for delivery in await inbox(db)] == [None]
+    assert [delivery["body"] for delivery in await deliveries(db)] == [None]
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_every_door_has_one_unnamed_json_parameter_and_runs_as_its_caller(db: Db) -> None:
+async def test_webhook_functions_take_one_json_and_run_as_their_caller(db: Db) -> None:
     doors = await db.fetch(
         "select proargtypes::text, proargnames, prosecdef from pg_proc "
         "where pronamespace = 'public'::regnamespace and proname like 'webhook\\_%'"
@@ -289,3 +289,22 @@ async def test_a_good_call_does_not_wait_until_bad_ones_are_counted(db: Db, data
             assert (await post(db, "openai", BODY, signed(BODY)))[0] == 200
     finally:
         await flood.close()
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_a_state_has_twenty_places_whatever_its_bodies(db: Db) -> None:
+    """The signature is of the state alone: who has seen one may send any body with it."""
+    daemon = await new_daemon(db, "midjourney")
+    run = await run_in(db, daemon, "parked", processor="midjourney:v7")
+    for number in range(30):
+        body = task(echoed(run), number=number, padding="x " * 10_000 if number % 2 else "")
+        assert await post(db, "midjourney", body, {}) == (200, {"received": True, "duplicate": False})
+    kept = await deliveries(db)
+    assert len(kept) == 20
+    assert all(len(delivery["body"] or "") <= 16_384 for delivery in kept)
+    assert sum(delivery["body"] is None for delivery in kept) == 10
+    assert sum(event["kind"] == "webhook" for event in await events(db, run)) == 20
+    claimed = await daemon.claim_one()
+    await post(db, "midjourney", task(echoed(run), number=31), {})
+    await daemon.park(claimed, due_in=60)
+    assert (await daemon.claim_one())["id"] == run
