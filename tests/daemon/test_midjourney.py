@@ -1,193 +1,156 @@
 """Midjourney from the row to the grid and its quarters: real daemons, database and storage, and a fake of the proxy."""
 
-import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
 
-import httpx
 import pytest
 
-from tests.daemons import daemon
-from tests.fakes.midjourney_api import KEY, MidjourneyAPI
-from tests.fakes.openai_api import OpenAIAPI
-from tests.fakes.server import Answer, size_of
-from tests.openai_studio import Studio, open_studio
-from tests.postgres import wait_until
-from tests.runs import insert_run, run_row
-
-STORY = ["created", "claimed", "submitted", "generated", "stored", "completed"]
+from tests.fakes.midjourney_api import MidjourneyAPI
+from tests.fakes.server import Response, size_of
+from tests.support.daemon_harness import DaemonHarness, fetch
+from tests.support.midjourney_harness import midjourney_harness, polls
+from tests.support.postgres import wait_until
+from tests.support.runs import run_row
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[MidjourneyAPI]:
-    async with MidjourneyAPI() as api:
-        api.reset()  # it knows its address by now
-        yield api
-
-
-@pytest.fixture
-def environment(api: MidjourneyAPI) -> dict[str, str]:
-    return {
-        "MIDJOURNEY_API_URL": api.url,
-        "MIDJOURNEY_API_KEY": KEY,
-        "IMAGE_JOBS_LEASE": "2",
-        "IMAGE_JOBS_POLL_INTERVAL": "0.2",
-    }
-
-
-@pytest.fixture
-async def studio(database: str, environment: dict[str, str]) -> AsyncIterator[Studio]:
-    async with open_studio(database, OpenAIAPI(), **environment) as studio:
-        yield studio
-        rows = await studio.db.fetch(
-            "select to_jsonb(r) as row from runs r union all select to_jsonb(e) from run_events e"
-        )
-        assert KEY not in json.dumps([row["row"] for row in rows]) + "\n".join(studio.daemon.raw)
-
-
-async def order(studio: Studio) -> str:
-    """Inserts a run; answers its id."""
-    return await insert_run(studio.db, processor="midjourney:v7", workflow=uuid4())
+async def harness(database: str, midjourney_api: MidjourneyAPI) -> AsyncIterator[DaemonHarness]:
+    async with midjourney_harness(database, midjourney_api) as harness:
+        yield harness
 
 
 async def sizes(urls: list[str]) -> list[tuple[int, int]]:
-    """Fetches pictures as anybody may."""
-    async with httpx.AsyncClient() as client:
-        return [size_of((await client.get(url)).content) for url in urls]
+    """The sizes of the images at public URLs."""
+    return [size_of((await fetch(url)).content) for url in urls]
 
 
-async def test_a_run_becomes_a_grid_and_its_four_pictures(studio: Studio, api: MidjourneyAPI) -> None:
-    forming = {"status": "IN_PROGRESS", "progress": "46%", "imageUrl": f"{api.url}/forming.png"}
-    api.stages = [{"status": "SUBMITTED"}, forming, forming, api.done()]
-    run = await order(studio)
-    row = await studio.until(run, "completed")
+async def test_run_becomes_a_grid_and_four_images(harness: DaemonHarness, midjourney_api: MidjourneyAPI) -> None:
+    forming = {"status": "IN_PROGRESS", "progress": "46%", "imageUrl": f"{midjourney_api.url}/forming.png"}
+    midjourney_api.stages = [{"status": "SUBMITTED"}, forming, forming, midjourney_api.done()]
+    run = await harness.insert_run()
+    row = await harness.wait_for_status(run, "completed")
     payload = row["payload"]
 
     assert await sizes([payload["imageUrl"]]) == [(128, 96)]
     assert await sizes(payload["images"]) == [(64, 48)] * 4
     assert [f"{run}.{number}.png?" in url for number, url in enumerate(payload["images"], 1)] == [True] * 4
-    assert payload["originalUrl"] == f"{api.url}/grid.png"
+    assert payload["originalUrl"] == f"{midjourney_api.url}/grid.png"
     assert payload["cost"] is None
     assert row["provider_job_id"] == "1000"
-    (submitted,) = await studio.events(run, "submitted")
-    assert submitted["data"]["request"] == {"endpoint": "mj/submit/imagine", **api.orders[0].fields}
-    assert len(api.orders) == 1
+    (submitted,) = await harness.events(run, "submitted")
+    assert submitted["data"]["request"] == {"endpoint": "mj/submit/imagine", **midjourney_api.jobs[0].fields}
+    assert len(midjourney_api.jobs) == 1
 
 
-async def test_the_forming_picture_stays_on_display_between_two_questions(studio: Studio, api: MidjourneyAPI) -> None:
-    api.stages = [{"status": "IN_PROGRESS", "progress": "46%", "imageUrl": f"{api.url}/forming.png"}]
-    run = await order(studio)
+async def test_preview_stays_between_two_polls(harness: DaemonHarness, midjourney_api: MidjourneyAPI) -> None:
+    midjourney_api.stages = [
+        {"status": "IN_PROGRESS", "progress": "46%", "imageUrl": f"{midjourney_api.url}/forming.png"}
+    ]
+    run = await harness.insert_run()
 
     async def shown() -> str | None:
-        return await studio.db.fetchval(
+        return await harness.db.fetchval(
             "select preview_url from runs where id = $1 and claimed_by is null and progress = 46", run
         )
 
     assert await sizes([await wait_until(shown)]) == [(32, 32)]
-    api.stages = [api.done()]
-    await studio.until(run, "completed")
+    midjourney_api.stages = [midjourney_api.done()]
+    await harness.wait_for_status(run, "completed")
 
 
-async def test_pictures_whose_settlement_was_lost_are_adopted_with_the_quarters(
-    studio: Studio, api: MidjourneyAPI
+async def test_grid_and_quarters_are_adopted_after_a_lost_settlement(
+    harness: DaemonHarness, midjourney_api: MidjourneyAPI
 ) -> None:
-    run = await order(studio)
-    first = (await studio.until(run, "completed"))["payload"]
+    run = await harness.insert_run()
+    first = (await harness.wait_for_status(run, "completed"))["payload"]
     # As if the daemon had died between storage and settlement.
-    await studio.db.execute("alter table runs disable trigger user")
-    await studio.db.execute(
+    await harness.db.execute("alter table runs disable trigger user")
+    await harness.db.execute(
         "update runs set status = 'pending', attempt = 1, payload = null, provider_job_id = null, finished_at = null,"
         " due_at = now() where id = $1",
         run,
     )
-    await studio.db.execute("alter table runs enable trigger user")
-    again = (await studio.until(run, "completed"))["payload"]
+    await harness.db.execute("alter table runs enable trigger user")
+    again = (await harness.wait_for_status(run, "completed"))["payload"]
 
     assert again["images"] == first["images"]
-    assert len(api.orders) == 1
+    assert len(midjourney_api.jobs) == 1
 
 
-async def test_without_a_disk_the_order_is_asked_about_again_and_not_made_anew(
-    database: str, environment: dict[str, str], api: MidjourneyAPI, tmp_path: Path
+async def test_disk_failure_polls_again_without_resubmitting(
+    database: str, midjourney_api: MidjourneyAPI, tmp_path: Path
 ) -> None:
-    api.stages = [{"status": "IN_PROGRESS", "progress": "10%"}]
+    midjourney_api.stages = [{"status": "IN_PROGRESS", "progress": "10%"}]
     folder = tmp_path / "pictures"
     folder.mkdir()
-    async with open_studio(database, OpenAIAPI(), **environment, IMAGE_JOBS_TMP_DIR=str(folder)) as studio:
-        run = await order(studio)
-
-        async def parked() -> bool:
-            return await studio.db.fetchval("select provider_job_id is not null from runs where id = $1", run)
-
-        await wait_until(parked)
+    async with midjourney_harness(database, midjourney_api, IMAGE_JOBS_TMP_DIR=str(folder)) as harness:
+        run = await harness.insert_run()
+        await harness.wait_until_parked(run)
         folder.rename(tmp_path / "elsewhere")
 
-        async def told() -> bool:
-            row = await run_row(studio.db, run)
+        async def reported() -> bool:
+            row = await run_row(harness.db, run)
             return "cannot use its disk" in (row["message"] or "")
 
-        await wait_until(told)
-        api.stages = [api.done()]
+        await wait_until(reported)
+        midjourney_api.stages = [midjourney_api.done()]
         folder.mkdir()
-        row = await studio.until(run, "completed")
+        row = await harness.wait_for_status(run, "completed")
     assert (row["attempt"], row["provider_job_id"]) == (1, "1000")
-    assert len(api.orders) == 1
+    assert len(midjourney_api.jobs) == 1
 
 
-@pytest.mark.parametrize("when", ["the order was written down", "the proxy had answered"])
-async def test_a_daemon_is_killed_after_it_ordered_and_another_fetches_the_same_order(
-    when: str, studio: Studio, api: MidjourneyAPI, environment: dict[str, str]
+@pytest.mark.parametrize("when", ["the provider job was saved", "the proxy had responded"])
+async def test_provider_job_outlives_a_killed_daemon(
+    when: str, harness: DaemonHarness, midjourney_api: MidjourneyAPI
 ) -> None:
-    api.stages = [{"status": "IN_PROGRESS", "progress": "10%"}]
-    api.mute = when == "the proxy had answered"
-    run = await order(studio)
-    await wait_until(lambda: api.tasks)
-
-    async def asked() -> bool:
-        return api.mute or any(call.path.endswith("/fetch") for call in api.requests)
-
-    await wait_until(asked)
-    await wait_until(lambda: studio.events(run, "submitted"))
-    async with daemon(studio.project, **environment) as other:
+    midjourney_api.stages = [{"status": "IN_PROGRESS", "progress": "10%"}]
+    midjourney_api.mute = when == "the proxy had responded"
+    run = await harness.insert_run()
+    await wait_until(lambda: midjourney_api.tasks)
+    await wait_until(lambda: midjourney_api.mute or polls(midjourney_api))
+    await harness.wait_for_event(run, "submitted")
+    async with harness.run_daemon() as other:
         await other.started()
-        studio.daemon.signal(signal.SIGKILL)
-        await studio.daemon.ended()
-        api.stages = [api.done()]
-        if api.mute:
-            await wait_until(lambda: studio.events(run, "taken_over"), timeout=20)
-            await studio.hurry(run)
-        row = await studio.until(run, "completed")
+        harness.daemon.signal(signal.SIGKILL)
+        await harness.daemon.ended()
+        midjourney_api.stages = [midjourney_api.done()]
+        if midjourney_api.mute:
+            await harness.wait_for_event(run, "taken_over")
+            await harness.make_due(run)
+        row = await harness.wait_for_status(run, "completed")
 
     assert row["provider_job_id"] == "1000"
     assert len(row["payload"]["images"]) == 4
-    assert len(api.orders) == 1
-    assert len(await studio.events(run, "submitted")) == 1
+    assert len(midjourney_api.jobs) == 1
+    assert len(await harness.events(run, "submitted")) == 1
 
 
-async def test_an_order_whose_answer_breaks_off_is_found_by_the_next_attempt(
-    studio: Studio, api: MidjourneyAPI
+async def test_job_of_a_broken_response_is_found_by_the_next_attempt(
+    harness: DaemonHarness, midjourney_api: MidjourneyAPI
 ) -> None:
-    api.cut_off = True
-    run = await order(studio)
-    await studio.put_off(run)
-    await studio.hurry(run)
-    row = await studio.until(run, "completed")
+    midjourney_api.cut_off = True
+    run = await harness.insert_run()
+    await harness.wait_for_retry(run)
+    await harness.make_due(run)
+    row = await harness.wait_for_status(run, "completed")
 
     assert row["attempt"] == 2
-    assert len(await studio.events(run, "unknown_outcome")) == 1
-    assert len(api.orders) == 1
+    assert len(await harness.events(run, "unknown_outcome")) == 1
+    assert len(midjourney_api.jobs) == 1
+    calls = await harness.db.fetch("select state from image_jobs.calls where run_id = $1 order by id", run)
+    assert [call["state"] for call in calls] == ["charged", "free"]
 
 
-async def test_a_requeue_after_success_asks_for_a_new_picture(studio: Studio, api: MidjourneyAPI) -> None:
-    run = await order(studio)
-    await studio.until(run, "completed")
-    api.next(Answer(502))
-    await studio.db.execute("update runs set status = 'pending' where id = $1", run)
-    await studio.put_off(run)
-    await studio.hurry(run)
-    row = await studio.until(run, "completed")
+async def test_requeue_after_success_makes_a_new_image(harness: DaemonHarness, midjourney_api: MidjourneyAPI) -> None:
+    run = await harness.insert_run()
+    await harness.wait_for_status(run, "completed")
+    midjourney_api.next(Response(502))
+    await harness.requeue(run)
+    await harness.wait_for_retry(run)
+    await harness.make_due(run)
+    row = await harness.wait_for_status(run, "completed")
 
     assert row["provider_job_id"] == "1001"
-    assert len({call.fields["state"] for call in api.orders}) == 2
+    assert len({call.fields["state"] for call in midjourney_api.jobs}) == 2

@@ -1,13 +1,13 @@
-"""The world of these tests: see `tests/faults/world.py`."""
+"""The fixture of these tests: see `tests/support/fault_harness.py`."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.faults.world import World, open_world
+from tests.support.fault_harness import FaultHarness, fault_harness
 
 
 @pytest.fixture
-async def world(database: str) -> AsyncIterator[World]:
-    async with open_world(database) as it:
-        yield it
+async def harness(database: str) -> AsyncIterator[FaultHarness]:
+    async with fault_harness(database) as harness:
+        yield harness

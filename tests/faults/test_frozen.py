@@ -1,100 +1,147 @@
-"""A daemon that is frozen for longer than its lease: others take its runs, and when it thaws it does no harm."""
+"""A daemon frozen for longer than its lease (a zombie): its runs are taken over, and its late results are fenced off."""
 
 import asyncio
 import signal
 
+import httpx
 import pytest
 
-from tests.daemons import Daemon
 from tests.fakes.openai_api import hang, held
-from tests.faults.world import World
-from tests.postgres import wait_until
-from tests.runs import event_names
+from tests.fakes.server import picture
+from tests.support.daemon_harness import fetch
+from tests.support.daemons import Daemon
+from tests.support.fault_harness import FaultHarness
+from tests.support.postgres import wait_until
+from tests.support.runs import run_row
 
 
-async def freeze_until_taken_over(world: World, frozen: Daemon, run: str) -> None:
-    await world.may_judge()
+async def freeze_until_taken_over(harness: FaultHarness, frozen: Daemon, run: str) -> None:
+    """Stop a daemon until its run has been taken over."""
+    await harness.allow_take_over()
     frozen.signal(signal.SIGSTOP)
-
-    async def taken() -> bool:
-        return "taken_over" in await event_names(world.db, run)
-
-    await wait_until(taken, timeout=20)
+    await harness.wait_for_event(run, "taken_over")
 
 
-async def works(world: World, it: Daemon) -> None:
-    """It has registered anew, holds nothing, and takes new runs."""
-    await wait_until(lambda: it.logged("daemon.rejoined"), timeout=20)
-    await world.nothing_in_flight()
+async def wait_until_rejoined(harness: FaultHarness, process: Daemon) -> None:
+    """Wait until the daemon has registered anew, and no daemon holds a run."""
+    await wait_until(lambda: process.logged("daemon.rejoined"), timeout=20)
+    await harness.wait_until_idle()
 
 
-@pytest.mark.parametrize("answered", ["while it is frozen", "after it has thawed"])
-async def test_what_a_zombie_is_given_late_is_counted_and_never_stored(world: World, answered: str) -> None:
+@pytest.mark.parametrize("returned", ["while it is frozen", "after it has thawed"])
+async def test_late_result_of_a_zombie_is_counted_but_not_stored(harness: FaultHarness, returned: str) -> None:
     go = asyncio.Event()
-    world.api.next(held(go))
-    async with world.daemon() as zombie:
+    harness.api.next(held(go))
+    async with harness.run_daemon() as zombie:
         await zombie.started()
-        (run,) = await world.order()
-        await world.called(1)
-        async with world.daemon() as other:
+        run = await harness.insert_run()
+        await harness.wait_for_requests(1)
+        async with harness.run_daemon() as other:
             await other.started()
-            await freeze_until_taken_over(world, zombie, run)
-            row = await world.until(run, "completed")
-            if answered == "while it is frozen":
+            await freeze_until_taken_over(harness, zombie, run)
+            row = await harness.wait_for_status(run, "completed")
+            if returned == "while it is frozen":
                 go.set()
             zombie.signal(signal.SIGCONT)
-            await works(world, zombie)
+            await wait_until_rejoined(harness, zombie)
             go.set()
-        # Alone now, it goes on to work.
-        (later,) = await world.order()
-        await world.until(later, "completed")
-        await world.all_ended_once()
-    assert len(world.api.requests) == 3
-    assert world.gate.uploads(run) == 1
-    late = [*await world.events(run, "late"), *await world.events(run, "unknown_outcome")]
+        # Alone now, it makes the next image.
+        later = await harness.insert_run()
+        await harness.wait_for_status(later, "completed")
+        await harness.assert_all_end_once()
+    assert len(harness.api.requests) == 3
+    assert harness.gate.uploads(run) == 1
+    late = [*await harness.event_data(run, "late"), *await harness.event_data(run, "unknown_outcome")]
     assert [bool(data.get("cost") or data.get("possibleCost")) for data in late] == [True]
-    assert len(await world.fetched(row["payload"]["imageUrl"])) == row["payload"]["bytes"]
+    assert len((await fetch(row["payload"]["imageUrl"])).content) == row["payload"]["bytes"]
 
 
-async def test_a_zombie_that_was_about_to_upload_does_not(world: World) -> None:
-    world.gate.passing["POST"] = asyncio.Event()
-    async with world.daemon() as zombie:
-        await zombie.started()
-        (run,) = await world.order()
-        # The first upload is answered with 503 while it is frozen: it would try again.
-        await wait_until(lambda: world.gate.uploads(run) == 1, timeout=20)
-        async with world.daemon() as other:
+async def test_zombie_does_not_repeat_its_upload(harness: FaultHarness) -> None:
+    async with harness.run_daemon() as zombie:
+        await harness.ready(zombie)
+        harness.gate.held["POST"] = asyncio.Event()
+        run = await harness.insert_run()
+        # The first upload returns 503 while the daemon is frozen: it would try again.
+        await wait_until(lambda: harness.gate.uploads(run) == 1, timeout=20)
+        async with harness.run_daemon() as other:
             await other.started()
-            await freeze_until_taken_over(world, zombie, run)
-            world.gate.closed = True
-            world.gate.passing.pop("POST").set()
+            await freeze_until_taken_over(harness, zombie, run)
+            harness.gate.closed = True
+            harness.gate.held.pop("POST").set()
             await asyncio.sleep(0)
-            world.gate.closed = False
-            await world.until(run, "completed")
+            harness.gate.closed = False
+            await harness.wait_for_status(run, "completed")
             zombie.signal(signal.SIGCONT)
-            await works(world, zombie)
-            await world.all_ended_once()
-    assert world.gate.uploads(run) == 2
-    assert len(world.api.requests) == 2
+            await wait_until_rejoined(harness, zombie)
+            await harness.assert_all_end_once()
+    assert harness.gate.uploads(run) == 2
+    assert len(harness.api.requests) == 2
 
 
-async def test_a_run_that_is_requeued_and_taken_again_by_its_own_daemon_ends_with_the_later_picture(
-    world: World,
+async def seen(url: str) -> bytes | None:
+    """Return what is at an address; None while it is being replaced."""
+    try:
+        return (await fetch(url)).content
+    except httpx.HTTPStatusError:
+        return None
+
+
+@pytest.mark.parametrize("how", ["taken over", "requeued"])
+async def test_late_overwrite_of_a_zombie_is_put_right(harness: FaultHarness, how: str) -> None:
+    late = asyncio.Event()
+    harness.api.picture = picture((64, 64))
+    async with harness.run_daemon() as zombie:
+        await harness.ready(zombie)
+        harness.gate.kept_waiting.append(late)
+        run = await harness.insert_run()
+        await wait_until(lambda: harness.gate.uploads(run) == 1, timeout=20)
+        harness.api.picture = picture((96, 96))
+        async with harness.run_daemon() as other:
+            await other.started()
+            if how == "requeued":
+                zombie.signal(signal.SIGSTOP)
+                await harness.requeue(run)
+            else:
+                await freeze_until_taken_over(harness, zombie, run)
+            row = await harness.wait_for_status(run, "completed")
+            url = row["payload"]["imageUrl"]
+            finished = (await fetch(url)).content
+            assert len(finished) == row["payload"]["bytes"]
+            # Storage completes the frozen daemon's upload only now.
+            late.set()
+
+            async def overwritten() -> bool:
+                return await seen(url) not in (None, finished)
+
+            await wait_until(overwritten)
+            zombie.signal(signal.SIGCONT)
+
+            async def put_right() -> bool:
+                return await seen(url) == finished
+
+            await wait_until(put_right, timeout=20)
+            await harness.assert_all_end_once()
+    assert (await run_row(harness.db, run))["payload"] == row["payload"]
+    assert len(harness.api.requests) == 2
+
+
+async def test_requeue_during_the_call_ends_with_the_last_image(
+    harness: FaultHarness,
 ) -> None:
-    world.api.next(hang(), hang())
-    async with world.daemon() as it:
+    harness.api.next(hang(), hang())
+    async with harness.run_daemon() as it:
         await it.started()
-        (run,) = await world.order()
+        run = await harness.insert_run()
         for number in (1, 2):
-            await world.called(number)
-            await world.db.execute("update runs set status = 'pending' where id = $1", run)
-        row = await world.until(run, "completed")
-        await world.nothing_in_flight()
-        await world.all_ended_once()
-    assert len(world.api.requests) == 3
+            await harness.wait_for_requests(number)
+            await harness.requeue(run)
+        row = await harness.wait_for_status(run, "completed")
+        await harness.wait_until_idle()
+        await harness.assert_all_end_once()
+    assert len(harness.api.requests) == 3
     assert row["attempt"] == 1
-    assert world.gate.uploads(run) == 1
-    broken_off = await world.events(run, "unknown_outcome")
+    assert harness.gate.uploads(run) == 1
+    broken_off = await harness.event_data(run, "unknown_outcome")
     assert len(broken_off) == 2
     assert all(data["possibleCost"] for data in broken_off)
     assert not it.logged("run.crashed")

@@ -1,78 +1,74 @@
-"""A daemon that comes or goes while the database is away: it says why, takes its time, but not for ever."""
+"""Start and shutdown of a daemon during a database outage: with a reason, and in bounded time."""
 
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
 from tests.fakes.openai_api import hang, held
-from tests.faults.world import World
-from tests.postgres import wait_until
-from tests.proxies import Proxy, proxied
+from tests.support.fault_harness import FaultHarness
+from tests.support.postgres import wait_until
+from tests.support.proxies import Proxy, proxied
 
 
 @pytest.fixture
 async def network(database: str) -> AsyncIterator[Proxy]:
-    """What is between the daemons and the database."""
+    """A proxy between the daemons and the database."""
     async with proxied(database) as it:
         yield it
 
 
-async def test_a_daemon_that_finds_no_database_says_so_and_the_next_one_does_the_work(
-    world: World, network: Proxy
-) -> None:
-    (run,) = await world.order()
-    async with network.refusing(), world.daemon(dsn=network.dsn) as it:
-        assert await it.ended() == 1
-    assert "There is no database at" in "\n".join(it.raw)
-    assert "Traceback" not in "\n".join(it.raw)
-    async with world.daemon(dsn=network.dsn) as it:
+async def test_daemon_without_a_database_waits_and_says_so(harness: FaultHarness, network: Proxy) -> None:
+    run = await harness.insert_run()
+    async with AsyncExitStack() as stack:
+        async with network.refusing():
+            it = await stack.enter_async_context(harness.run_daemon(dsn=network.dsn))
+            (line,) = await wait_until(lambda: it.logged("database.away"), timeout=20)
+            assert "There is no database at" in line["error"]
         await it.started()
-        await world.until(run, "completed")
-    await world.all_ended_once()
-    assert len(world.api.requests) == 1
+        await harness.wait_for_status(run, "completed")
+        assert "Traceback" not in "\n".join(it.raw)
+    await harness.assert_all_end_once()
+    assert len(harness.api.requests) == 1
 
 
-async def test_a_daemon_that_is_told_to_leave_during_an_outage_settles_before_it_goes(
-    world: World, network: Proxy
-) -> None:
+async def test_drain_during_an_outage_settles_before_exit(harness: FaultHarness, network: Proxy) -> None:
     go = asyncio.Event()
-    world.api.next(held(go))
-    async with world.daemon(dsn=network.dsn) as it:
+    harness.api.next(held(go))
+    async with harness.run_daemon(dsn=network.dsn) as it:
         await it.started()
-        (run,) = await world.order()
-        await world.called(1)
+        run = await harness.insert_run()
+        await harness.wait_for_requests(1)
         async with network.refusing():
             it.signal(signal.SIGTERM)
             go.set()
             await wait_until(lambda: it.logged("daemon.draining"))
-            await wait_until(lambda: len(it.logged("turn.failed")) > 1, timeout=20)
+            await wait_until(lambda: len(it.logged("sync.failed")) > 1, timeout=20)
         assert await it.ended() == 0
         assert not it.logged("daemon.left_silently")
-    row = await world.until(run, "completed")
+    row = await harness.wait_for_status(run, "completed")
     assert row["attempt"] == 1
-    assert len(world.api.requests) == 1
-    await world.all_ended_once()
+    assert len(harness.api.requests) == 1
+    await harness.assert_all_end_once()
 
 
-async def test_the_second_signal_is_obeyed_in_bounded_time_even_if_the_database_says_nothing(
-    world: World, network: Proxy
-) -> None:
-    world.api.next(hang())
-    async with world.daemon(dsn=network.dsn) as it:
+async def test_second_signal_exits_in_bounded_time_during_an_outage(harness: FaultHarness, network: Proxy) -> None:
+    harness.api.next(hang())
+    async with harness.run_daemon(dsn=network.dsn) as it:
         await it.started()
-        (run,) = await world.order()
-        await world.called(1)
+        run = await harness.insert_run()
+        await harness.wait_for_requests(1)
         async with network.swallowing():
             it.signal(signal.SIGTERM)
             await wait_until(lambda: it.logged("daemon.draining"))
             it.signal(signal.SIGTERM)
             assert await it.ended(timeout=25) == 0
         assert "Traceback" not in "\n".join(it.raw)
-    async with world.daemon() as other:
+    async with harness.run_daemon() as other:
         await other.started()
-        row = await world.until(run, "completed")
+        row = await harness.wait_for_status(run, "completed")
     assert row["attempt"] == 2
-    assert len(world.api.requests) == 2
-    await world.all_ended_once()
+    assert len(harness.api.requests) == 2
+    await harness.assert_all_end_once()

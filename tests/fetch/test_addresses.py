@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.addresses import is_public, literal
+from daemon.fetch.addresses import is_public, literal
 
 NOT_PUBLIC = {
     "this host": ["0.0.0.0", "0.1.2.3", "::"],

@@ -1,4 +1,4 @@
-"""What strangers try with a URL, against real servers on loopback.
+"""Attacks by a user-supplied URL (SSRF), against real servers on loopback.
 
 All of 127.0.0.0/8 is this machine, so a name can have several addresses with a server of its own on each.
 """
@@ -6,6 +6,7 @@ All of 127.0.0.0/8 is this machine, so a name can have several addresses with a 
 import asyncio
 import gzip
 import ssl
+import zlib
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,12 +15,12 @@ import pytest
 import trustme
 
 from daemon.errors import Refused, Retryable
-from daemon.fetch import MAX_REDIRECTS, Fetcher
-from tests.strangers import (
+from daemon.fetch.client import MAX_REDIRECTS, Fetcher, NotAnImage
+from tests.support.hostile_servers import (
     PICTURE,
     SECRET,
-    Answer,
     Names,
+    Response,
     Visit,
     chunked,
     fetch,
@@ -46,15 +47,15 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    return tls
 
 
 def certified(authority: trustme.CA, *names: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(context)
-    return context
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(tls)
+    return tls
 
 
 # What is fetched
@@ -111,7 +112,7 @@ async def test_an_earlier_file_is_replaced(to: Path) -> None:
 # The connection
 
 
-async def test_the_checked_address_is_connected_to_whatever_dns_says_next(to: Path) -> None:
+async def test_connects_to_the_checked_address_despite_dns_rebinding(to: Path) -> None:
     async with (
         serving(http(), host="127.0.0.2") as good,
         serving(http(body=b"evil"), host="127.0.0.3", port=good.port) as evil,
@@ -129,11 +130,11 @@ async def test_tls_and_host_name_the_host_not_the_address(
 ) -> None:
     tls = certified(authority, "images.localhost")
     asked_for: list[str | None] = []
-    tls.sni_callback = lambda _socket, name, _context: asked_for.append(name)
+    tls.sni_callback = lambda _socket, name, _tls: asked_for.append(name)
     async with serving(http(), host="127.0.0.2", tls=tls) as server:
         base = f"https://images.localhost:{server.port}"
         names = Names({"images.localhost": [["127.0.0.2"]]})
-        assert await fetch(base, to, base, resolve=names, ssl_context=trusting) == PICTURE
+        assert await fetch(base, to, base, resolve=names, tls=trusting) == PICTURE
         assert asked_for == ["images.localhost"]
         assert server.headers()["host"] == f"images.localhost:{server.port}"
 
@@ -144,7 +145,7 @@ async def test_a_certificate_of_another_name_is_refused(
     async with serving(http(), tls=certified(authority, "other.localhost", "127.0.0.1")) as server:
         base = f"https://images.localhost:{server.port}"
         names = Names({"images.localhost": [["127.0.0.1"]]})
-        assert "certificate" in await refused(base, to, base, resolve=names, ssl_context=trusting)
+        assert "certificate" in await refused(base, to, base, resolve=names, tls=trusting)
         assert not server.asked
 
 
@@ -158,8 +159,8 @@ async def test_names_that_share_an_address_do_not_share_a_connection(
 ) -> None:
     async with serving(http(), tls=certified(authority, "one.localhost")) as server:
         names = Names({"one.localhost": [["127.0.0.1"]], "two.localhost": [["127.0.0.1"]]})
-        one, two = (f"https://{name}:{server.port}" for name in names.answers)
-        async with Fetcher([one, two], resolve=names, ssl_context=trusting) as fetcher:
+        one, two = (f"https://{name}:{server.port}" for name in names.responses)
+        async with Fetcher([one, two], resolve=names, tls=trusting) as fetcher:
             await fetcher.fetch(one, to, max_bytes=1_000_000, timeout=timedelta(seconds=20))
             with pytest.raises(Refused, match=r"two\.localhost has no valid certificate"):
                 await fetcher.fetch(two, to, max_bytes=1_000_000, timeout=timedelta(seconds=20))
@@ -281,19 +282,94 @@ async def test_trouble_on_the_other_side_is_tried_again(to: Path, status: str) -
         assert f"answered {status[:3]}." in await retryable(f"{server.url}/?{SECRET}", to, server.url)
 
 
-@pytest.mark.parametrize(
-    "media_type", [None, "", "text/html", "application/json", "imagery/png", "multipart/x-mixed-replace"]
-)
-async def test_what_does_not_claim_to_be_an_image_is_refused(to: Path, media_type: str | None) -> None:
+@pytest.mark.parametrize("media_type", [None, "", "text/html", "application/json", "multipart/x-mixed-replace"])
+async def test_first_bytes_decide_and_not_the_content_type(to: Path, media_type: str | None) -> None:
     async with serving(http(content_type=media_type)) as server:
+        assert await fetch(server.url, to, server.url) == PICTURE
+
+
+@pytest.mark.parametrize("body", [b"<html>Wait</html>", b"{}", b"", b"<svg/>", bytes(1000), PICTURE[1:]])
+async def test_body_that_is_no_image_is_refused(to: Path, body: bytes) -> None:
+    async with serving(http(body=body)) as server:
         assert "not an image" in await refused(server.url, to, server.url)
+    assert nothing_left(to)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "identity, gzip", "GZIP"])
-async def test_a_compressed_body_is_refused(to: Path, encoding: str) -> None:
-    bomb = gzip.compress(bytes(10_000_000))
-    async with serving(http(body=bomb, content_encoding=encoding)) as server:
-        assert "compressed" in await refused(server.url, to, server.url)
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP", "identity, gzip", "br", None])
+async def test_compression_is_undone_whatever_the_headers_say(to: Path, encoding: str | None) -> None:
+    async with serving(http(body=gzip.compress(PICTURE), content_encoding=encoding)) as server:
+        assert await fetch(server.url, to, server.url) == PICTURE
+
+
+@pytest.mark.parametrize("body", [zlib.compress(PICTURE), gzip.compress(gzip.compress(PICTURE))])
+async def test_deflate_and_two_layers_are_undone(to: Path, body: bytes) -> None:
+    async with serving(http(body=body)) as server:
+        assert await fetch(server.url, to, server.url) == PICTURE
+
+
+async def test_image_that_is_said_to_be_compressed_is_saved(to: Path) -> None:
+    async with serving(http(content_encoding="gzip")) as server:
+        assert await fetch(server.url, to, server.url) == PICTURE
+
+
+async def test_a_compressed_bomb_is_cut_off(to: Path) -> None:
+    async with serving(http(body=gzip.compress(PICTURE + bytes(10_000_000)))) as server:
+        assert "larger than 1 MB" in await refused(server.url, to, server.url)
+
+
+async def test_compressed_body_that_breaks_off_is_tried_again(to: Path) -> None:
+    async with serving(http(body=gzip.compress(PICTURE)[:-9])) as server:
+        assert "compressed" in await retryable(server.url, to, server.url)
+
+
+# Results of providers
+
+
+async def fetch_result(url: str, to: Path, seconds: float) -> bytes:
+    async with Fetcher([url]) as fetcher:
+        await fetcher.fetch_result(url, to, max_bytes=1_000_000, deadline=timedelta(seconds=seconds))
+    return await asyncio.to_thread(to.read_bytes)
+
+
+@pytest.mark.parametrize(
+    "before", [http("404 Not Found", b""), http("503 Busy", b""), http(body=b"<html>Wait</html>"), b"HTTP/1.1"]
+)
+async def test_result_that_is_not_there_yet_is_asked_for_again(to: Path, before: bytes) -> None:
+    async with serving(before, http()) as server:
+        assert await fetch_result(server.url, to, 5) == PICTURE
+        assert len(server.asked) == 2
+
+
+async def test_result_that_never_comes_ends_with_its_deadline(to: Path) -> None:
+    async with serving(http("404 Not Found", b"")) as server:
+        with pytest.raises(Retryable) as caught:
+            await fetch_result(server.url, to, 0)
+        assert len(server.asked) == 1
+    assert caught.value.code == "download"
+    assert "previousImage" not in caught.value.hint + caught.value.message
+
+
+async def test_result_that_is_no_image_we_take_is_kept(to: Path) -> None:
+    async with serving(http(body=b"\xff\x0a a JPEG XL")) as server:
+        with pytest.raises(NotAnImage) as caught:
+            await fetch_result(server.url, to, 0)
+    assert caught.value.path.read_bytes() == b"\xff\x0a a JPEG XL"
+
+
+async def test_page_instead_of_a_result_leaves_no_file(to: Path) -> None:
+    async with serving(http(body=b"<html>Wait</html>")) as server:
+        with pytest.raises(Retryable):
+            await fetch_result(server.url, to, 0)
+    assert nothing_left(to)
+
+
+async def test_result_at_a_bad_address_is_asked_for_never(to: Path) -> None:
+    async with Fetcher([]) as fetcher:
+        with pytest.raises(Refused):
+            await fetcher.fetch_result("https://10.0.0.1/a.png", to, max_bytes=1, deadline=timedelta(minutes=1))
+
+
+# Sizes
 
 
 async def test_an_image_of_just_the_largest_size_is_saved(to: Path) -> None:
@@ -301,7 +377,7 @@ async def test_an_image_of_just_the_largest_size_is_saved(to: Path) -> None:
         assert await fetch(server.url, to, server.url, max_bytes=len(PICTURE)) == PICTURE
 
 
-async def test_an_image_that_announces_too_much_is_refused_before_it_comes(to: Path) -> None:
+async def test_too_large_content_length_is_refused_at_once(to: Path) -> None:
     async with serving(http(body=b"", content_length=10**15)) as server:
         assert "larger than 1 MB" in await refused(server.url, to, server.url)
 
@@ -342,15 +418,15 @@ async def stay_before_the_end(visit: Visit) -> None:
 async def drip(visit: Visit) -> None:
     """Never silent for long, so that only a limit of the whole helps."""
     await visit.say(http(body=b"", content_length=None))
-    gone = asyncio.ensure_future(visit.stay())
-    while not gone.done():
+    leaving = asyncio.ensure_future(visit.stay())
+    while not leaving.done():
         await visit.say(b".")
-        await asyncio.wait([gone], timeout=0.02)
+        await asyncio.wait([leaving], timeout=0.02)
 
 
-@pytest.mark.parametrize("answer", [stay, stay_after_the_headers, stay_before_the_end, drip])
-async def test_the_time_limit_is_for_everything_together(to: Path, answer: Answer) -> None:
-    async with serving(answer) as server:
+@pytest.mark.parametrize("response", [stay, stay_after_the_headers, stay_before_the_end, drip])
+async def test_the_time_limit_is_for_everything_together(to: Path, response: Response) -> None:
+    async with serving(response) as server:
         message = await retryable(f"{server.url}/?{SECRET}", to, server.url, seconds=0.2)
         assert message == "Cannot download the image: it took longer than 0.2 s."
         await server.left.wait()
@@ -367,7 +443,7 @@ async def test_a_look_up_that_hangs_is_within_the_time_limit(to: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"",
         b"HTTP/1.1",
@@ -393,8 +469,8 @@ async def test_a_look_up_that_hangs_is_within_the_time_limit(to: Path) -> None:
         "headers",
     ],
 )
-async def test_a_broken_answer_is_tried_again(to: Path, answer: bytes) -> None:
-    async with serving(answer) as server:
+async def test_broken_responses_are_retried(to: Path, response: bytes) -> None:
+    async with serving(response) as server:
         assert "connection" in await retryable(f"{server.url}/?{SECRET}", to, server.url)
 
 
@@ -404,9 +480,9 @@ async def test_a_host_that_cannot_be_reached_is_tried_again(to: Path) -> None:
     assert "127.0.0.1 cannot be reached" in await retryable(f"{server.url}/?{SECRET}", to, server.url)
 
 
-@pytest.mark.parametrize("answers", [{}, {"host.example": [[]]}])
-async def test_a_name_that_is_not_found_is_tried_again(to: Path, answers: dict[str, list[Sequence[str]]]) -> None:
-    message = await retryable(f"https://host.example/?{SECRET}", to, resolve=Names(answers))
+@pytest.mark.parametrize("responses", [{}, {"host.example": [[]]}])
+async def test_a_name_that_is_not_found_is_tried_again(to: Path, responses: dict[str, list[Sequence[str]]]) -> None:
+    message = await retryable(f"https://host.example/?{SECRET}", to, resolve=Names(responses))
     assert message == "Cannot download the image: host.example was not found."
 
 
@@ -415,7 +491,7 @@ async def test_a_handshake_that_fails_is_tried_again(to: Path, authority: trustm
     tls.maximum_version = ssl.TLSVersion.TLSv1_2
     trusting.minimum_version = ssl.TLSVersion.TLSv1_3
     async with serving(http(), tls=tls) as server:
-        assert "cannot be reached" in await retryable(server.url, to, server.url, ssl_context=trusting)
+        assert "cannot be reached" in await retryable(server.url, to, server.url, tls=trusting)
 
 
 async def test_cancelling_leaves_no_file_and_no_connection(to: Path) -> None:

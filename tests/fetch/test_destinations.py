@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.destinations import Destinations
 from daemon.errors import Misconfigured, Refused, Retryable
-from tests.strangers import (
+from daemon.fetch.destinations import Destinations
+from tests.support.hostile_servers import (
     PICTURE,
     PUBLIC,
     SECRET,
@@ -144,7 +144,7 @@ async def test_no_spelling_of_an_inside_address_is_accepted(to: Path, host: str)
         "host.1",
     ],
 )
-async def test_what_is_no_host_name_is_not_looked_up(to: Path, host: str) -> None:
+async def test_malformed_host_names_are_not_looked_up(to: Path, host: str) -> None:
     await nowhere(f"https://{host}/", to)
 
 
@@ -155,7 +155,7 @@ async def test_names_of_this_machine_are_refused(to: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "answers",
+    "responses",
     [
         ["127.0.0.1"],
         ["10.1.2.3"],
@@ -170,8 +170,8 @@ async def test_names_of_this_machine_are_refused(to: Path, host: str) -> None:
         [PUBLIC, PUBLIC, PUBLIC, PUBLIC, PUBLIC, "192.168.0.1"],
     ],
 )
-async def test_one_inside_address_among_the_answers_of_dns_refuses_them_all(to: Path, answers: list[str]) -> None:
-    names = Names({"host.example": [answers]})
+async def test_one_private_address_among_public_ones_refuses_all(to: Path, responses: list[str]) -> None:
+    names = Names({"host.example": [responses]})
     message = await refused(f"https://host.example/?{SECRET}", to, resolve=names)
     assert message == "Cannot download the image: host.example is not a public address."
     assert names.asked == [("host.example", 443)]
@@ -180,9 +180,9 @@ async def test_one_inside_address_among_the_answers_of_dns_refuses_them_all(to: 
     assert error.message == "metadata.webhookUrl cannot be used: host.example is not a public address."
 
 
-@pytest.mark.parametrize("answers", [{}, {"host.example": [[]]}])
-async def test_an_address_that_is_not_found_may_be_there_later(answers: dict[str, list[Sequence[str]]]) -> None:
-    error = await unfit(f"https://host.example/?{SECRET}", resolve=Names(answers))
+@pytest.mark.parametrize("responses", [{}, {"host.example": [[]]}])
+async def test_an_address_that_is_not_found_may_be_there_later(responses: dict[str, list[Sequence[str]]]) -> None:
+    error = await unfit(f"https://host.example/?{SECRET}", resolve=Names(responses))
     assert isinstance(error, Retryable)
     assert error.message == "metadata.webhookUrl cannot be used: host.example was not found."
 
@@ -225,11 +225,11 @@ async def test_a_configured_localhost_that_leads_elsewhere_is_refused(to: Path) 
 
 
 @pytest.mark.parametrize("base", ["http://host.example:8000", "http://10.0.0.1:8000", "https://10.0.0.1:8000"])
-async def test_a_configured_address_that_is_not_loopback_opens_nothing_inside(to: Path, base: str) -> None:
+async def test_configured_address_opens_nothing_but_loopback(to: Path, base: str) -> None:
     await nowhere(f"{base}/image.png", to, base)
 
 
-async def test_a_port_that_is_configured_with_https_is_open_for_that_host_alone(to: Path) -> None:
+async def test_configured_https_port_is_open_for_its_host_alone(to: Path) -> None:
     names = Names({"host.example": [["10.0.0.1"]], "other.example": [["10.0.0.1"]]})
     base = "https://host.example:8443"
     assert "not a public address" in await refused(f"{base}/a.png", to, base, resolve=names)

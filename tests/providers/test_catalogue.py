@@ -5,7 +5,7 @@ import pytest
 from daemon.errors import Refused
 from daemon.providers import PROVIDERS, create, models, setting
 from daemon.providers.catalogue import Resolved, resolve
-from daemon.providers.openai_models import estimate
+from daemon.providers.openai.models import estimate
 from daemon.settings import Settings
 
 TODAY = date(2026, 11, 24)
@@ -29,7 +29,7 @@ def test_a_dated_snapshot_is_known_by_its_model() -> None:
 
 
 @pytest.mark.parametrize("model", ["dall-e-2", "dall-e-3", "gpt-image-1"])
-def test_a_retired_model_is_replaced_by_its_successor_and_that_is_said(model: str) -> None:
+def test_retired_model_is_replaced_by_its_successor(model: str) -> None:
     found = resolve(f"openai:{model}", strict=False, today=TODAY)
 
     assert (found.requested, found.model) == (model, "gpt-image-2.5-flare")
@@ -54,7 +54,7 @@ def test_a_retired_model_is_refused_where_models_are_strict() -> None:
         ("openai:gpt-image-1.5", date(2026, 12, 1), "gpt-image-2.6-sunburst is used instead."),
     ],
 )
-def test_what_a_successor_costs_is_said_where_it_is_known(processor: str, day: date, price: str) -> None:
+def test_warning_names_the_price_of_the_successor(processor: str, day: date, price: str) -> None:
     found = resolve(processor, strict=False, today=day)
 
     assert found.warning is not None
@@ -78,7 +78,7 @@ def test_every_entry_says_where_it_is_from_and_of_which_day(provider: str) -> No
         assert model.price is None or model.price > 0 or provider == "demo"
 
 
-def test_a_model_that_ends_soon_is_used_with_the_days_that_are_left() -> None:
+def test_model_that_retires_soon_has_a_warning_with_days() -> None:
     found = resolve("openai:gpt-image-1.5", strict=False, today=TODAY)
 
     assert found.model == "gpt-image-1.5"
@@ -99,7 +99,7 @@ def test_a_model_nobody_knows_is_passed_on_with_a_guess() -> None:
     assert "Did you mean openai:gpt-image-2.5-flare?" in found.warning
 
 
-def test_at_a_server_that_the_catalogue_is_not_about_every_name_is_taken_as_it_is() -> None:
+def test_compatible_server_takes_every_model_name() -> None:
     for model in ("dall-e-3", "flux-dev"):
         found = resolve(f"openai:{model}", strict=True, catalogued=False, today=TODAY)
         assert found == Resolved("openai", model, model)

@@ -11,15 +11,15 @@ from PIL import Image, ImageChops, ImageStat
 from daemon.errors import Refused, Retryable, RunError
 from daemon.prompt import PromptSpec
 from daemon.providers import Deferred, Generated, Provider, Request, Submitted, Waiting, create
-from daemon.providers.demo import Painter
+from daemon.providers.demo.provider import Painter
 from daemon.settings import Settings
-from tests.fakes.reporter import Recorder
+from tests.support.reporter import Recorder
 
 AT_ONCE = {"slow": 0}
 
 
 @dataclass
-class Studio:
+class Harness:
     """The painter, and what it reports."""
 
     folder: Path
@@ -45,8 +45,8 @@ class Studio:
 
 
 @pytest.fixture
-def studio(tmp_path: Path) -> Studio:
-    return Studio(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
 def opened(image: bytes) -> Image.Image:
@@ -67,20 +67,20 @@ def test_the_painter_is_there_only_where_it_is_wanted(demo: str, there: bool) ->
     assert isinstance(painter, Deferred) is there
 
 
-async def test_the_same_prompt_size_and_seed_give_the_same_bytes(studio: Studio) -> None:
-    assert await studio.paint(seed=7) == await studio.paint(seed=7)
+async def test_the_same_prompt_size_and_seed_give_the_same_bytes(harness: Harness) -> None:
+    assert await harness.paint(seed=7) == await harness.paint(seed=7)
 
 
 @pytest.mark.parametrize(
     "other", [{"seed": 8}, {"seed": 7, "styleModifiers": ["soft"]}, {"seed": 7, "basePrompt": "sea"}]
 )
-async def test_another_seed_or_prompt_gives_another_picture(other: dict[str, Any], studio: Studio) -> None:
-    assert difference(await studio.paint(seed=7), await studio.paint(**other)) > 2
+async def test_another_seed_or_prompt_gives_another_picture(other: dict[str, Any], harness: Harness) -> None:
+    assert difference(await harness.paint(seed=7), await harness.paint(**other)) > 2
 
 
-async def test_what_is_to_be_avoided_is_not_painted(studio: Studio) -> None:
-    foxes = opened(await studio.paint(basePrompt="a fox at night"))
-    none = opened(await studio.paint(basePrompt="a fox at night", negativePrompt="fox"))
+async def test_negative_prompt_is_not_painted(harness: Harness) -> None:
+    foxes = opened(await harness.paint(basePrompt="a fox at night"))
+    none = opened(await harness.paint(basePrompt="a fox at night", negativePrompt="fox"))
 
     def orange(picture: Image.Image) -> int:
         red, _, blue = picture.split()
@@ -101,79 +101,79 @@ async def test_what_is_to_be_avoided_is_not_painted(studio: Studio) -> None:
         ({"size": "64x64", "quality": "hd"}, (64, 64), {"quality"}),
     ],
 )
-async def test_the_picture_has_the_size_or_the_ratio_that_was_asked_for(
-    spec: dict[str, Any], size: tuple[int, int], warned: set[str], studio: Studio
+async def test_picture_has_the_requested_size_or_ratio(
+    spec: dict[str, Any], size: tuple[int, int], warned: set[str], harness: Harness
 ) -> None:
-    assert opened(await studio.paint(**spec)).size == size
-    assert studio.recorder.warned == warned
+    assert opened(await harness.paint(**spec)).size == size
+    assert harness.recorder.warned == warned
 
 
-async def test_progress_grows_and_two_previews_show_the_picture_as_it_forms(studio: Studio) -> None:
-    await studio.paint(size="1024x1024")
+async def test_progress_grows_and_two_previews_are_published(harness: Harness) -> None:
+    await harness.paint(size="1024x1024")
 
-    assert len(studio.recorder.percents) >= 8
-    assert studio.recorder.percents == sorted(set(studio.recorder.percents))
-    assert studio.recorder.percents[-1] <= 100
-    assert [opened(preview).size for preview in studio.recorder.previews] == [(512, 512), (512, 512)]
-    assert difference(*studio.recorder.previews) > 2
+    assert len(harness.recorder.percents) >= 8
+    assert harness.recorder.percents == sorted(set(harness.recorder.percents))
+    assert harness.recorder.percents[-1] <= 100
+    assert [opened(preview).size for preview in harness.recorder.previews] == [(512, 512), (512, 512)]
+    assert difference(*harness.recorder.previews) > 2
 
 
-async def test_the_loop_stays_free_while_it_paints(studio: Studio) -> None:
-    painting = asyncio.create_task(studio.paint(size="1024x1024"))
-    turns = 0
+async def test_the_loop_stays_free_while_it_paints(harness: Harness) -> None:
+    painting = asyncio.create_task(harness.paint(size="1024x1024"))
+    steps = 0
     while not painting.done():
         await asyncio.sleep(0)
-        turns += 1
+        steps += 1
 
-    assert turns > 50
+    assert steps > 50
     assert await painting
 
 
-async def test_it_takes_as_long_as_it_is_told(studio: Studio) -> None:
+async def test_it_takes_as_long_as_it_is_told(harness: Harness) -> None:
     loop = asyncio.get_running_loop()
     begin = loop.time()
 
-    await studio.paint({"slow": 0.5}, size="64x64")
+    await harness.paint({"slow": 0.5}, size="64x64")
 
     assert 0.5 <= loop.time() - begin < 5
 
 
-async def test_a_previous_image_is_refined(studio: Studio) -> None:
-    previous = studio.folder / "previous.png"
-    previous.write_bytes(await studio.paint(basePrompt="a sunset"))
-    plain = await studio.paint(basePrompt="night")
+async def test_a_previous_image_is_refined(harness: Harness) -> None:
+    previous = harness.folder / "previous.png"
+    previous.write_bytes(await harness.paint(basePrompt="a sunset"))
+    plain = await harness.paint(basePrompt="night")
 
-    refined = await studio.paint(basePrompt="night", previous=previous)
+    refined = await harness.paint(basePrompt="night", previous=previous)
 
     assert 2 < difference(refined, plain) < difference(previous.read_bytes(), plain)
     assert 2 < difference(refined, previous.read_bytes()) < difference(previous.read_bytes(), plain)
 
 
-async def test_a_previous_image_that_is_none_is_refused(studio: Studio) -> None:
-    previous = studio.folder / "previous.png"
+async def test_a_previous_image_that_is_none_is_refused(harness: Harness) -> None:
+    previous = harness.folder / "previous.png"
     previous.write_bytes(b"<html>")
 
     with pytest.raises(Refused) as caught:
-        await studio.paint(previous=previous)
+        await harness.paint(previous=previous)
 
     assert caught.value.code == "input_image_invalid"
 
 
-async def test_it_is_free_unless_told_otherwise(studio: Studio) -> None:
-    free = await studio.painter.generate(studio.request(), studio.recorder)
-    paid = await studio.painter.generate(studio.request({"noop": True, "cost": 0.04}), studio.recorder)
+async def test_it_is_free_unless_told_otherwise(harness: Harness) -> None:
+    free = await harness.painter.generate(harness.request(), harness.recorder)
+    paid = await harness.painter.generate(harness.request({"noop": True, "cost": 0.04}), harness.recorder)
 
     assert isinstance(free, Generated)
     assert isinstance(paid, Generated)
     assert (free.cost, paid.cost) == (0.0, 0.04)
-    assert studio.recorder.estimates == [0.0, 0.04]
+    assert harness.recorder.estimates == [0.0, 0.04]
 
 
-async def test_noop_gives_a_tiny_picture_without_painting(studio: Studio) -> None:
-    tiny = await studio.paint({"noop": True}, size="1024x1024")
+async def test_noop_gives_a_tiny_picture_without_painting(harness: Harness) -> None:
+    tiny = await harness.paint({"noop": True}, size="1024x1024")
 
     assert opened(tiny).size == (64, 64)
-    assert studio.recorder.percents == []
+    assert harness.recorder.percents == []
 
 
 @pytest.mark.parametrize(
@@ -186,106 +186,106 @@ async def test_noop_gives_a_tiny_picture_without_painting(studio: Studio) -> Non
     ],
 )
 async def test_it_fails_as_it_is_told(
-    demo: dict[str, Any], kind: type[RunError], code: str, message: str, studio: Studio
+    demo: dict[str, Any], kind: type[RunError], code: str, message: str, harness: Harness
 ) -> None:
-    error = await studio.fail(demo)
+    error = await harness.fail(demo)
 
     assert isinstance(error, kind)
     assert (error.code, error.message) == (code, message)
 
 
-async def test_it_fails_only_as_often_as_it_is_told(studio: Studio) -> None:
+async def test_it_fails_only_as_often_as_it_is_told(harness: Harness) -> None:
     demo = {"fail": "The brush broke.", "times": 2, "noop": True}
 
-    assert isinstance(await studio.fail(demo, attempt=1), Retryable)
-    assert isinstance(await studio.fail(demo, attempt=2), Retryable)
-    assert await studio.paint(demo, attempt=3)
+    assert isinstance(await harness.fail(demo, attempt=1), Retryable)
+    assert isinstance(await harness.fail(demo, attempt=2), Retryable)
+    assert await harness.paint(demo, attempt=3)
 
 
 @pytest.mark.parametrize(("block", "blocks"), [(False, None), (True, "provider")])
-async def test_it_throttles_without_having_accepted_anything(block: bool, blocks: str | None, studio: Studio) -> None:
-    error = await studio.fail({"throttle": 5, "block": block})
+async def test_it_throttles_without_having_accepted_anything(block: bool, blocks: str | None, harness: Harness) -> None:
+    error = await harness.fail({"throttle": 5, "block": block})
 
     assert isinstance(error, Retryable)
     assert (error.code, error.accepted, error.blocks) == ("rate_limited", False, blocks)
     assert error.retry_in == timedelta(seconds=5)
 
 
-async def test_it_throttles_only_as_often_as_it_is_told_though_the_attempt_stays_the_same(studio: Studio) -> None:
+async def test_throttling_ends_after_the_given_times(harness: Harness) -> None:
     demo = {"throttle": 0, "times": 2, "noop": True}
 
-    await studio.fail(demo)
-    await studio.fail(demo)
-    assert await studio.paint(demo)
+    await harness.fail(demo)
+    await harness.fail(demo)
+    assert await harness.paint(demo)
 
 
-async def test_it_hangs_until_it_is_cancelled(studio: Studio) -> None:
-    hanging = asyncio.create_task(studio.paint({"hang": True}))
-    await studio.recorder.until(lambda: studio.recorder.requests)
+async def test_it_hangs_until_it_is_cancelled(harness: Harness) -> None:
+    hanging = asyncio.create_task(harness.paint({"hang": True}))
+    await harness.recorder.until(lambda: harness.recorder.requests)
 
     hanging.cancel()
     with pytest.raises(asyncio.CancelledError):
         await hanging
 
 
-async def test_it_stops_in_the_middle_when_it_is_cancelled(studio: Studio) -> None:
-    painting = asyncio.create_task(studio.paint({"slow": 3600}))
-    await studio.recorder.until(lambda: studio.recorder.percents)
+async def test_it_stops_in_the_middle_when_it_is_cancelled(harness: Harness) -> None:
+    painting = asyncio.create_task(harness.paint({"slow": 3600}))
+    await harness.recorder.until(lambda: harness.recorder.percents)
 
     painting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await painting
 
-    assert not (studio.folder / "picture.png").exists()
+    assert not (harness.folder / "picture.png").exists()
 
 
-async def test_an_order_does_not_keep_the_previous_image_and_says_so(studio: Studio) -> None:
-    previous = studio.folder / "previous.png"
-    previous.write_bytes(await studio.paint())
+async def test_job_ignores_the_previous_image_with_a_warning(harness: Harness) -> None:
+    previous = harness.folder / "previous.png"
+    previous.write_bytes(await harness.paint())
 
-    order = await studio.painter.generate(studio.request({"submit": 0}, previous=previous), studio.recorder)
+    job = await harness.painter.generate(harness.request({"submit": 0}, previous=previous), harness.recorder)
 
-    assert isinstance(order, Submitted)
-    assert studio.recorder.warned == {"previousImage"}
+    assert isinstance(job, Submitted)
+    assert harness.recorder.warned == {"previousImage"}
 
 
-async def test_an_order_is_painted_by_any_daemon_once_it_is_ready(studio: Studio) -> None:
-    order = await studio.painter.generate(studio.request({"submit": 0}), studio.recorder)
-    assert isinstance(order, Submitted)
+async def test_job_is_painted_by_any_daemon_once_it_is_ready(harness: Harness) -> None:
+    job = await harness.painter.generate(harness.request({"submit": 0}), harness.recorder)
+    assert isinstance(job, Submitted)
 
-    made = await Painter().check(order.job_id, studio.request({"submit": 0}), studio.recorder)
+    made = await Painter().check(job.job_id, harness.request({"submit": 0}), harness.recorder)
 
     assert isinstance(made, Generated)
-    assert made.path.read_bytes() == await studio.paint()
-    assert order.check_in == timedelta(0)
+    assert made.path.read_bytes() == await harness.paint()
+    assert job.check_in == timedelta(0)
 
 
-async def test_an_order_that_is_not_ready_says_how_far_it_is(studio: Studio) -> None:
-    request = studio.request({"submit": 3600})
-    order = await studio.painter.generate(request, studio.recorder)
-    assert isinstance(order, Submitted)
+async def test_job_that_is_not_ready_has_progress(harness: Harness) -> None:
+    request = harness.request({"submit": 3600})
+    job = await harness.painter.generate(request, harness.recorder)
+    assert isinstance(job, Submitted)
 
-    answer = await Painter().check(order.job_id, request, studio.recorder)
-    await Painter().cancel(order.job_id)
+    response = await Painter().check(job.job_id, request, harness.recorder)
+    await Painter().cancel(job.job_id)
 
-    assert isinstance(answer, Waiting)
-    assert answer.progress is not None
-    assert 0 <= answer.progress < 1
+    assert isinstance(response, Waiting)
+    assert response.progress is not None
+    assert 0 <= response.progress < 1
 
 
-async def test_an_order_that_is_to_fail_fails_when_it_is_asked_for(studio: Studio) -> None:
-    request = studio.request({"submit": 0, "fail": "The brush broke.", "final": True})
-    order = await studio.painter.generate(request, studio.recorder)
-    assert isinstance(order, Submitted)
+async def test_job_that_is_to_fail_fails_when_checked(harness: Harness) -> None:
+    request = harness.request({"submit": 0, "fail": "The brush broke.", "final": True})
+    job = await harness.painter.generate(request, harness.recorder)
+    assert isinstance(job, Submitted)
 
     with pytest.raises(Refused, match="The brush broke"):
-        await studio.painter.check(order.job_id, request, studio.recorder)
+        await harness.painter.check(job.job_id, request, harness.recorder)
 
 
 @pytest.mark.parametrize("job_id", ["", "demo", "demo-1-x-2", "resp_123"])
-async def test_an_order_it_never_took_is_refused(job_id: str, studio: Studio) -> None:
+async def test_unknown_job_is_refused(job_id: str, harness: Harness) -> None:
     with pytest.raises(Refused) as caught:
-        await studio.painter.check(job_id, studio.request(), studio.recorder)
+        await harness.painter.check(job_id, harness.request(), harness.recorder)
 
     assert caught.value.code == "unknown_job"
 
@@ -302,8 +302,8 @@ async def test_an_order_it_never_took_is_refused(job_id: str, studio: Studio) ->
         ("fail", "metadata.demo: "),
     ],
 )
-async def test_nonsense_in_the_options_is_refused_by_name(demo: Any, where: str, studio: Studio) -> None:
-    error = await studio.fail(demo)
+async def test_nonsense_in_the_options_is_refused_by_name(demo: Any, where: str, harness: Harness) -> None:
+    error = await harness.fail(demo)
 
     assert isinstance(error, Refused)
     assert error.code == "invalid_request"

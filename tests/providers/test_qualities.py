@@ -1,4 +1,4 @@
-"""What image_models says of qualities, against what is really asked of the providers."""
+"""The qualities in image_models are those that the providers are really called with."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -6,20 +6,15 @@ from typing import Any, get_args
 import pytest
 
 from daemon.prompt import PromptSpec, Quality
-from daemon.providers import (
-    Model,
-    Request,
-    google_request,
-    midjourney_request,
-    models,
-    openai_request,
-    stability_request,
-)
+from daemon.providers import Model, Request, models, stability
+from daemon.providers.google import request as google_request
+from daemon.providers.midjourney import request as midjourney_request
+from daemon.providers.openai import request as openai_request
 
 BUILD = {
     "openai": openai_request.build,
     "google": google_request.build,
-    "stability": stability_request.build,
+    "stability": stability.build,
     "midjourney": lambda request, warn: midjourney_request.build(request, None, warn),
 }
 LIVE = [
@@ -45,7 +40,7 @@ def asked(provider: str, model: Model, quality: str) -> tuple[str, bool]:
 
 
 @pytest.mark.parametrize(("provider", "model"), LIVE)
-def test_the_qualities_of_a_model_are_those_that_make_a_difference(provider: str, model: Model) -> None:
+def test_qualities_of_a_model_are_those_with_an_effect(provider: str, model: Model) -> None:
     offered = model.qualities or ("standard",)
     calls = {quality: asked(provider, model, quality) for quality in offered}
     assert not any(warned for _, warned in calls.values())

@@ -11,14 +11,14 @@ from daemon.errors import OutcomeUnknown, Refused, Retryable
 from daemon.providers import create, models
 from daemon.providers.catalogue import resolve
 from daemon.settings import Settings
-from tests.fakes.server import Answer, picture, size_of
+from tests.fakes.server import Response, picture, size_of
 from tests.fakes.stability_api import KEY, StabilityAPI, drawn, error
-from tests.provider_studio import ProviderStudio
+from tests.support.provider_harness import ProviderHarness
 
 LARGE = "sd3.5-large"
 TURBO = "sd3.5-large-turbo"
 TODAY = date(2026, 11, 24)
-Studio = ProviderStudio[StabilityAPI]
+Harness = ProviderHarness[StabilityAPI]
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +28,16 @@ async def api() -> AsyncIterator[StabilityAPI]:
 
 
 @pytest.fixture
-async def studio(api: StabilityAPI, tmp_path: Path) -> AsyncIterator[Studio]:
+async def harness(api: StabilityAPI, tmp_path: Path) -> AsyncIterator[Harness]:
     api.reset()
-    studio = Studio("stability", "core", KEY, api, tmp_path)
-    yield studio
-    await studio.provider.aclose()
+    harness = Harness("stability", "core", KEY, api, tmp_path)
+    yield harness
+    await harness.provider.aclose()
 
 
-def sent(studio: Studio) -> dict[str, Any]:
+def sent(harness: Harness) -> dict[str, Any]:
     """The fields of the one request that was made."""
-    (call,) = studio.api.requests
+    (call,) = harness.api.requests
     return call.fields
 
 
@@ -57,16 +57,16 @@ def test_without_a_key_there_is_no_provider() -> None:
     ],
 )
 async def test_a_prompt_becomes_a_picture_on_disk_with_its_cost(
-    model: str, endpoint: str, more: dict[str, str], cost: float, studio: Studio
+    model: str, endpoint: str, more: dict[str, str], cost: float, harness: Harness
 ) -> None:
-    made = await studio.make(model, styleModifiers=["watercolour"])
+    made = await harness.make(model, styleModifiers=["watercolour"])
 
     assert size_of(made.path.read_bytes()) == (1024, 1024)
     assert made.cost == pytest.approx(cost)
-    assert studio.recorder.estimates == [pytest.approx(cost)]
+    assert harness.recorder.estimates == [pytest.approx(cost)]
     assert made.data == {"request_id": "request-1", "seed": "343940597"}
-    assert studio.recorder.warnings == []
-    (call,) = studio.api.requests
+    assert harness.recorder.warnings == []
+    (call,) = harness.api.requests
     assert call.path == f"/v2beta/stable-image/generate/{endpoint}"
     assert call.headers["accept"] == "image/*"
     assert call.headers["content-type"].startswith("multipart/form-data")
@@ -78,10 +78,10 @@ async def test_a_prompt_becomes_a_picture_on_disk_with_its_cost(
     }
 
 
-async def test_the_exact_request_is_reported_without_secrets(studio: Studio) -> None:
-    await studio.make(LARGE, seed=7, negativePrompt="text")
+async def test_the_exact_request_is_reported_without_secrets(harness: Harness) -> None:
+    await harness.make(LARGE, seed=7, negativePrompt="text")
 
-    assert studio.recorder.requests == [{"endpoint": "v2beta/stable-image/generate/sd3", **sent(studio)}]
+    assert harness.recorder.requests == [{"endpoint": "v2beta/stable-image/generate/sd3", **sent(harness)}]
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ async def test_the_exact_request_is_reported_without_secrets(studio: Studio) -> 
     ],
 )
 async def test_sizes_and_ratios_become_what_the_model_draws(
-    spec: dict[str, Any], ratio: str, warned: set[str], studio: Studio
+    spec: dict[str, Any], ratio: str, warned: set[str], harness: Harness
 ) -> None:
-    await studio.make(**spec)
+    await harness.make(**spec)
 
-    assert sent(studio)["aspect_ratio"] == ratio
-    assert studio.recorder.warned == warned
+    assert sent(harness)["aspect_ratio"] == ratio
+    assert harness.recorder.warned == warned
 
 
 @pytest.mark.parametrize(
@@ -116,73 +116,73 @@ async def test_sizes_and_ratios_become_what_the_model_draws(
     ],
 )
 async def test_a_seed_is_sent_and_what_it_cannot_be_is_said(
-    seed: int, used: str, warned: set[str], studio: Studio
+    seed: int, used: str, warned: set[str], harness: Harness
 ) -> None:
-    made = await studio.make(seed=seed)
+    made = await harness.make(seed=seed)
 
-    assert sent(studio)["seed"] == used
+    assert sent(harness)["seed"] == used
     assert made.data["seed"] == used
-    assert studio.recorder.warned == warned
+    assert harness.recorder.warned == warned
 
 
 @pytest.mark.parametrize(
     ("quality", "warned"), [("standard", set()), ("auto", set()), ("hd", {"quality"}), ("low", {"quality"})]
 )
-async def test_there_is_no_quality_and_that_is_said(quality: str, warned: set[str], studio: Studio) -> None:
-    await studio.make(quality=quality)
+async def test_there_is_no_quality_and_that_is_said(quality: str, warned: set[str], harness: Harness) -> None:
+    await harness.make(quality=quality)
 
-    assert "quality" not in sent(studio)
-    assert studio.recorder.warned == warned
+    assert "quality" not in sent(harness)
+    assert harness.recorder.warned == warned
 
 
 @pytest.mark.parametrize("model", ["core", "ultra", LARGE, "sd3.5-medium"])
-async def test_a_negative_prompt_has_a_field_of_its_own(model: str, studio: Studio) -> None:
-    await studio.make(model, negativePrompt="text, frames")
+async def test_a_negative_prompt_has_a_field_of_its_own(model: str, harness: Harness) -> None:
+    await harness.make(model, negativePrompt="text, frames")
 
-    assert (sent(studio)["prompt"], sent(studio)["negative_prompt"]) == ("a red fox", "text, frames")
-    assert studio.recorder.warnings == []
+    assert (sent(harness)["prompt"], sent(harness)["negative_prompt"]) == ("a red fox", "text, frames")
+    assert harness.recorder.warnings == []
 
 
 @pytest.mark.parametrize("model", [TURBO, "sd3.5-flash"])
-async def test_where_it_has_none_a_negative_prompt_is_folded_in_and_that_is_said(model: str, studio: Studio) -> None:
-    await studio.make(model, negativePrompt="text, frames")
+async def test_negative_prompt_is_folded_in_with_a_warning(model: str, harness: Harness) -> None:
+    await harness.make(model, negativePrompt="text, frames")
 
-    assert sent(studio)["prompt"] == "a red fox\n\nAvoid: text, frames"
-    assert "negative_prompt" not in sent(studio)
-    assert studio.recorder.warned == {"negativePrompt"}
+    assert sent(harness)["prompt"] == "a red fox\n\nAvoid: text, frames"
+    assert "negative_prompt" not in sent(harness)
+    assert harness.recorder.warned == {"negativePrompt"}
 
 
-async def test_prompts_that_are_too_long_are_cut_and_that_is_said(studio: Studio) -> None:
-    await studio.make(basePrompt="x" * 12_000, negativePrompt="y" * 11_000)
+async def test_prompts_that_are_too_long_are_cut_and_that_is_said(harness: Harness) -> None:
+    await harness.make(basePrompt="x" * 12_000, negativePrompt="y" * 11_000)
 
-    assert (len(sent(studio)["prompt"]), len(sent(studio)["negative_prompt"])) == (10_000, 10_000)
-    assert studio.recorder.warned == {"basePrompt", "negativePrompt"}
+    assert (len(sent(harness)["prompt"]), len(sent(harness)["negative_prompt"])) == (10_000, 10_000)
+    assert harness.recorder.warned == {"basePrompt", "negativePrompt"}
 
 
 @pytest.mark.parametrize(("model", "mode"), [("ultra", None), (LARGE, "image-to-image"), (TURBO, "image-to-image")])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-async def test_a_previous_image_is_refined(model: str, mode: str | None, kind: str, studio: Studio) -> None:
+async def test_a_previous_image_is_refined(model: str, mode: str | None, kind: str, harness: Harness) -> None:
     previous = picture((96, 64), kind)
 
-    await studio.make(model, previous=previous)
+    await harness.make(model, previous=previous)
 
-    (call,) = studio.api.requests
+    (call,) = harness.api.requests
     assert (call.image, call.image_type) == (previous, f"image/{kind.lower()}")
     assert (call.fields["strength"], call.fields.get("mode")) == ("0.6", mode)
     assert "aspect_ratio" not in call.fields
-    assert studio.recorder.requests[0]["image"] == f"image/{kind.lower()}, {len(previous)} bytes"
-    assert studio.recorder.warnings == []
+    assert harness.recorder.requests[0]["image"] == f"image/{kind.lower()}, {len(previous)} bytes"
+    assert harness.recorder.warnings == []
 
 
 @pytest.mark.parametrize(
     ("spec", "warned"), [({"aspectRatio": "16:9"}, {"aspectRatio"}), ({"size": "1792x1024"}, {"size"})]
 )
 async def test_a_refined_picture_keeps_its_shape_and_that_is_said(
-    spec: dict[str, str], warned: set[str], studio: Studio
+    spec: dict[str, str], warned: set[str], harness: Harness
 ) -> None:
-    await studio.make("ultra", previous=picture(), **spec)
+    await harness.make("ultra", previous=picture(), **spec)
 
-    assert studio.recorder.warned == warned
+    assert harness.recorder.warned == warned
 
 
 @pytest.mark.parametrize(
@@ -193,43 +193,43 @@ async def test_a_refined_picture_keeps_its_shape_and_that_is_said(
         (LARGE, picture() + bytes(10 * 1024 * 1024), "too_large"),
     ],
 )
-async def test_a_previous_image_that_the_model_cannot_take_is_refused_before_anything_is_sent(
-    model: str, previous: bytes, code: str, studio: Studio
+async def test_unusable_previous_image_is_refused_before_sending(
+    model: str, previous: bytes, code: str, harness: Harness
 ) -> None:
-    failed = await studio.fail(model, previous=previous)
+    failed = await harness.fail(model, previous=previous)
 
     assert isinstance(failed, Refused)
     assert failed.code == code
     assert failed.hint
-    assert studio.api.requests == []
+    assert harness.api.requests == []
 
 
-async def test_a_prompt_that_is_moderated_is_final_and_costs_nothing(studio: Studio) -> None:
-    studio.api.next(error(403, "content_moderation", "Your request was flagged by our content moderation system."))
+async def test_a_prompt_that_is_moderated_is_final_and_costs_nothing(harness: Harness) -> None:
+    harness.api.next(error(403, "content_moderation", "Your request was flagged by our content moderation system."))
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, Refused)
     assert (failed.code, failed.data["stage"], failed.cost) == ("content_policy", "input", None)
     assert failed.data["request_id"] == "error-1"
-    assert len(studio.api.requests) == 1
+    assert len(harness.api.requests) == 1
 
 
-async def test_a_picture_that_was_filtered_is_final_and_paid_for_although_the_status_is_200(studio: Studio) -> None:
-    studio.api.next(drawn(picture(), finish_reason="CONTENT_FILTERED"))
+async def test_filtered_picture_is_refused_with_its_cost(harness: Harness) -> None:
+    harness.api.next(drawn(picture(), finish_reason="CONTENT_FILTERED"))
 
-    failed = await studio.fail("ultra")
+    failed = await harness.fail("ultra")
 
     assert isinstance(failed, Refused)
     assert (failed.code, failed.data["stage"]) == ("content_policy", "output")
     assert failed.cost == pytest.approx(0.08)
-    assert len(studio.api.requests) == 1
+    assert len(harness.api.requests) == 1
 
 
-async def test_an_empty_account_closes_the_provider_and_costs_no_attempt(studio: Studio) -> None:
-    studio.api.next(error(402, "payment_required", "You lack sufficient credits."))
+async def test_missing_credit_blocks_the_provider_without_an_attempt(harness: Harness) -> None:
+    harness.api.next(error(402, "payment_required", "You lack sufficient credits."))
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, Retryable)
     assert (failed.code, failed.accepted, failed.blocks) == ("billing", False, "provider")
@@ -237,21 +237,21 @@ async def test_an_empty_account_closes_the_provider_and_costs_no_attempt(studio:
 
 
 @pytest.mark.parametrize(("headers", "seconds"), [({}, 60), ({"retry_after": "9"}, 9), ({"retry_after": "soon"}, 60)])
-async def test_a_rate_limit_closes_the_provider_for_a_minute_and_gives_the_attempt_back(
-    headers: dict[str, str], seconds: int, studio: Studio
+async def test_rate_limit_blocks_the_provider_for_a_minute(
+    headers: dict[str, str], seconds: int, harness: Harness
 ) -> None:
-    studio.api.next(error(429, "rate_limit_exceeded", "You have exceeded 150 requests in 10 seconds.", **headers))
+    harness.api.next(error(429, "rate_limit_exceeded", "You have exceeded 150 requests in 10 seconds.", **headers))
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, Retryable)
     assert (failed.code, failed.accepted, failed.blocks) == ("rate_limited", False, "provider")
     assert failed.retry_in == timedelta(seconds=seconds)
-    assert len(studio.api.requests) == 1
+    assert len(harness.api.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("answer", "code"),
+    ("response", "code"),
     [
         (error(400, "bad_request", "prompt: is not valid"), "invalid_request"),
         (error(400, "bad_request", "image: is too small"), "input_image_invalid"),
@@ -261,117 +261,119 @@ async def test_a_rate_limit_closes_the_provider_for_a_minute_and_gives_the_attem
         (error(404, "not_found", "No."), "not_found"),
         (error(413, "payload_too_large", "request: body exceeds 10MiB"), "too_large"),
         (error(422, "invalid_language", "English is the only supported language."), "invalid_request"),
-        (Answer(301, b"", {"location": "https://elsewhere.example/"}), "not_found"),
-        (Answer(400, b"<html>" + b"x" * 100_000), "invalid_request"),
-        (Answer.json(400, ["what"]), "invalid_request"),
+        (Response(301, b"", {"location": "https://elsewhere.example/"}), "not_found"),
+        (Response(400, b"<html>" + b"x" * 100_000), "invalid_request"),
+        (Response.json(400, ["what"]), "invalid_request"),
     ],
 )
-async def test_what_asking_again_cannot_change_is_final(answer: Answer, code: str, studio: Studio) -> None:
-    studio.api.next(answer)
+async def test_client_errors_are_not_retried(response: Response, code: str, harness: Harness) -> None:
+    harness.api.next(response)
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, Refused)
     assert failed.code == code
     assert failed.hint
-    assert failed.data["status"] == answer.status
-    assert len(studio.api.requests) == 1
+    assert failed.data["status"] == response.status
+    assert len(harness.api.requests) == 1
 
 
-async def test_a_wrong_key_is_refused_with_a_cure(studio: Studio) -> None:
-    await studio.set_up(STABILITY_API_KEY="another")
+async def test_a_wrong_key_is_refused_with_a_cure(harness: Harness) -> None:
+    await harness.set_up(STABILITY_API_KEY="another")
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, Refused)
     assert failed.code == "authentication"
     assert "STABILITY_API_KEY" in failed.hint
 
 
-async def test_a_model_nobody_knows_is_refused_with_what_to_use_instead(studio: Studio) -> None:
-    failed = await studio.fail("sd3.5-larger")
+async def test_unknown_model_is_refused_with_a_suggestion(harness: Harness) -> None:
+    failed = await harness.fail("sd3.5-larger")
 
     assert isinstance(failed, Refused)
     assert failed.code == "unknown_model"
     assert failed.hint == "Did you mean stability:sd3.5-large?"
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 408])
-async def test_an_outage_is_tried_again_as_the_next_attempt_and_then_succeeds(status: int, studio: Studio) -> None:
-    studio.api.next(error(status, "internal_error", "An unexpected server error has occurred."))
+@pytest.mark.parametrize("status", [500, 502, 503])
+async def test_outage_is_retried_as_the_next_attempt(status: int, harness: Harness) -> None:
+    harness.api.next(error(status, "internal_error", "An unexpected server error has occurred."))
 
-    failed = await studio.fail()
-    await studio.make()
+    failed = await harness.fail()
+    await harness.make()
 
     assert isinstance(failed, Retryable)
     assert (failed.code, failed.accepted, failed.blocks) == ("provider_unavailable", True, None)
-    assert len(studio.api.requests) == 2
+    assert (failed.own_error, failed.charged, failed.status) == (True, False, status)
+    assert len(harness.api.requests) == 2
 
 
-async def test_a_server_that_cannot_be_reached_never_got_the_request(studio: Studio) -> None:
+async def test_a_server_that_cannot_be_reached_never_got_the_request(harness: Harness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    await studio.set_up(f"http://127.0.0.1:{port}")
+    await harness.set_up(f"http://127.0.0.1:{port}")
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, Retryable)
     assert (failed.code, failed.accepted) == ("unreachable", False)
 
 
-async def test_silence_after_the_request_was_sent_is_an_unknown_outcome_and_is_not_repeated(studio: Studio) -> None:
-    studio.api.hold()
-    await studio.set_up(IMAGE_JOBS_RUN_TIMEOUT="0.3")
+async def test_timeout_after_sending_is_an_unknown_outcome(harness: Harness) -> None:
+    harness.api.hold()
+    await harness.set_up(IMAGE_JOBS_RUN_TIMEOUT="0.3")
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, OutcomeUnknown)
     assert "in time" in failed.message
-    assert len(studio.api.requests) == 1
+    assert len(harness.api.requests) == 1
 
 
 @pytest.mark.parametrize("cut", [0, 50])
-async def test_a_picture_that_breaks_off_is_an_unknown_outcome(cut: int, studio: Studio) -> None:
-    studio.api.next(Answer(headers={"content-type": "image/png"}, cut=cut))
+async def test_a_picture_that_breaks_off_is_an_unknown_outcome(cut: int, harness: Harness) -> None:
+    harness.api.next(Response(headers={"content-type": "image/png"}, cut=cut))
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, OutcomeUnknown)
     assert failed.code == "outcome_unknown"
-    assert len(studio.api.requests) == 1
+    assert len(harness.api.requests) == 1
 
 
-async def test_an_answer_that_is_no_picture_is_an_unknown_outcome(studio: Studio) -> None:
-    studio.api.next(drawn(b"<html>Bad gateway</html>", kind="text/html"))
+async def test_an_answer_that_is_no_picture_is_an_unknown_outcome(harness: Harness) -> None:
+    harness.api.next(drawn(b"<html>Bad gateway</html>", kind="text/html"))
 
-    assert isinstance(await studio.fail(), OutcomeUnknown)
+    assert isinstance(await harness.fail(), OutcomeUnknown)
 
 
-async def test_an_empty_picture_is_tried_again(studio: Studio) -> None:
-    studio.api.next(drawn(b""))
+async def test_an_empty_picture_is_tried_again(harness: Harness) -> None:
+    harness.api.next(drawn(b""))
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
     assert isinstance(failed, Retryable)
     assert failed.code == "empty_result"
 
 
-async def test_a_picture_that_is_too_large_is_not_kept(studio: Studio) -> None:
-    studio.api.drawn = bytes(100_000)
-    await studio.set_up(IMAGE_JOBS_MAX_IMAGE_BYTES=50_000)
+async def test_a_picture_that_is_too_large_is_not_kept(harness: Harness) -> None:
+    harness.api.drawn = picture() + bytes(100_000)
+    await harness.set_up(IMAGE_JOBS_MAX_IMAGE_BYTES=50_000)
 
-    failed = await studio.fail()
+    failed = await harness.fail()
 
-    assert isinstance(failed, OutcomeUnknown)
+    assert isinstance(failed, Refused)
+    assert (failed.code, failed.charged, failed.cost) == ("image_too_large", True, 0.03)
     assert "larger than 50,000 bytes" in failed.message
 
 
-async def test_a_large_picture_arrives_byte_for_byte(studio: Studio) -> None:
-    studio.api.drawn = os.urandom(5_000_001)
+async def test_a_large_picture_arrives_byte_for_byte(harness: Harness) -> None:
+    harness.api.drawn = picture() + os.urandom(5_000_001)
 
-    made = await studio.make()
+    made = await harness.make()
 
-    assert made.path.read_bytes() == studio.api.drawn
+    assert made.path.read_bytes() == harness.api.drawn
 
 
 @pytest.mark.parametrize(
@@ -384,7 +386,7 @@ async def test_a_large_picture_arrives_byte_for_byte(studio: Studio) -> None:
         ("stable-diffusion-xl-1024-v1-0", "core"),
     ],
 )
-def test_a_retired_model_is_replaced_by_its_successor_and_that_is_said(model: str, successor: str) -> None:
+def test_retired_model_is_replaced_by_its_successor(model: str, successor: str) -> None:
     found = resolve(f"stability:{model}", strict=False, today=TODAY)
 
     assert (found.requested, found.model) == (model, successor)

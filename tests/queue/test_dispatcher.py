@@ -1,8 +1,10 @@
-"""Turns against a real database: batches, slots, and what happens when the database says no, or nothing."""
+"""The dispatcher against a real database: batches, slots, refusals and outages."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import fields, replace
+from decimal import Decimal
 from secrets import token_hex
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,44 +13,61 @@ import asyncpg
 import pytest
 from asyncpg._testbase.fuzzer import TCPFuzzingProxy
 
-from daemon.listener import Listener
-from daemon.queue import Claimed, Queue
-from daemon.reporter import event
-from daemon.turns import Turns
-from tests.postgres import connect, wait_until
-from tests.runs import completed, event_names, insert_run, insert_runs, register, run_row
+from daemon.calls import Call
+from daemon.events import Event
+from daemon.queue.client import Queue, SyncResult
+from daemon.queue.dispatcher import Dispatcher
+from daemon.queue.listener import Listener
+from daemon.run import ClaimedRun
+from daemon.worker.outcomes import Completed, Parked, Released
+from tests.support.postgres import connect, wait_until
+from tests.support.runs import event_names, insert_run, insert_runs, run_row
+from tests.support.wiring import Wiring, completed, wired
 
 Db = asyncpg.Connection
 
+ENDLESS = " ".join(token_hex(20) for _ in range(250))
+"""A provider job id that does not fit into an index."""
+
+
+class Poison(Completed):
+    """An outcome that no index has room for, though its every word could be written."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**Completed.to_json(self), "provider_job_id": ENDLESS}
+
 
 class Running:
-    """Turns under way, and what they claimed and lost."""
+    """A dispatcher under way, with the runs it claimed and the claims it lost."""
 
-    def __init__(self, queue: Queue, daemon: UUID, slots: int) -> None:
-        self.daemon = daemon
-        self.claimed: list[Claimed] = []
+    def __init__(self, queue: Queue, wiring: Wiring) -> None:
+        self.claimed: list[ClaimedRun] = []
         self.lost: set[int] = set()
-        self.fenced: list[UUID] = []
         self.queue = queue
-        self.turns = Turns(
+        self.wiring = wiring
+        self.signals = wiring.signals
+        self.outbox = wiring.outbox
+        self.dispatcher = Dispatcher(
             queue,
-            daemon=lambda: self.daemon,
-            slots=slots,
+            wiring.identity,
+            wiring.signals,
+            wiring.outbox,
+            unreachable=wiring.unreachable,
+            slots=wiring.slots,
             start=self.claimed.append,
-            lost=self.lost.update,
-            fenced=self._rejoin,
+            drop=self.lost.update,
         )
 
-    async def _rejoin(self, former: UUID) -> None:
-        self.fenced.append(former)
-        self.daemon = await register(self.queue)
+    @property
+    def daemon(self) -> UUID:
+        return self.wiring.identity.id
 
 
 @asynccontextmanager
-async def running(dsn: str, *, slots: int = 4) -> AsyncIterator[Running]:
-    async with Queue(dsn) as queue:
-        it = Running(queue, await register(queue, slots=slots), slots)
-        task = asyncio.create_task(it.turns.run())
+async def running(dsn: str, *, slots: int = 4, mask: Callable[[str], str] = str) -> AsyncIterator[Running]:
+    async with Queue(dsn, mask=mask) as queue:
+        it = Running(queue, await wired(queue, slots=slots))
+        task = asyncio.create_task(it.dispatcher.run())
         try:
             yield it
         finally:
@@ -56,54 +75,52 @@ async def running(dsn: str, *, slots: int = 4) -> AsyncIterator[Running]:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_free_slot_is_filled_and_a_settled_run_frees_its_slot(database: str, db: Db) -> None:
+async def test_settled_run_frees_its_slot_for_the_next(database: str, db: Db) -> None:
     ids = await insert_runs(db, 6)
     async with running(database, slots=4) as it:
         await wait_until(lambda: len(it.claimed) == 4)
         for run in list(it.claimed):
-            assert await it.turns.settle(run, completed()) == "settled"
+            assert await it.outbox.settle(run, completed()) == "settled"
         await wait_until(lambda: len(it.claimed) == 6)
         for run in it.claimed[4:]:
-            await it.turns.settle(run, completed())
-        assert it.turns.idle
+            await it.outbox.settle(run, completed())
+        assert it.dispatcher.idle
     assert {row["status"] for row in await db.fetch("select status from runs where id = any($1)", ids)} == {"completed"}
 
 
-async def test_never_more_runs_are_held_than_there_are_slots(database: str, db: Db) -> None:
+async def test_held_runs_never_exceed_slots(database: str, db: Db) -> None:
     await insert_runs(db, 50)
     async with running(database, slots=3) as it:
         for done in range(50):
             await wait_until(lambda done=done: len(it.claimed) > done)
             held = await db.fetchval("select count(*) from runs where claimed_by is not null")
             assert held <= 3
-            await it.turns.settle(it.claimed[done], completed())
+            await it.outbox.settle(it.claimed[done], completed())
 
 
-async def test_a_settlement_whose_run_was_cancelled_meanwhile_answers_lost_and_notes_its_cost(
-    database: str, db: Db
-) -> None:
+async def test_settlement_of_a_cancelled_run_is_lost_but_keeps_cost(database: str, db: Db) -> None:
     run = await insert_run(db)
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
         await db.execute("update runs set status = 'cancelled' where id = $1", run)
-        late = {"kind": "log", "payload": {"event": "late", "message": "too late", "data": {"cost": 0.04}}}
-        assert await it.turns.settle(it.claimed[0], {**completed(), "if_lost": late}) == "lost"
+        late = Event("late", "too late", data={"cost": 0.04})
+        assert await it.outbox.settle(it.claimed[0], completed(cost=0.04, if_lost=late)) == "lost"
     assert (await run_row(db, run))["status"] == "cancelled"
     assert (await event_names(db, run))[-1] == "late"
-    assert float(await db.fetchval("select cost from run_costs")) == 0.04
+    assert float(await db.fetchval("select cost from image_jobs.run_costs")) == 0.04
 
 
-async def test_confirm_knows_whether_a_run_is_still_ours(database: str, db: Db) -> None:
+async def test_confirm_returns_false_for_a_lost_claim(database: str, db: Db) -> None:
     run = await insert_run(db)
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
-        assert await it.turns.confirm(it.claimed[0])
+        assert await it.outbox.confirm(it.claimed[0])
         await db.execute("update runs set status = 'pending' where id = $1", run)
-        assert not await it.turns.confirm(it.claimed[0])
+        assert not await it.outbox.confirm(it.claimed[0])
         assert it.lost == {it.claimed[0].claim}
 
 
-async def test_a_row_that_somebody_has_locked_does_not_hold_up_the_others(database: str, db: Db) -> None:
+async def test_locked_row_does_not_delay_other_settlements(database: str, db: Db) -> None:
     await insert_runs(db, 2)
     async with running(database) as it:
         await wait_until(lambda: len(it.claimed) == 2)
@@ -112,27 +129,57 @@ async def test_a_row_that_somebody_has_locked_does_not_hold_up_the_others(databa
         try:
             async with locker.transaction():
                 await locker.execute("select from runs where id = $1 for update", first.id)
-                waiting = asyncio.create_task(it.turns.settle(first, completed()))
-                assert await it.turns.settle(second, completed()) == "settled"
+                waiting = asyncio.create_task(it.outbox.settle(first, completed()))
+                assert await it.outbox.settle(second, completed()) == "settled"
                 assert not waiting.done()
             assert await waiting == "settled"
         finally:
             await locker.close()
 
 
+async def test_success_of_a_locked_row_ends_streaks_once(database: str, db: Db) -> None:
+    await insert_run(db)
+    streaks = "select count(*) from image_jobs.provider_streaks"
+    begin = "insert into image_jobs.provider_streaks (provider) values ('demo')"
+    async with running(database) as it:
+        await wait_until(lambda: it.claimed)
+        locker = await connect(database)
+        try:
+            async with locker.transaction():
+                await locker.execute("select from runs for update")
+                await db.execute(begin)
+                waiting = asyncio.create_task(it.outbox.settle(it.claimed[0], replace(completed(), http_status=200)))
+                await wait_until(lambda: db.fetchval(f"select ({streaks}) = 0"))
+                await db.execute(begin)
+            assert await waiting == "settled"
+        finally:
+            await locker.close()
+    assert await db.fetchval(streaks) == 1
+
+
+async def test_calls_that_wait_are_written_beside_a_settlement(database: str, db: Db) -> None:
+    await insert_run(db)
+    async with running(database) as it:
+        await wait_until(lambda: it.claimed)
+        (run,) = it.claimed
+        it.outbox.record(run, Event("submitted", "Sent."), calls=[Call(id=run.call, model="drawn", sent=True)])
+        held = asyncio.create_task(it.outbox.confirm(run, calls=[Call(id=run.call, state="charged", cost=0.04)]))
+        await asyncio.sleep(0)
+        assert await it.outbox.settle(run, Released("Handed back.")) == "settled"
+        await held
+    row = await db.fetchrow("select state, cost, model, sent from image_jobs.calls where id = $1", run.call)
+    assert tuple(row) == ("charged", Decimal("0.04"), "drawn", True)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
-async def test_one_settlement_that_the_database_refuses_does_not_sink_the_others(
-    database: str, db: Db, count: int
-) -> None:
+async def test_refused_settlement_does_not_sink_its_batch(database: str, db: Db, count: int) -> None:
     await insert_runs(db, count)
-    poison: dict[str, Any] = completed("https://example.supabase.co/kept.png")
-    poison["payload"]["preview"] = "data:image/png;base64,AAAA"
+    good = completed("https://example.supabase.co/kept.png")
+    poison = Poison(**{each.name: getattr(good, each.name) for each in fields(good)})
     async with running(database, slots=8) as it:
         await wait_until(lambda: len(it.claimed) == count)
-        bodies = [poison, *(completed() for _ in range(count - 1))]
-        results = await asyncio.gather(
-            *(it.turns.settle(run, body) for run, body in zip(it.claimed, bodies, strict=True))
-        )
+        outcomes = [poison, *(completed() for _ in range(count - 1))]
+        results = await asyncio.gather(*map(it.outbox.settle, it.claimed, outcomes))
         assert results == ["settled"] * count
         culprit = await run_row(db, it.claimed[0].id)
         assert culprit["status"] == "failed"
@@ -141,45 +188,74 @@ async def test_one_settlement_that_the_database_refuses_does_not_sink_the_others
         assert await db.fetchval("select count(*) from runs where status = 'completed'") == count - 1
 
 
-async def test_what_no_index_can_hold_ends_its_run_and_not_the_daemon(database: str, db: Db) -> None:
+async def test_unindexable_job_id_fails_its_run_alone(database: str, db: Db) -> None:
     await insert_runs(db, 2)
-    endless = " ".join(token_hex(20) for _ in range(250))
     async with running(database) as it:
         await wait_until(lambda: len(it.claimed) == 2)
         first, second = it.claimed
-        parked = {"outcome": "parked", "provider_job_id": endless, "due_in": 60}
-        results = await asyncio.gather(it.turns.settle(first, parked), it.turns.settle(second, completed()))
+        parked = Parked(ENDLESS, 60, "The provider is at work.")
+        results = await asyncio.gather(it.outbox.settle(first, parked), it.outbox.settle(second, completed()))
         assert results == ["settled"] * 2
         assert (await run_row(db, first.id))["status"] == "failed"
         assert (await run_row(db, second.id))["status"] == "completed"
 
 
-async def test_nul_and_lone_surrogates_do_not_reach_the_database(database: str, db: Db) -> None:
+async def test_nul_and_lone_surrogates_are_sanitized(database: str, db: Db) -> None:
     await insert_run(db)
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
-        body = completed()
-        body["payload"]["revisedPrompt"] = "a\x00b\ud800c \\u0000 and é"
-        assert await it.turns.settle(it.claimed[0], body) == "settled"
+        outcome = completed(revised_prompt="a\x00b\ud800c \\u0000 and é")
+        assert await it.outbox.settle(it.claimed[0], outcome) == "settled"
         assert (await run_row(db, it.claimed[0].id))["payload"]["revisedPrompt"] == "ab?c \\u0000 and é"
 
 
-async def test_a_claim_whose_reply_was_lost_is_given_back_and_costs_no_attempt(database: str, db: Db) -> None:
+async def test_claim_with_a_lost_reply_is_released_and_refunded(database: str, db: Db) -> None:
     run = await insert_run(db)
     async with running(database) as it:
-        it.turns.accepting = False
-        # The reply of this turn reaches nobody.
-        lost = await it.queue.turn(it.daemon, slots=1, thorough=True)
+        it.dispatcher.accepting = False
+        # The reply of this sync is lost.
+        lost = await it.queue.sync(it.daemon, slots=1, full_scan=True)
         assert [claimed.id for claimed in lost.claimed] == [run]
-        it.turns.accepting = True
-        it.turns.look_closely()
+        it.dispatcher.accepting = True
+        it.signals.resync()
         await wait_until(lambda: it.claimed)
         assert it.claimed[0].id == run
         assert it.claimed[0].attempt == 1
         assert it.claimed[0].claim > lost.claimed[0].claim
 
 
-async def test_an_outage_of_the_database_loses_neither_settlement_nor_slot(database: str, db: Db) -> None:
+class Remembering(Queue):
+    """A queue that remembers its first comparison of claims, so that it can be delivered once more."""
+
+    first: dict[str, Any] | None = None
+
+    async def sync(self, daemon: UUID, **options: Any) -> SyncResult:
+        if self.first is None and options.get("held") is not None:
+            self.first = options
+        return await super().sync(daemon, **options)
+
+
+async def test_sync_that_is_done_late_takes_no_newer_claim_away(database: str, db: Db) -> None:
+    async with Remembering(database) as queue:
+        it = Running(queue, await wired(queue, slots=4))
+        task = asyncio.create_task(it.dispatcher.run())
+        try:
+            await wait_until(lambda: queue.first is not None and it.dispatcher.idle)
+            await insert_run(db)
+            it.signals.wake()
+            await wait_until(lambda: it.claimed)
+            assert queue.first is not None
+            await Queue.sync(queue, it.daemon, **{**queue.first, "slots": 0})
+            (run,) = it.claimed
+            paid = Call(id=run.call, state="charged", cost=0.04, sent=True)
+            assert await it.outbox.settle(run, replace(completed(), calls=[paid])) == "settled"
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert await db.fetchval("select cost from image_jobs.calls where id = $1", run.call) == Decimal("0.04")
+
+
+async def test_outage_loses_neither_settlement_nor_slot(database: str, db: Db) -> None:
     await insert_runs(db, 3)
     host, port = "127.0.0.1", int(database.rsplit(":", 1)[1].split("/", 1)[0])
     proxy = TCPFuzzingProxy(backend_host=host, backend_port=port)
@@ -189,42 +265,40 @@ async def test_an_outage_of_the_database_loses_neither_settlement_nor_slot(datab
         async with running(through) as it:
             await wait_until(lambda: len(it.claimed) == 3)
             proxy.close_all_connections()
-            results = await asyncio.gather(*(it.turns.settle(run, completed()) for run in it.claimed))
+            results = await asyncio.gather(*(it.outbox.settle(run, completed()) for run in it.claimed))
             assert set(results) <= {"settled", "already"}
-            assert it.turns.idle
+            assert it.dispatcher.idle
     finally:
         proxy.stop()
     assert await db.fetchval("select count(*) from runs where status = 'completed'") == 3
 
 
-async def test_a_settlement_whose_acknowledgement_was_lost_answers_already(database: str, db: Db) -> None:
+async def test_repeated_settlement_returns_already(database: str, db: Db) -> None:
     await insert_run(db)
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
         run = it.claimed[0]
-        entry = {**completed(), "id": run.id, "claim": run.claim}
-        await it.queue.turn(it.daemon, slots=0, settlements=[entry])
-        assert await it.turns.settle(run, completed()) == "already"
+        entry = {**completed().to_json(), "id": run.id, "claim": run.claim}
+        await it.queue.sync(it.daemon, slots=0, settlements=[entry])
+        assert await it.outbox.settle(run, completed()) == "already"
         assert (await event_names(db, run.id)).count("completed") == 1
 
 
-async def test_a_fenced_daemon_registers_anew_and_goes_on_claiming(database: str, db: Db) -> None:
+async def test_fenced_daemon_rejoins_and_claims_on(database: str, db: Db) -> None:
     async with running(database) as it:
         former = it.daemon
-        await db.execute("update private.daemons set ended_at = now(), ended = 'taken over' where id = $1", former)
+        await db.execute("update image_jobs.daemons set ended_at = now(), ended = 'taken over' where id = $1", former)
         run = await insert_run(db)
-        it.turns.wake()
+        it.signals.wake()
         await wait_until(lambda: it.claimed)
-        assert it.fenced == [former]
+        assert it.wiring.registered == [former, it.daemon]
         assert it.claimed[0].daemon == it.daemon != former
         assert (await run_row(db, run))["claimed_by"] == it.daemon
 
 
-async def test_many_inserts_a_second_are_claimed_without_a_notification_each(database: str, db: Db) -> None:
+async def test_busy_daemon_needs_no_notification_per_insert(database: str, db: Db) -> None:
     async with running(database, slots=1000) as it:
-        listener = Listener(
-            database, daemon=lambda: it.daemon, wake=it.turns.wake, connected=it.turns.look_closely, drop=it.lost.update
-        )
+        listener = Listener(database, it.wiring.identity, it.signals, drop=it.lost.update)
         listening = asyncio.create_task(listener.run())
         await wait_until(lambda: listener.hears)
         heard: list[object] = []
@@ -239,7 +313,7 @@ async def test_many_inserts_a_second_are_claimed_without_a_notification_each(dat
         assert len(heard) < 250
 
 
-async def test_a_delayed_run_is_not_claimed_before_it_is_due(database: str, db: Db) -> None:
+async def test_delayed_run_is_not_claimed_before_it_is_due(database: str, db: Db) -> None:
     run = await insert_run(db, processor="demo:painter")
     await db.execute("update runs set due_at = now() + interval '1 hour' where id = $1", run)
     other = await insert_run(db, workflow=uuid4())
@@ -250,41 +324,61 @@ async def test_a_delayed_run_is_not_claimed_before_it_is_due(database: str, db: 
         await wait_until(lambda: len(it.claimed) == 2)
 
 
-async def test_an_event_whose_acknowledgement_was_lost_is_written_once(database: str, db: Db) -> None:
+async def test_repeated_event_is_written_once(database: str, db: Db) -> None:
     run = await insert_run(db)
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
-        generated = event("generated", "The provider made the image.", cost=0.04)
-        entry = {"id": run, "claim": it.claimed[0].claim, "events": [generated]}
-        await it.queue.turn(it.daemon, slots=0, progress=[entry])
-        it.turns.record(it.claimed[0], events=[generated])
-        await it.turns.settle(it.claimed[0], {**completed(), "events": [generated]})
+        generated = Event("generated", "The provider made the image.", data={"cost": 0.04})
+        entry = {"id": run, "claim": it.claimed[0].claim, "events": [generated.to_json()]}
+        await it.queue.sync(it.daemon, slots=0, progress=[entry])
+        it.outbox.record(it.claimed[0], generated)
+        await it.outbox.settle(it.claimed[0], completed(cost=0.04, events=[generated]))
     assert (await event_names(db, run)).count("generated") == 1
-    assert float(await db.fetchval("select cost from run_costs")) == 0.04
+    assert float(await db.fetchval("select cost from image_jobs.run_costs")) == 0.04
 
 
-async def test_a_claim_that_was_lost_without_a_notification_is_noticed_when_claims_are_compared(
-    database: str, db: Db
-) -> None:
+async def test_resync_drops_claims_lost_without_notification(database: str, db: Db) -> None:
     cancelled, kept, _ = await insert_runs(db, 3)
     async with running(database) as it:
         await wait_until(lambda: len(it.claimed) == 3)
         claims = {run.id: run.claim for run in it.claimed}
         await db.execute("update runs set status = 'cancelled' where id = $1", cancelled)
-        it.turns.look_closely()
+        it.signals.resync()
         await wait_until(lambda: it.lost)
         assert it.lost == {claims[cancelled]}
         assert (await run_row(db, kept))["claim"] == claims[kept]
 
 
-async def test_an_answer_nested_without_end_does_not_break_the_turn(database: str, db: Db) -> None:
+async def test_endless_nesting_does_not_break_the_sync(database: str, db: Db) -> None:
     run = await insert_run(db)
     nested: list[Any] = []
     for _ in range(2000):
         nested = [nested]
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
-        body = completed()
-        body["payload"]["usage"] = nested
-        assert await it.turns.settle(it.claimed[0], body) == "settled"
+        generated = Event("generated", "The provider made the image.", data={"usage": nested})
+        assert await it.outbox.settle(it.claimed[0], completed(cost=0.04, events=[generated])) == "settled"
+    assert (await run_row(db, run))["status"] == "completed"
+
+
+async def test_dispatcher_with_a_sync_under_way_is_not_idle(database: str, db: Db) -> None:
+    async with running(database) as it:
+        await wait_until(lambda: it.dispatcher.idle)
+        locker = await connect(database)
+        try:
+            async with locker.transaction():
+                await locker.execute("select from image_jobs.daemons for update")
+                run = await insert_run(db)
+                it.signals.wake()
+                await wait_until(lambda: not it.dispatcher.idle)
+                it.dispatcher.accepting = False  # the daemon drains, and this claim is on its way already
+                draining = asyncio.create_task(it.dispatcher.wait_idle())
+                await asyncio.sleep(0.2)
+                assert not draining.done()
+        finally:
+            await locker.close()
+        await wait_until(lambda: it.claimed)
+        assert not draining.done()
+        await it.outbox.settle(it.claimed[0], completed())
+        await draining
     assert (await run_row(db, run))["status"] == "completed"

@@ -1,4 +1,4 @@
-"""Beats against a real database: what a daemon believes of itself, and when others may take its runs."""
+"""Beats against a real database: the local lease, and when others may take the runs over."""
 
 import asyncio
 import time
@@ -11,12 +11,14 @@ import asyncpg
 import pytest
 
 from daemon.errors import DaemonFenced
-from daemon.heartbeat import Heartbeat, silence
-from daemon.listener import Listener
-from daemon.queue import Queue
-from tests.postgres import connect, wait_until
-from tests.proxies import Proxy, proxied
-from tests.runs import event_names, insert_run, register, run_row
+from daemon.queue.client import Queue
+from daemon.queue.heartbeat import Heartbeat, State
+from daemon.queue.lease import silence
+from daemon.queue.listener import Listener
+from tests.support.postgres import connect, wait_until
+from tests.support.proxies import Proxy, proxied
+from tests.support.runs import event_names, insert_run, register, run_row
+from tests.support.wiring import Wiring, wired
 
 Db = asyncpg.Connection
 
@@ -25,31 +27,24 @@ LEASE = 0.6
 
 
 class Beating:
-    """A daemon that does nothing but live."""
+    """A heartbeat without a daemon around it."""
 
-    def __init__(self, queue: Queue, daemon: UUID, lease: float) -> None:
+    def __init__(self, queue: Queue, wiring: Wiring) -> None:
         self.queue = queue
-        self.daemon = daemon
-        self.lease = lease
-        self.fenced: list[UUID] = []
+        self.wiring = wiring
+        self.lease = wiring.lease
         self.session_lock = False
-        self.heartbeat = Heartbeat(
-            queue,
-            lease=timedelta(seconds=lease),
-            daemon=lambda: self.daemon,
-            state=lambda: (0, self.session_lock, False),
-            fenced=self._rejoin,
-        )
+        self.heartbeat = Heartbeat(queue, wiring.identity, wiring.lease, lambda: State(0, self.session_lock, False))
 
-    async def _rejoin(self, former: UUID) -> None:
-        self.fenced.append(former)
-        self.daemon = await register(self.queue, lease=self.lease)
+    @property
+    def daemon(self) -> UUID:
+        return self.wiring.identity.id
 
 
 @asynccontextmanager
 async def beating(dsn: str, *, lease: float = LEASE) -> AsyncIterator[Beating]:
     async with Queue(dsn) as queue:
-        it = Beating(queue, await register(queue, lease=lease), lease)
+        it = Beating(queue, await wired(queue, lease=lease))
         task = asyncio.create_task(it.heartbeat.run())
         try:
             yield it
@@ -65,23 +60,23 @@ async def proxy(database: str) -> AsyncIterator[Proxy]:
 
 
 async def row(db: Db, daemon: UUID) -> asyncpg.Record:
-    found = await db.fetchrow("select * from private.daemons where id = $1", daemon)
+    found = await db.fetchrow("select * from image_jobs.daemons where id = $1", daemon)
     assert found is not None
     return found
 
 
 async def hold_a_run(db: Db, queue: Queue, daemon: UUID) -> str:
     run = await insert_run(db)
-    turned = await queue.turn(daemon, slots=1, thorough=True)
-    assert [claimed.id for claimed in turned.claimed] == [run]
+    synced = await queue.sync(daemon, slots=1, full_scan=True)
+    assert [claimed.id for claimed in synced.claimed] == [run]
     return run
 
 
 async def silent(db: Db, daemon: UUID, seconds: float, *, session_lock: bool = False) -> None:
-    """As if no beat of the daemon had come for so long."""
+    """Make the daemon silent for so many seconds."""
     await db.execute(
-        """update private.daemons set session_lock = $3, started_at = started_at - interval '1 day',
-        fresh_since = fresh_since - interval '1 day', seen_at = private.now() - $2::interval where id = $1""",
+        """update image_jobs.daemons set session_lock = $3, started_at = started_at - interval '1 day',
+        fresh_since = fresh_since - interval '1 day', seen_at = image_jobs.now() - $2::interval where id = $1""",
         daemon,
         timedelta(seconds=seconds),
         session_lock,
@@ -89,45 +84,45 @@ async def silent(db: Db, daemon: UUID, seconds: float, *, session_lock: bool = F
 
 
 async def beaten(db: Db, *daemons: UUID) -> None:
-    """As if beats of the daemons, with their sessions' locks, had come for a day, the last one just now."""
+    """Make the daemons' beats, with their sessions' locks, have come for a day, the last one just now."""
     await db.execute(
-        """update private.daemons
-        set fresh_since = fresh_since - interval '1 day', seen_at = private.now(), session_lock = true
+        """update image_jobs.daemons
+        set fresh_since = fresh_since - interval '1 day', seen_at = image_jobs.now(), session_lock = true
         where id = any ($1)""",
         daemons,
     )
 
 
 async def taken_over(db: Db, judge: UUID, *, after: float) -> int:
-    """How many runs the judge takes over if only its own beats have come for `after` seconds."""
+    """Return how many runs the judge takes over if only its own beats have come for `after` seconds."""
     async with db.transaction():
         await db.execute("select set_config('image_jobs.clock_offset', $1, true)", f"{after} s")
-        await db.execute("update private.daemons set seen_at = private.now() where id = $1", judge)
-        taken: int = await db.fetchval("select private.take_over($1)", judge)
+        await db.execute("update image_jobs.daemons set seen_at = image_jobs.now() where id = $1", judge)
+        taken: int = await db.fetchval("select image_jobs.take_over($1)", judge)
         return taken
 
 
-async def test_a_beat_says_how_many_runs_are_in_flight_and_keeps_the_lease_fresh(database: str, db: Db) -> None:
+async def test_beat_keeps_the_lease_fresh(database: str, db: Db) -> None:
     async with beating(database) as it:
-        await asyncio.wait_for(it.heartbeat.wait_fresh(), 5)
+        await asyncio.wait_for(it.lease.wait_fresh(), 5)
         first = (await row(db, it.daemon))["seen_at"]
 
         async def seen_again() -> bool:
             return (await row(db, it.daemon))["seen_at"] > first + timedelta(seconds=2 * LEASE)
 
         await wait_until(seen_again)
-        assert it.heartbeat.fresh
-        assert it.fenced == []
+        assert it.lease.fresh
+        assert it.wiring.registered == [it.daemon]
 
 
-async def test_the_lease_counts_from_before_the_beat_was_sent(database: str, db: Db) -> None:
-    lock = "select from private.daemons where id = $1 for update"
+async def test_lease_counts_from_before_the_beat_was_sent(database: str, db: Db) -> None:
+    lock = "select from image_jobs.daemons where id = $1 for update"
 
     async def waiting() -> int:
         return await db.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
 
     async with Queue(database) as queue, AsyncExitStack() as stack:
-        it = Beating(queue, await register(queue, lease=2), 2)
+        it = Beating(queue, await wired(queue, lease=2))
         first, second = await connect(database), await connect(database)
         stack.push_async_callback(second.close)
         await stack.enter_async_context(second.transaction())
@@ -143,47 +138,43 @@ async def test_the_lease_counts_from_before_the_beat_was_sent(database: str, db:
                 return await waiting() == 2 and time.monotonic() > sent + 0.5
 
             await wait_until(both_wait)
-            assert not it.heartbeat.fresh
+            assert not it.lease.fresh
         await first.close()
         await then
-        await it.heartbeat.wait_fresh()
+        await it.lease.wait_fresh()
         beats.cancel()
         await asyncio.gather(beats, return_exceptions=True)
-        await wait_until(lambda: not it.heartbeat.fresh)
+        await wait_until(lambda: not it.lease.fresh)
         assert time.monotonic() < sent + 2.3
 
 
-async def test_whoever_vouches_for_the_session_lock_is_believed_for_six_seconds_only(database: str) -> None:
+async def test_beat_with_session_lock_is_believed_for_six_seconds(database: str) -> None:
     async with Queue(database) as queue:
-        it = Beating(queue, await register(queue), 30)
+        it = Beating(queue, await wired(queue))
         now = time.monotonic()
-        it.heartbeat.renewed(now - 7)
-        assert it.heartbeat.fresh
-        it.heartbeat.renewed(now - 7, session_lock=True)
-        assert not it.heartbeat.fresh
+        it.lease.renew(now - 7)
+        assert it.lease.fresh
+        it.lease.renew(now - 7, session_lock=True)
+        assert not it.lease.fresh
     assert [silence(lease) for lease in (3, 30, 60)] == [3, 6, 12]
 
 
 @pytest.mark.parametrize("outage", ["swallowed", "refused"])
-async def test_it_is_not_fresh_while_the_database_is_away_and_is_again_once_it_is_back(
-    proxy: Proxy, db: Db, outage: str
-) -> None:
+async def test_lease_lapses_in_an_outage_and_is_fresh_afterwards(proxy: Proxy, db: Db, outage: str) -> None:
     async with beating(proxy.dsn) as it:
-        await it.heartbeat.wait_fresh()
+        await it.lease.wait_fresh()
         async with proxy.swallowing() if outage == "swallowed" else proxy.refusing():
-            await wait_until(lambda: not it.heartbeat.fresh)
-            waiting = asyncio.create_task(it.heartbeat.wait_fresh())
+            await wait_until(lambda: not it.lease.fresh)
+            waiting = asyncio.create_task(it.lease.wait_fresh())
             await asyncio.sleep(0)
             assert not waiting.done()
         await asyncio.wait_for(waiting, 15)
-        assert it.heartbeat.fresh
-        assert it.fenced == []
+        assert it.lease.fresh
+        assert it.wiring.registered == [it.daemon]
 
 
-async def test_a_beat_that_gets_no_answer_is_given_up_in_time_for_the_next(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("daemon.queue.BEAT_TIMEOUT", 0.3)
+async def test_beat_without_a_reply_is_given_up_in_time(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.queue.client.BEAT_TIMEOUT", 0.3)
     async with Queue(proxy.dsn) as queue:
         daemon = await register(queue)
         async with proxy.swallowing():
@@ -193,32 +184,33 @@ async def test_a_beat_that_gets_no_answer_is_given_up_in_time_for_the_next(
             assert time.monotonic() - started < 2
 
 
-async def test_throttled_runs_by_the_hundred_do_not_keep_the_heartbeat_waiting(database: str, db: Db) -> None:
+async def test_a_hundred_throttled_runs_do_not_delay_the_beat(database: str, db: Db) -> None:
     async with beating(database) as it:
-        await it.heartbeat.wait_fresh()
+        await it.lease.wait_fresh()
         async with db.transaction():
-            await db.execute("insert into provider_limits (provider) values ('demo')")
+            await db.execute("insert into image_jobs.provider_limits (provider) values ('demo')")
             blocks = [
-                asyncio.create_task(it.queue.block("demo", None, timedelta(seconds=1), "429")) for _ in range(100)
+                asyncio.create_task(it.queue.block_provider("demo", None, timedelta(seconds=1), "429"))
+                for _ in range(100)
             ]
             until = time.monotonic() + 2 * LEASE
             await wait_until(lambda: time.monotonic() > until)
-            assert it.heartbeat.fresh
+            assert it.lease.fresh
         await asyncio.gather(*blocks)
 
 
-async def test_a_fenced_daemon_is_told_under_which_id_and_goes_on_under_a_new_one(database: str, db: Db) -> None:
+async def test_fenced_daemon_goes_on_under_a_new_id(database: str, db: Db) -> None:
     async with beating(database) as it:
         former = it.daemon
-        await it.heartbeat.wait_fresh()
-        await db.execute("update private.daemons set ended_at = now(), ended = 'taken over' where id = $1", former)
+        await it.lease.wait_fresh()
+        await db.execute("update image_jobs.daemons set ended_at = now(), ended = 'taken over' where id = $1", former)
         await wait_until(lambda: it.daemon != former)
-        assert it.fenced == [former]
-        await asyncio.wait_for(it.heartbeat.wait_fresh(), 5)
+        assert it.wiring.registered == [former, it.daemon]
+        await asyncio.wait_for(it.lease.wait_fresh(), 5)
         assert (await row(db, it.daemon))["ended_at"] is None
 
 
-async def test_nobody_takes_over_before_its_own_lease_has_passed_unbroken(database: str, db: Db) -> None:
+async def test_take_over_needs_an_unbroken_lease_of_the_judge(database: str, db: Db) -> None:
     async with Queue(database) as queue:
         victim = await register(queue, lease=LEASE)
         run = await hold_a_run(db, queue, victim)
@@ -235,7 +227,7 @@ async def test_nobody_takes_over_before_its_own_lease_has_passed_unbroken(databa
     assert "taken_over" in await event_names(db, run)
 
 
-async def test_after_an_outage_the_lease_before_judging_begins_anew(proxy: Proxy, db: Db) -> None:
+async def test_outage_restarts_the_lease_before_a_take_over(proxy: Proxy, db: Db) -> None:
     async with beating(proxy.dsn) as judge:
 
         async def may_judge() -> bool:
@@ -244,8 +236,8 @@ async def test_after_an_outage_the_lease_before_judging_begins_anew(proxy: Proxy
 
         await wait_until(may_judge)
         async with proxy.refusing():
-            await wait_until(lambda: not judge.heartbeat.fresh)
-            back = await db.fetchval("select private.now()")
+            await wait_until(lambda: not judge.lease.fresh)
+            back = await db.fetchval("select image_jobs.now()")
             async with Queue(proxy.direct) as queue:
                 victim = await register(queue, lease=LEASE)
             await silent(db, victim, 3600)
@@ -257,25 +249,27 @@ async def test_after_an_outage_the_lease_before_judging_begins_anew(proxy: Proxy
         assert (await row(db, victim))["ended_at"] - back >= timedelta(seconds=LEASE)
 
 
-async def test_after_an_outage_longer_than_the_lease_two_daemons_let_each_other_live(proxy: Proxy, db: Db) -> None:
+async def test_two_daemons_survive_an_outage_beyond_the_lease(proxy: Proxy, db: Db) -> None:
     async with AsyncExitStack() as stack:
         both = [await stack.enter_async_context(beating(proxy.dsn)) for _ in range(2)]
         runs = [await hold_a_run(db, it.queue, it.daemon) for it in both]
         before = await db.fetch("select id, claim from runs order by id")
 
         async def may_judge() -> bool:
-            return await db.fetchval("select bool_and(seen_at - fresh_since > lease) from private.daemons")
+            return await db.fetchval("select bool_and(seen_at - fresh_since > lease) from image_jobs.daemons")
 
         await wait_until(may_judge)
         async with proxy.refusing():
 
             async def lapsed() -> bool:
-                return await db.fetchval("select bool_and(private.now() - seen_at > 2 * lease) from private.daemons")
+                return await db.fetchval(
+                    "select bool_and(image_jobs.now() - seen_at > 2 * lease) from image_jobs.daemons"
+                )
 
             await wait_until(lapsed)
-            assert not any(it.heartbeat.fresh for it in both)
+            assert not any(it.lease.fresh for it in both)
         await wait_until(may_judge)
-        assert [it.fenced for it in both] == [[], []]
+        assert [it.wiring.registered for it in both] == [[it.daemon] for it in both]
         assert await db.fetch("select id, claim from runs order by id") == before
         assert len(runs) == 2
 
@@ -284,9 +278,9 @@ class Session:
     """A daemon's LISTEN session."""
 
     def __init__(self, dsn: str, daemon: UUID) -> None:
-        self.listener = Listener(
-            dsn, daemon=lambda: daemon, wake=lambda: None, connected=lambda: None, drop=lambda _: None
-        )
+        wiring = Wiring()
+        wiring.identity.id = daemon
+        self.listener = Listener(dsn, wiring.identity, wiring.signals, drop=lambda _: None)
         self.task = asyncio.create_task(self.listener.run())
 
     async def end(self) -> None:
@@ -304,7 +298,7 @@ async def session(dsn: str, daemon: UUID) -> AsyncIterator[Session]:
         await it.end()
 
 
-async def test_a_daemon_whose_session_has_ended_is_taken_over_after_six_seconds(database: str, db: Db) -> None:
+async def test_ended_session_is_taken_over_after_six_seconds(database: str, db: Db) -> None:
     async with Queue(database) as queue:
         victim, judge = await register(queue), await register(queue)
         run = await hold_a_run(db, queue, victim)
@@ -318,7 +312,7 @@ async def test_a_daemon_whose_session_has_ended_is_taken_over_after_six_seconds(
     assert (await run_row(db, run))["claimed_by"] is None
 
 
-async def test_a_daemon_whose_session_lives_keeps_its_runs_until_the_lease_ends(database: str, db: Db) -> None:
+async def test_living_session_keeps_its_runs_until_the_lease_ends(database: str, db: Db) -> None:
     async with Queue(database) as queue:
         victim, judge = await register(queue), await register(queue)
         await hold_a_run(db, queue, victim)
@@ -328,7 +322,7 @@ async def test_a_daemon_whose_session_lives_keeps_its_runs_until_the_lease_ends(
             assert await taken_over(db, judge, after=31) == 1
 
 
-async def test_a_restart_that_freed_every_lock_makes_nobody_dead_after_six_seconds(database: str, db: Db) -> None:
+async def test_database_restart_does_not_make_daemons_dead(database: str, db: Db) -> None:
     async with Queue(database) as queue:
         victim, judge = await register(queue), await register(queue)
         await hold_a_run(db, queue, victim)
@@ -339,7 +333,7 @@ async def test_a_restart_that_freed_every_lock_makes_nobody_dead_after_six_secon
             assert await queue.take_over(judge) == 0
 
 
-async def test_with_a_long_lease_one_beat_at_least_must_be_missed(database: str, db: Db) -> None:
+async def test_long_lease_needs_one_missed_beat_for_a_take_over(database: str, db: Db) -> None:
     async with Queue(database) as queue:
         victim, judge = await register(queue, lease=60), await register(queue, lease=60)
         await hold_a_run(db, queue, victim)
@@ -349,7 +343,7 @@ async def test_with_a_long_lease_one_beat_at_least_must_be_missed(database: str,
             assert await taken_over(db, judge, after=13) == 1
 
 
-async def test_a_daemon_that_was_never_registered_is_fenced(database: str) -> None:
+async def test_unregistered_daemon_is_fenced(database: str) -> None:
     async with Queue(database) as queue:
         with pytest.raises(DaemonFenced):
             await queue.heartbeat(uuid4(), in_flight=0, session_lock=False, draining=False)

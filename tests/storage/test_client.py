@@ -11,17 +11,16 @@ import asyncpg
 import httpx
 import pytest
 
-from daemon.dev.keys import Keys, make_keys
-from daemon.dev.storage import storage_app
+from daemon.dev.supabase.keys import Keys, make_keys
+from daemon.dev.supabase.storage import storage_app
 from daemon.errors import ImageJobsError, Refused, Retryable, RunError
-from daemon.storage import ClaimGone, Storage
-from daemon.storage_keys import context_of, extra_key, object_key, preview_key, thumbnail_key
-from tests.servers import scripted, served
+from daemon.storage.client import ClaimLost, Storage
+from daemon.storage.errors import public_key
+from daemon.storage.keys import conversation_key_of, extra_key, object_key, preview_key, thumbnail_key
+from tests.support.servers import scripted, served
+from tests.support.storage_responses import DOWN, OK, QUICK, read_request, response
 
-QUICK = {"timeout": timedelta(seconds=0.3), "first_wait": timedelta(milliseconds=1)}
-OK = b'{"Key":"images/a.png","Id":"1"}'
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(300_000)
-DOWN = b"<html>503 Service Temporarily Unavailable</html>"
 
 
 @pytest.fixture
@@ -61,19 +60,6 @@ def image(tmp_path: Path) -> Path:
     return a_file(tmp_path / "image.png", PNG)
 
 
-def answer(status: str, body: bytes) -> bytes:
-    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-async def read_request(reader: asyncio.StreamReader) -> bytes:
-    """A whole request; answers with its head, in lower case."""
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
-    await reader.readexactly(length)
-    return head
-
-
 def test_image_thumbnail_and_preview_lie_beside_each_other() -> None:
     assert object_key("w", "job_1", "png") == "w/job_1.png"
     assert thumbnail_key("w", "job_1") == "w/job_1.thumb.webp"
@@ -101,7 +87,7 @@ async def test_an_upload_replaces_what_was_there(storage: Storage, image: Path, 
     assert bytes_of(tmp_path / "back") == b"newer"
 
 
-async def test_what_was_said_of_an_object_is_found_again(storage: Storage, image: Path) -> None:
+async def test_metadata_of_an_object_is_found(storage: Storage, image: Path) -> None:
     assert await storage.find("w/1.png") is None
     metadata = {"request": "abc", "ticket": "7"}
     await storage.upload("w/1.png", image, content_type="image/png", metadata=metadata)
@@ -115,11 +101,11 @@ async def test_nothing_is_public_that_is_not_there(storage: Storage) -> None:
     assert not await storage.is_public(await storage.public_url("w/none.png", "0" * 8))
 
 
-async def test_who_may_not_write_any_more_writes_nothing(storage: Storage, image: Path) -> None:
+async def test_stale_claim_writes_nothing(storage: Storage, image: Path) -> None:
     async def no() -> bool:
         return False
 
-    with pytest.raises(ClaimGone):
+    with pytest.raises(ClaimLost):
         await storage.upload("w/1.png", image, content_type="image/png", may_write=no)
     assert await storage.find("w/1.png") is None
     assert storage.uploads_tried == 0
@@ -133,68 +119,20 @@ async def test_the_right_to_write_is_asked_for_before_each_try(image: Path) -> N
 
     async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
-        writer.write(answer("503 Service Unavailable", DOWN))
+        writer.write(response("503 Service Unavailable", DOWN))
 
     async with scripted(down) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
-        with pytest.raises(ClaimGone):
+        with pytest.raises(ClaimLost):
             await storage.upload("a.png", image, content_type="image/png", may_write=still_ours)
         assert (storage.uploads_tried, storage.uploads_failed) == (1, 1)
 
 
-async def test_an_outage_is_bridged(image: Path) -> None:
-    connections = 0
-
-    async def down_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await read_request(reader)
-        writer.write(answer("200 OK", OK) if connections > 2 else answer("503 Service Unavailable", DOWN))
-
-    async with scripted(down_twice) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
-        assert await storage.upload("a.png", image, content_type="image/png") == 3
-        assert (storage.uploads_tried, storage.uploads_failed) == (3, 2)
+async def test_probe_uploads_and_leaves_nothing(storage: Storage, db: "asyncpg.Connection[asyncpg.Record]") -> None:
+    await storage.probe()
+    assert await db.fetchval("select count(*) from storage.objects") == 0
 
 
-async def test_the_third_failure_is_the_last(image: Path) -> None:
-    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(answer("503 Service Unavailable", DOWN))
-
-    async with scripted(down) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
-        with pytest.raises(Retryable, match="status 503") as caught:
-            await storage.upload("a.png", image, content_type="image/png")
-    assert caught.value.code == "storage_unavailable"
-    assert caught.value.data["uploadTries"] == 3
-
-
-async def test_a_server_that_hangs_is_given_up(image: Path) -> None:
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-
-    async with scripted(hang) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
-        with pytest.raises(Retryable) as caught:
-            await storage.upload("a.png", image, content_type="image/png")
-    assert caught.value.code == "storage_timeout"
-
-
-async def test_a_cut_connection_is_bridged(image: Path) -> None:
-    connections = 0
-
-    async def cut_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        if connections == 1:
-            await reader.readexactly(100_000)
-            writer.transport.abort()
-            return
-        await read_request(reader)
-        writer.write(answer("200 OK", OK))
-
-    async with scripted(cut_once) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
-        assert await storage.upload("a.png", image, content_type="image/png") == 2
-
-
-async def test_nobody_there_is_said_so(image: Path) -> None:
+async def test_missing_server_is_one_sentence(image: Path) -> None:
     async def unused(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pass
 
@@ -213,9 +151,9 @@ async def test_a_refused_upload_does_not_poison_the_next_request(image: Path) ->
     async def refuse_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if head.startswith(b"POST"):
-            writer.write(answer("400 Bad Request", refusal))
+            writer.write(response("400 Bad Request", refusal))
         else:
-            writer.write(answer("200 OK", b'{"size":1}'))
+            writer.write(response("200 OK", b'{"size":1}'))
         await asyncio.Event().wait()
 
     # With the usual time limit of a minute: a poisoned connection would be waited for.
@@ -228,15 +166,15 @@ async def test_a_refused_upload_does_not_poison_the_next_request(image: Path) ->
 async def test_the_key_does_not_follow_a_redirect(image: Path, tmp_path: Path) -> None:
     visits = 0
 
-    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def other_server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal visits
         visits += 1
 
-    async with scripted(elsewhere) as other:
+    async with scripted(other_server) as other:
 
         async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await read_request(reader)
-            writer.write(answer(f"307 Temporary Redirect\r\nlocation: {other}/", b""))
+            writer.write(response(f"307 Temporary Redirect\r\nlocation: {other}/", b""))
 
         async with scripted(redirect) as url, Storage(url, "key", bucket="images", **QUICK) as storage:
             with pytest.raises(Refused, match="307"):
@@ -266,7 +204,21 @@ async def test_a_missing_bucket_is_said_so(url: str, keys: Keys, image: Path) ->
 async def test_a_key_that_may_not_write_is_said_so(url: str, keys: Keys, image: Path, which: str) -> None:
     key = {"anon": keys.anon_key, "garbage": "garbage"}.get(which) or make_keys("x" * 32).service_role_key
     async with Storage(url, key, bucket="images") as storage:
-        assert (await refusal_of(storage, image)).code == "storage_unauthorized"
+        refusal = await refusal_of(storage, image)
+        assert refusal.code == "storage_unauthorized"
+        assert ("anon key" in refusal.message) == (which == "anon")
+        assert key not in str(vars(refusal))
+        with pytest.raises(RunError) as caught:
+            await storage.probe()
+        assert caught.value.code == "storage_unauthorized"
+
+
+async def test_public_keys_are_known_by_their_role(keys: Keys) -> None:
+    assert public_key(keys.anon_key) == "anon"
+    assert public_key("sb_publishable_abc") == "publishable"
+    assert public_key(keys.service_role_key) is None
+    for other in ("sb_secret_abc", "", "a.b.c", "a.WzFd.c", "..", "é.é.é"):
+        assert public_key(other) is None
 
 
 async def test_an_image_over_the_bucket_s_limit_is_said_so(
@@ -311,7 +263,13 @@ async def test_a_download_of_nothing_is_said_so(storage: Storage, tmp_path: Path
         ("/storage/v1/object/public/images/../secret/1.png", None),
         ("/storage/v1/object/public/images/%2e%2e/secret/1.png", None),
         ("/storage/v1/object/public/images2/w/1.png", None),
-        ("/storage/v1/object/sign/images/w/1.png", None),
+        ("/storage/v1/object/sign/images/w/1.png?token=t", "w/1.png"),
+        ("/storage/v1/object/authenticated/images/w/1.png", "w/1.png"),
+        ("/storage/v1/object/info/images/w/1.png", None),
+        ("/storage/v1/object/public/%69mages/w/1.png", None),
+        ("/storage/v1/object/public/images//w/1.png", None),
+        ("/storage//v1/object/public/images/w/1.png", None),
+        ("/STORAGE/v1/object/public/images/w/1.png", None),
         ("/rest/v1/runs", None),
     ],
 )
@@ -329,16 +287,16 @@ async def test_the_doctor_finds_nothing_wrong(storage: Storage) -> None:
     assert await storage.find("doctor/probe.png") is None
 
 
-async def test_the_second_bucket_takes_no_images_and_shows_nothing_to_anybody(
+async def test_conversation_bucket_is_private_and_takes_no_images(
     url: str, keys: Keys, image: Path, tmp_path: Path
 ) -> None:
     said = a_file(tmp_path / "said.json", b'{"model": "a"}')
-    async with Storage(url, keys.service_role_key, bucket="images-context") as contexts:
-        assert await contexts.visibility() is False
-        await contexts.upload("w/1.json", said, content_type="application/json")
-        await contexts.download("w/1.json", tmp_path / "back", max_bytes=100)
-        assert not await contexts.is_public(await contexts.public_url("w/1.json", "0" * 8))
-        assert (await refusal_of(contexts, image)).code == "storage_type_refused"
+    async with Storage(url, keys.service_role_key, bucket="images-context") as conversations:
+        assert await conversations.visibility() is False
+        await conversations.upload("w/1.json", said, content_type="application/json")
+        await conversations.download("w/1.json", tmp_path / "back", max_bytes=100)
+        assert not await conversations.is_public(await conversations.public_url("w/1.json", "0" * 8))
+        assert (await refusal_of(conversations, image)).code == "storage_type_refused"
     assert bytes_of(tmp_path / "back") == b'{"model": "a"}'
     async with Storage(url, keys.anon_key, bucket="images-context") as anybody:
         with pytest.raises(Refused):
@@ -348,7 +306,7 @@ async def test_the_second_bucket_takes_no_images_and_shows_nothing_to_anybody(
 
 
 @pytest.mark.parametrize(
-    ("image", "context"),
+    ("image", "conversation"),
     [
         ("w/job_1.png", "w/job_1.json"),
         ("other/job_1.png", None),
@@ -361,8 +319,8 @@ async def test_the_second_bucket_takes_no_images_and_shows_nothing_to_anybody(
         ("w/x/job_1.png", None),
     ],
 )
-def test_only_an_image_of_the_same_workflow_has_a_context(image: str, context: str | None) -> None:
-    assert context_of(image, "w") == context
+def test_only_images_of_the_same_workflow_have_conversations(image: str, conversation: str | None) -> None:
+    assert conversation_key_of(image, "w") == conversation
 
 
 @pytest.mark.parametrize("bucket", ["images", "pictures"])
@@ -414,7 +372,7 @@ async def test_a_large_upload_leaves_memory_and_the_loop_alone(tmp_path: Path) -
         left = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         while left:
             left -= len(await reader.read(1 << 16))
-        writer.write(answer("200 OK", OK))
+        writer.write(response("200 OK", OK))
 
     async with scripted(swallow) as url, Storage(url, "key", bucket="images") as storage:
         ticking = asyncio.create_task(ticks())

@@ -1,95 +1,95 @@
-"""Calls that are taken away: what is broken off, and what is waited for a moment longer."""
+"""Cancelled calls: a submit is waited for a moment longer, all others are broken off."""
 
 import asyncio
 from datetime import timedelta
 
 import pytest
 
-from daemon import calls
-from daemon.calls import answered
 from daemon.errors import OutcomeUnknown, Refused
+from daemon.worker import calls
+from daemon.worker.calls import finish_call
 
 LONG = timedelta(minutes=1)
 
 
 class Call:
-    """A call that answers when it is told to."""
+    """A call whose response the test decides."""
 
-    def __init__(self, *, order: bool, timeout: timedelta = LONG) -> None:
-        self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    def __init__(self, *, submitting: bool, timeout: timedelta = LONG) -> None:
+        self.response: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.begun = asyncio.Event()
         self.broken_off = False
-        self.task = asyncio.create_task(answered(self._make(), timeout=timeout, ordered=lambda: order))
+        self.task = asyncio.create_task(finish_call(self._make(), timeout=timeout, submitting=lambda: submitting))
 
     async def _make(self) -> str:
         self.begun.set()
         try:
-            return await self.answer
+            return await self.response
         except asyncio.CancelledError:
             self.broken_off = True
             raise
 
-    async def taken_away(self) -> None:
-        """Takes it away once it has begun."""
+    async def cancel(self) -> None:
+        """Cancel it once it has begun."""
         await self.begun.wait()
         self.task.cancel()
         await asyncio.sleep(0)
 
 
-async def test_a_call_that_is_taken_away_is_broken_off_at_once() -> None:
-    call = Call(order=False)
-    await call.taken_away()
+async def test_cancelled_call_is_broken_off_at_once() -> None:
+    call = Call(submitting=False)
+    await call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call.task
     assert call.broken_off
 
 
-async def test_the_answer_to_an_order_is_the_result_although_the_call_was_taken_away() -> None:
-    call = Call(order=True)
-    await call.taken_away()
-    call.answer.set_result("order-1")
-    assert await call.task == "order-1"
+async def test_response_to_a_submit_is_returned_despite_cancellation() -> None:
+    call = Call(submitting=True)
+    await call.cancel()
+    call.response.set_result("job-1")
+    assert await call.task == "job-1"
     assert call.task.cancelling() == 0
     assert not call.broken_off
 
 
-async def test_a_refused_order_is_refused_although_the_call_was_taken_away() -> None:
-    call = Call(order=True)
-    await call.taken_away()
-    call.answer.set_exception(Refused("No.", code="no", hint=""))
+async def test_refused_submit_is_refused_despite_cancellation() -> None:
+    call = Call(submitting=True)
+    await call.cancel()
+    call.response.set_exception(Refused("No.", code="no", hint=""))
     with pytest.raises(Refused):
         await call.task
 
 
-async def test_an_order_that_is_taken_away_and_comes_to_nothing_known_counts_as_broken_off() -> None:
-    call = Call(order=True)
-    await call.taken_away()
-    call.answer.set_exception(OutcomeUnknown("It broke.", code="outcome_unknown", hint=""))
+async def test_cancelled_submit_of_unknown_outcome_is_broken_off() -> None:
+    call = Call(submitting=True)
+    await call.cancel()
+    call.response.set_exception(OutcomeUnknown("It broke.", code="outcome_unknown", hint=""))
     with pytest.raises(asyncio.CancelledError):
         await call.task
 
 
-async def test_an_order_that_is_taken_away_twice_is_broken_off() -> None:
-    call = Call(order=True)
-    await call.taken_away()
+async def test_submit_that_is_cancelled_twice_is_broken_off() -> None:
+    call = Call(submitting=True)
+    await call.cancel()
     call.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call.task
     assert call.broken_off
 
 
-async def test_an_order_is_not_waited_for_longer_than_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "LAST_WORD", 0.05)
-    call = Call(order=True)
-    await call.taken_away()
+async def test_submit_is_waited_for_within_its_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "SUBMIT_GRACE", 0.05)
+    call = Call(submitting=True)
+    await call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(call.task, 5)
     assert call.broken_off
 
 
-@pytest.mark.parametrize("order", [False, True])
-async def test_a_call_that_takes_too_long_is_a_timeout_and_no_cancellation(order: bool) -> None:
-    call = Call(order=order, timeout=timedelta(seconds=0.05))
+@pytest.mark.parametrize("submitting", [False, True])
+async def test_slow_call_is_a_timeout_and_no_cancellation(submitting: bool) -> None:
+    call = Call(submitting=submitting, timeout=timedelta(seconds=0.05))
     with pytest.raises(TimeoutError):
         await call.task
     assert call.broken_off

@@ -12,8 +12,7 @@ import pytest
 
 from daemon.errors import OutcomeUnknown, Refused, Retryable
 from daemon.providers import Generated, Waiting
-from daemon.providers.openai_models import MAINLINE
-from tests.background_studio import ORDER, Studio
+from daemon.providers.openai.models import MAINLINE
 from tests.fakes.openai_api import error, moderation
 from tests.fakes.openai_responses import (
     CANCELLED,
@@ -29,8 +28,9 @@ from tests.fakes.openai_responses import (
     not_drawn,
     said,
 )
-from tests.fakes.server import Answer, picture, size_of
-from tests.postgres import free_port
+from tests.fakes.server import Response, picture, size_of
+from tests.support.openai_background_harness import JOB, Harness
+from tests.support.postgres import free_port
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +40,21 @@ async def api() -> AsyncIterator[ResponsesAPI]:
 
 
 @pytest.fixture
-async def studio(api: ResponsesAPI, tmp_path: Path) -> AsyncIterator[Studio]:
+async def harness(api: ResponsesAPI, tmp_path: Path) -> AsyncIterator[Harness]:
     api.reset()
-    studio = Studio(api, tmp_path)
-    yield studio
-    await studio.provider.aclose()
+    harness = Harness(api, tmp_path)
+    yield harness
+    await harness.provider.aclose()
 
 
 # What has become of it.
 
 
-async def test_a_response_is_waited_for_and_then_is_a_picture_with_its_cost(studio: Studio) -> None:
-    studio.api.stages = [QUEUED, IN_PROGRESS, studio.api.completed()]
-    order = (await studio.order()).job_id
+async def test_response_becomes_a_picture_with_its_cost(harness: Harness) -> None:
+    harness.api.stages = [QUEUED, IN_PROGRESS, harness.api.completed()]
+    job = (await harness.submit()).job_id
 
-    queued, drawing, made = [await studio.check(order) for _ in range(3)]
+    queued, drawing, made = [await harness.check(job) for _ in range(3)]
 
     assert queued == Waiting(message="The order waits at OpenAI")
     assert drawing == Waiting(message="OpenAI is drawing")
@@ -62,43 +62,41 @@ async def test_a_response_is_waited_for_and_then_is_a_picture_with_its_cost(stud
     assert size_of(made.path.read_bytes()) == (64, 48)
     assert made.cost == pytest.approx(COST)
     assert made.revised_prompt == "A red fox, as it was drawn"
-    assert made.data == {"response_id": order, "request_id": "req_1", "usage": USAGE, "image_usage": IMAGE_USAGE}
-    assert len(studio.api.orders) == 1
+    assert made.data == {"response_id": job, "request_id": "req_1", "usage": USAGE, "image_usage": IMAGE_USAGE}
+    assert len(harness.api.jobs) == 1
 
 
-async def test_a_status_that_nobody_knows_yet_is_waited_for(studio: Studio) -> None:
-    assert await studio.found(status="thinking") == Waiting(message="OpenAI is at work")
+async def test_a_status_that_nobody_knows_yet_is_waited_for(harness: Harness) -> None:
+    assert await harness.found(status="thinking") == Waiting(message="OpenAI is at work")
 
 
-async def test_a_large_picture_arrives_byte_for_byte_and_is_never_in_memory_as_a_whole(studio: Studio) -> None:
-    large = os.urandom(8_000_001)
-    await studio.found(**studio.api.completed())  # whatever is imported late is there
-    answer = Answer.json(200, {"id": ORDER, "model": MAINLINE, **studio.api.completed(drawn(large))})
-    studio.api.next(answer)
+async def test_large_picture_arrives_without_filling_memory(harness: Harness) -> None:
+    large = picture() + os.urandom(8_000_001)
+    await harness.found(**harness.api.completed())  # whatever is imported late is there
+    response = Response.json(200, {"id": JOB, "model": MAINLINE, **harness.api.completed(drawn(large))})
+    harness.api.next(response)
     tracemalloc.start()
-    made = await studio.check()
+    made = await harness.check()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
     assert isinstance(made, Generated)
     assert made.path.read_bytes() == large
-    assert peak < len(large) + len(answer.body)  # the fake sends it from this process
+    assert peak < len(large) + len(response.body)  # the fake sends it from this process
 
 
-async def test_of_several_calls_the_last_picture_counts(studio: Studio) -> None:
+async def test_of_several_calls_the_last_picture_counts(harness: Harness) -> None:
     second = picture((32, 32))
 
-    made = await studio.found(**studio.api.completed(drawn(), drawn(second), not_drawn()))
+    made = await harness.found(**harness.api.completed(drawn(), drawn(second), not_drawn()))
 
     assert isinstance(made, Generated)
     assert made.path.read_bytes() == second
 
 
 @pytest.mark.parametrize("stage", [incomplete("content_filter"), failed("server_error"), CANCELLED])
-async def test_a_picture_that_is_there_is_used_however_the_response_ended(
-    stage: dict[str, Any], studio: Studio
-) -> None:
-    assert isinstance(await studio.found(**{**studio.api.completed(), **stage}), Generated)
+async def test_picture_of_a_failed_response_is_used(stage: dict[str, Any], harness: Harness) -> None:
+    assert isinstance(await harness.found(**{**harness.api.completed(), **stage}), Generated)
 
 
 @pytest.mark.parametrize(
@@ -112,10 +110,8 @@ async def test_a_picture_that_is_there_is_used_however_the_response_ended(
         {"service_tier": "flex"},
     ],
 )
-async def test_cost_is_unknown_rather_than_too_low_where_a_part_of_it_is_not_known(
-    without: dict[str, Any], studio: Studio
-) -> None:
-    made = await studio.found(**{**studio.api.completed(), **without})
+async def test_cost_with_an_unknown_part_is_unknown(without: dict[str, Any], harness: Harness) -> None:
+    made = await harness.found(**{**harness.api.completed(), **without})
 
     assert isinstance(made, Generated)
     assert made.cost is None
@@ -150,21 +146,21 @@ async def test_cost_is_unknown_rather_than_too_low_where_a_part_of_it_is_not_kno
         ("image_file_not_found", "input_image_invalid", True),
     ],
 )
-async def test_a_response_that_failed_is_final_or_made_anew_by_its_code(
-    code: str, ours: str, final: bool, studio: Studio
+async def test_failed_response_is_retried_or_not_by_its_code(
+    code: str, ours: str, final: bool, harness: Harness
 ) -> None:
-    error = await studio.fail(**failed(code))
+    error = await harness.fail(**failed(code))
 
     assert error.code == ours
     assert isinstance(error, Refused) if final else isinstance(error, Retryable)
     if isinstance(error, Retryable):
         assert error.accepted  # asking about it again would answer the same
     assert error.data["code"] == code
-    assert error.data["response_id"] == ORDER
+    assert error.data["response_id"] == JOB
 
 
-async def test_a_response_that_failed_without_a_reason_is_made_anew(studio: Studio) -> None:
-    error = await studio.fail(status="failed", error=None)
+async def test_a_response_that_failed_without_a_reason_is_made_anew(harness: Harness) -> None:
+    error = await harness.fail(status="failed", error=None)
 
     assert isinstance(error, Retryable)
     assert (error.code, error.accepted) == ("provider_unavailable", True)
@@ -179,16 +175,16 @@ async def test_a_response_that_failed_without_a_reason_is_made_anew(studio: Stud
     ],
 )
 async def test_a_response_that_stopped_early_says_why(
-    reason: str | None, code: str, final: bool, studio: Studio
+    reason: str | None, code: str, final: bool, harness: Harness
 ) -> None:
-    error = await studio.fail(status="incomplete", incomplete_details={"reason": reason} if reason else None)
+    error = await harness.fail(status="incomplete", incomplete_details={"reason": reason} if reason else None)
 
     assert (error.code, isinstance(error, Refused)) == (code, final)
     assert isinstance(error, Refused | Retryable)
 
 
-async def test_a_response_that_was_cancelled_at_openai_is_final(studio: Studio) -> None:
-    error = await studio.fail(**CANCELLED)
+async def test_a_response_that_was_cancelled_at_openai_is_final(harness: Harness) -> None:
+    error = await harness.fail(**CANCELLED)
 
     assert isinstance(error, Refused)
     assert error.code == "cancelled_there"
@@ -196,56 +192,54 @@ async def test_a_response_that_was_cancelled_at_openai_is_final(studio: Studio) 
 
 
 @pytest.mark.parametrize("stage", ["input", "output"])
-async def test_a_call_that_was_refused_within_a_completed_response_is_final_and_has_its_cost(
-    stage: str, studio: Studio
-) -> None:
-    error = await studio.fail(**studio.api.completed(not_drawn(moderation(stage, "violence"))))
+async def test_refused_call_of_a_completed_response_has_its_cost(stage: str, harness: Harness) -> None:
+    error = await harness.fail(**harness.api.completed(not_drawn(moderation(stage, "violence"))))
 
     assert isinstance(error, Refused)
     assert (error.code, error.data["stage"], error.data["categories"]) == ("content_policy", stage, ["violence"])
     assert error.cost == pytest.approx(COST)
 
 
-async def test_a_call_knows_more_than_the_failed_response_around_it(studio: Studio) -> None:
+async def test_a_call_knows_more_than_the_failed_response_around_it(harness: Harness) -> None:
     call = not_drawn(moderation("output", "sexual"))
 
-    error = await studio.fail(**failed("server_error", output=[call]))
+    error = await harness.fail(**failed("server_error", output=[call]))
 
     assert error.code == "content_policy"
 
 
-async def test_a_call_that_failed_without_a_reason_is_made_anew(studio: Studio) -> None:
-    error = await studio.fail(**studio.api.completed(not_drawn()))
+async def test_a_call_that_failed_without_a_reason_is_made_anew(harness: Harness) -> None:
+    error = await harness.fail(**harness.api.completed(not_drawn()))
 
     assert isinstance(error, Retryable)
     assert (error.code, error.accepted) == ("empty_result", True)
 
 
 @pytest.mark.parametrize("call", [drawn(result=None), drawn(result="")])
-async def test_a_call_without_a_picture_is_made_anew(call: dict[str, Any], studio: Studio) -> None:
-    error = await studio.fail(**studio.api.completed(call))
+async def test_a_call_without_a_picture_is_made_anew(call: dict[str, Any], harness: Harness) -> None:
+    error = await harness.fail(**harness.api.completed(call))
 
     assert isinstance(error, Retryable)
     assert error.code == "empty_result"
 
 
-async def test_words_instead_of_a_picture_are_shown(studio: Studio) -> None:
-    error = await studio.fail(**studio.api.completed(said("I would rather not draw foxes.")))
+async def test_words_instead_of_a_picture_are_shown(harness: Harness) -> None:
+    error = await harness.fail(**harness.api.completed(said("I would rather not draw foxes.")))
 
     assert isinstance(error, Retryable)
     assert error.message == "OpenAI answered without a picture. It said: I would rather not draw foxes."
 
 
 @pytest.mark.parametrize("output", [None, "x", [None, 7, {"type": "image_generation_call"}]])
-async def test_an_output_of_another_shape_has_no_picture(output: object, studio: Studio) -> None:
-    error = await studio.fail(status="completed", output=output)
+async def test_an_output_of_another_shape_has_no_picture(output: object, harness: Harness) -> None:
+    error = await harness.fail(status="completed", output=output)
 
     assert error.code == "empty_result"
 
 
-async def test_base64_of_the_picture_is_nowhere_but_on_disk(studio: Studio) -> None:
+async def test_base64_of_the_picture_is_nowhere_but_on_disk(harness: Harness) -> None:
     image = picture((300, 300))
-    made = await studio.found(**studio.api.completed(drawn(image)))
+    made = await harness.found(**harness.api.completed(drawn(image)))
 
     assert isinstance(made, Generated)
     assert base64.b64encode(image).decode()[:200] not in str(made.data)
@@ -254,64 +248,69 @@ async def test_base64_of_the_picture_is_nowhere_but_on_disk(studio: Studio) -> N
 # Trouble with asking.
 
 
-async def test_a_response_that_is_gone_is_made_anew_and_may_have_been_paid_for(studio: Studio) -> None:
+async def test_missing_response_is_an_unknown_outcome(harness: Harness) -> None:
     with pytest.raises(OutcomeUnknown) as caught:
-        await studio.check("resp_deleted")
+        await harness.check("resp_deleted")
 
     assert caught.value.data == {"response_id": "resp_deleted"}
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
-        Answer.json(401, {"error": error("Wrong.", "invalid_api_key")}),
-        Answer.json(403, {"error": error("No.", None)}),
-        Answer.json(429, {"error": error("Slow down.", "rate_limit_exceeded")}),
-        Answer.json(429, {"error": error("Pay.", "insufficient_quota")}),
-        Answer.json(400, {"error": error("Pay.", "billing_hard_limit_reached")}),
-        Answer.json(500, {"error": error("Oh.", "server_error")}),
-        Answer(502, b"<html>"),
-        Answer(200, b"<html>"),
-        Answer(200, b'{"status": "completed", "output": [{"result": "iVBO'),
-        Answer(200, b'{"status": "completed", "output": [{"result": "***"}]}'),
-        Answer(cut=60),
+        Response.json(401, {"error": error("Wrong.", "invalid_api_key")}),
+        Response.json(403, {"error": error("No.", None)}),
+        Response.json(429, {"error": error("Slow down.", "rate_limit_exceeded")}),
+        Response.json(429, {"error": error("Pay.", "insufficient_quota")}),
+        Response.json(400, {"error": error("Pay.", "billing_hard_limit_reached")}),
+        Response.json(400, {"error": error("No.", None)}),
+        Response.json(400, {"error": error("No.", "moderation_blocked")}),
+        Response.json(422, {"detail": "No."}),
+        Response(404),
+        Response(404, b"<html>Not found</html>"),
+        Response(410, b"<html>Gone</html>"),
+        Response.json(500, {"error": error("Oh.", "server_error")}),
+        Response(502, b"<html>"),
+        Response(200, b"<html>"),
+        Response(200, b'{"status": "completed", "output": [{"result": "iVBO'),
+        Response(cut=60),
     ],
 )
-async def test_trouble_with_asking_is_no_answer_and_orders_nothing(answer: Answer, studio: Studio) -> None:
-    studio.api.known(ORDER)
-    studio.api.next(answer)
+async def test_trouble_with_asking_is_no_answer_and_orders_nothing(response: Response, harness: Harness) -> None:
+    harness.api.known(JOB)
+    harness.api.next(response)
 
     with pytest.raises(Retryable) as caught:
-        await studio.check()
+        await harness.check()
 
     assert not caught.value.accepted
-    assert isinstance(await studio.check(), Generated)
-    assert studio.api.orders == []
+    assert isinstance(await harness.check(), Generated)
+    assert harness.api.jobs == []
 
 
-async def test_a_server_that_cannot_be_reached_is_asked_again(studio: Studio) -> None:
-    await studio.set_up(f"http://127.0.0.1:{free_port()}/v1")
+async def test_a_server_that_cannot_be_reached_is_asked_again(harness: Harness) -> None:
+    await harness.set_up(f"http://127.0.0.1:{free_port()}/v1")
 
     with pytest.raises(Retryable) as caught:
-        await studio.check()
+        await harness.check()
 
     assert (caught.value.code, caught.value.accepted) == ("unreachable", False)
 
 
-async def test_a_picture_that_is_too_large_is_not_fetched_again_and_again(studio: Studio) -> None:
-    await studio.set_up(IMAGE_JOBS_MAX_IMAGE_BYTES=50_000)
+async def test_too_large_picture_is_not_fetched_again(harness: Harness) -> None:
+    await harness.set_up(IMAGE_JOBS_MAX_IMAGE_BYTES=50_000)
 
-    error = await studio.fail(**studio.api.completed(drawn(os.urandom(100_000))))
+    error = await harness.fail(**harness.api.completed(drawn(picture() + os.urandom(100_000))))
 
     assert isinstance(error, Refused)
     assert error.code == "image_too_large"
 
 
-async def test_a_wait_that_was_asked_for_is_kept_to(studio: Studio) -> None:
-    studio.api.known(ORDER)
-    studio.api.next(Answer(429, headers={"retry-after": "7"}))
+async def test_a_wait_that_was_asked_for_is_kept_to(harness: Harness) -> None:
+    harness.api.known(JOB)
+    harness.api.next(Response(429, headers={"retry-after": "7"}))
 
     with pytest.raises(Retryable) as caught:
-        await studio.check()
+        await harness.check()
 
     assert caught.value.retry_in == timedelta(seconds=7)

@@ -1,0 +1,152 @@
+"""Each status of each provider, with each kind of body, is of one class: free, unknown, or charged (design.md, Money)."""
+
+import json
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai import APIStatusError
+
+from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
+from daemon.providers import stability
+from daemon.providers.error_body import ErrorBody
+from daemon.providers.google import errors as google_errors
+from daemon.providers.midjourney.response import MIDJOURNEY, is_own
+from daemon.providers.openai import errors as openai_errors
+
+PAGE = b"<!DOCTYPE html><html><h1>Bad <b>gateway</b></h1></html>"
+OWN: dict[str, Any] = {
+    "openai": {"error": {"message": "It says why.", "type": "error", "code": None}},
+    "google": {"error": {"code": 0, "message": "It says why.", "status": "SOMETHING"}},
+    "stability": {"id": "1", "name": "something", "errors": ["It says why."]},
+    "midjourney": {"code": 9, "description": "It says why."},
+}
+FOREIGN = [
+    {"detail": "It says why."},
+    {"error": "It says why."},
+    {"message": "It says why."},
+    {"detail": [{"loc": ["body", "size"], "msg": "It says why.", "type": "value_error"}]},
+    {"title": "It says why.", "status": 400},
+]
+UNKNOWN_ALWAYS = [408, 499, 504, *range(520, 531)]
+
+
+def translated(provider: str, status: int, body: bytes, *, host: str = "127.0.0.1") -> RunError:
+    match provider:
+        case "openai":
+            request = httpx2.Request("POST", f"https://{host}/v1/images/generations")
+            response = httpx2.Response(status, content=body, request=request)
+            return openai_errors.translate(APIStatusError("", response=response, body=None), "gpt-image-2")
+        case "google":
+            return google_errors.translate(status, {}, body, "gemini-x")
+        case "stability":
+            return stability.translate(status, httpx.Headers(), body, "core")
+        case _:
+            document = ErrorBody.of(body, status)
+            return MIDJOURNEY.by_status(status, document.reason, {"status": status}, own=is_own(document))
+
+
+@pytest.mark.parametrize("provider", OWN)
+@pytest.mark.parametrize("status", [500, 501, 502, 503, 507, 599])
+def test_own_errors_of_5xx_are_free_and_give_attempts_back(provider: str, status: int) -> None:
+    error = translated(provider, status, json.dumps(OWN[provider]).encode())
+    assert isinstance(error, Retryable)
+    assert (error.own_error, error.accepted, error.charged, error.status) == (True, True, False, status)
+    assert "It says why." in error.message
+
+
+@pytest.mark.parametrize("provider", OWN)
+@pytest.mark.parametrize("status", [500, 501, 502, 503, 507, 599])
+@pytest.mark.parametrize("body", [PAGE, b"", b"upstream connect error", b'{"a": 1}', b"[]", b"\xff\xfe"])
+def test_gateways_answers_of_5xx_are_unknown(provider: str, status: int, body: bytes) -> None:
+    error = translated(provider, status, body)
+    assert isinstance(error, OutcomeUnknown)
+    assert error.status == status
+
+
+@pytest.mark.parametrize("provider", OWN)
+@pytest.mark.parametrize("status", UNKNOWN_ALWAYS)
+@pytest.mark.parametrize("own", [True, False])
+def test_timeouts_of_gateways_are_unknown(provider: str, status: int, *, own: bool) -> None:
+    error = translated(provider, status, json.dumps(OWN[provider]).encode() if own else PAGE)
+    assert isinstance(error, OutcomeUnknown)
+    assert error.status == status
+
+
+@pytest.mark.parametrize("provider", OWN)
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 415, 422, 429, 451])
+@pytest.mark.parametrize("own", [True, False])
+def test_requests_that_are_turned_down_are_free(provider: str, status: int, *, own: bool) -> None:
+    error = translated(provider, status, json.dumps(OWN[provider]).encode() if own else PAGE)
+    assert isinstance(error, Refused) or (isinstance(error, Retryable) and not error.accepted)
+    assert (error.charged, error.cost, error.status) == (False, None, status)
+
+
+@pytest.mark.parametrize("body", FOREIGN)
+@pytest.mark.parametrize("status", [400, 422, 500, 503])
+def test_foreign_error_objects_give_their_reason(body: dict[str, Any], status: int) -> None:
+    error = translated("openai", status, json.dumps(body).encode())
+    assert "It says why." in error.message
+    assert isinstance(error, Retryable if status >= 500 else Refused)
+
+
+@pytest.mark.parametrize("body", [FOREIGN[0], FOREIGN[2]])
+def test_foreign_object_at_openai_is_that_of_a_gateway(body: dict[str, Any]) -> None:
+    assert isinstance(translated("openai", 503, json.dumps(body).encode(), host="api.openai.com"), OutcomeUnknown)
+
+
+def test_refusal_with_usage_is_charged() -> None:
+    body = {**OWN["openai"], "usage": {"input_tokens": 13, "output_tokens": 100}}
+    assert translated("openai", 400, json.dumps(body).encode()).charged
+
+
+@pytest.mark.parametrize("provider", OWN)
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422, 429, 500, 502, 503, 504, 524])
+@pytest.mark.parametrize("wrapped", [None, "message", "detail"])
+def test_html_is_never_shown(provider: str, status: int, wrapped: str | None) -> None:
+    body = (
+        PAGE if wrapped is None else json.dumps({"error": {wrapped: PAGE.decode()}, "errors": [PAGE.decode()]}).encode()
+    )
+    error = translated(provider, status, body)
+    for text in (error.message, error.hint, json.dumps(error.data)):
+        assert "<" not in text
+        assert "DOCTYPE" not in text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["error", "code", "message", "status", "details", "retryDelay", "violations", "errors", "name", "usage"]
+            )
+            | st.text(max_size=3),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(provider=st.sampled_from(sorted(OWN)), status=st.integers(300, 599), body=st.binary(max_size=60) | JSON)
+def test_any_error_body_has_a_class(provider: str, status: int, body: object) -> None:
+    """Any status that is no success, with any bytes or any JSON, of each provider: a RunError, never another exception."""
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    error = translated(provider, status, text)
+    assert isinstance(error, OutcomeUnknown | Refused | Retryable)
+    assert error.status == status
+    assert isinstance(error, OutcomeUnknown) or status not in UNKNOWN_ALWAYS
+
+
+@pytest.mark.parametrize("delay", ["9" * 400 + "s", "-1s", "NaN", "1e999s", 5, None, [], {}])
+def test_any_retry_delay_of_google_is_read(delay: object) -> None:
+    body = {"error": {"status": "RESOURCE_EXHAUSTED", "message": "No.", "details": [{"retryDelay": delay}]}}
+    error = translated("google", 429, json.dumps(body).encode())
+    assert isinstance(error, Retryable)
+    assert (error.code, error.accepted) == ("rate_limited", False)
