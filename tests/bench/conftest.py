@@ -1,21 +1,20 @@
-"""Benchmarks: `tests/run --bench`. They assert nothing about speed; they print ratios, measured side by side.
+"""Fixtures of the benchmarks (`tests/run --bench`), which assert nothing about speed and print ratios, measured side by side.
 
-The server writes to disk as one in production does (fsync on).
+The server writes to disk as in production (fsync on). `db` is that of `tests/conftest.py`.
 """
 
 from collections.abc import AsyncIterator, Iterator
 
-import asyncpg
 import pytest
 
-from tests.postgres import DEFAULT, Cluster, connect
+from tests.support.postgres import DEFAULT, Cluster
 
 DURABLE = {"max_connections": "100", "shared_buffers": "256MB"}
 
 
 @pytest.fixture(scope="session")
 def durable() -> Iterator[Cluster]:
-    """A server that loses nothing in a power cut."""
+    """A server with fsync on."""
     cluster = Cluster(DEFAULT, DURABLE)
     cluster.start()
     yield cluster
@@ -27,11 +26,3 @@ async def database(durable: Cluster) -> AsyncIterator[str]:
     """The DSN of a fresh, migrated database."""
     async with durable.database() as dsn:
         yield dsn
-
-
-@pytest.fixture
-async def db(database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """A connection to `database` as `postgres`; json and jsonb are Python objects."""
-    connection = await connect(database)
-    yield connection
-    await connection.close()

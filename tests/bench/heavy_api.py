@@ -1,6 +1,6 @@
-"""One server with every form in which a picture comes back, and none of the work: what it sends is made beforehand.
+"""A server that returns images in every form of the real APIs, without their work: the bytes are made beforehand.
 
-It sends all pictures at once: the first answer starts when the last request has come.
+It sends all images at once: the first response starts when the last request has come.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tests.fakes.server import picture
-from tests.servers import scripted
+from tests.support.servers import scripted
 
 _CHUNK = 1 << 16
 _TASK = {"id": "1", "status": "SUCCESS", "progress": "100%"}
@@ -36,26 +36,26 @@ class HeavyAPI:
     """The server.
 
     Args:
-        large: The picture. Only the first answer after `expect` has a small one, so that a client can get warm.
+        large: The image. Only the first response after `expect` has a small one, so that a client can warm up.
     """
 
     def __init__(self, large: bytes) -> None:
         self.url = ""
-        self._pictures = [(image, base64.b64encode(image)) for image in (picture(), large)]
+        self._images = [(image, base64.b64encode(image)) for image in (picture(), large)]
         self.expect(1)
 
     def expect(self, count: int) -> None:
-        """After a small picture, so many large ones are asked for."""
+        """Expect one request for a small image, and then so many for large ones."""
         self._warm = False
-        self._all_there = asyncio.Barrier(count)
+        self._all_requested = asyncio.Barrier(count)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["HeavyAPI"]:
-        """Serves at `url`; the first part of a path says what is answered."""
-        async with scripted(self._answer) as self.url:
+        """Serve at `url`; the first part of a path names the form of the response."""
+        async with scripted(self._respond) as self.url:
             yield self
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         length = next((int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:")), 0)
         await reader.readexactly(length)
@@ -66,9 +66,9 @@ class HeavyAPI:
             return await _send(writer, "application/json", json.dumps(document).encode())
         if kind == "raw" and "accept: application/json" in head:
             kind = "raw-in-json"
-        image, encoded = self._pictures[self._warm]
+        image, encoded = self._images[self._warm]
         if self._warm:
-            await self._all_there.wait()
+            await self._all_requested.wait()
         self._warm = True
         if kind == "raw":
             return await _send(writer, "image/png", image)

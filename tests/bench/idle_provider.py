@@ -4,67 +4,66 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 import asyncpg
 
-from daemon.listener import Listener
-from daemon.queue import Claimed, Queue
-from daemon.turns import Turns
-from tests.postgres import wait_until
-from tests.runs import WORKFLOW, register
+from daemon.events import Event
+from daemon.queue.client import Queue
+from daemon.queue.dispatcher import Dispatcher
+from daemon.queue.listener import Listener
+from daemon.run import ClaimedRun
+from daemon.worker.outcomes import Completed
+from tests.support.postgres import wait_until
+from tests.support.runs import WORKFLOW
+from tests.support.wiring import Wiring, completed, wired
 
 Db = asyncpg.Connection
+URL = "https://example.supabase.co/storage/v1/object/public/images/workflow/run.png?v=01234567"
 
 
 class IdleProvider:
-    """Listens, takes turns, and hands each claimed run to `start`, which settles it at once unless told otherwise."""
+    """Listens, syncs, and hands each claimed run to `start`, which settles it at once unless told otherwise."""
 
-    def __init__(self, dsn: str, queue: Queue, daemon: UUID, slots: int) -> None:
+    def __init__(self, dsn: str, queue: Queue, wiring: Wiring) -> None:
         self.settled = 0
-        self.start: Callable[[Claimed], None] = self.settle
+        self.start: Callable[[ClaimedRun], None] = self.settle
+        self.signals = wiring.signals
+        self.outbox = wiring.outbox
         self._settling: set[asyncio.Task[None]] = set()
-        self.turns = Turns(
+        self.dispatcher = Dispatcher(
             queue,
-            daemon=lambda: daemon,
-            slots=slots,
+            wiring.identity,
+            wiring.signals,
+            wiring.outbox,
+            unreachable=wiring.unreachable,
+            slots=wiring.slots,
             start=self._on_claimed,
-            lost=lambda _: None,
-            fenced=_never_fenced,
-        )
-        self.listener = Listener(
-            dsn,
-            daemon=lambda: daemon,
-            wake=self.turns.wake,
-            connected=self.turns.look_closely,
             drop=lambda _: None,
         )
+        self.listener = Listener(dsn, wiring.identity, wiring.signals, drop=lambda _: None)
 
-    def _on_claimed(self, run: Claimed) -> None:
+    def _on_claimed(self, run: ClaimedRun) -> None:
         self.start(run)
 
-    def settle(self, run: Claimed) -> None:
-        """Writes back that the image is there."""
+    def settle(self, run: ClaimedRun) -> None:
+        """Write back that the image is there."""
         task = asyncio.create_task(self._settle(run))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
-    async def _settle(self, run: Claimed) -> None:
-        assert await self.turns.settle(run, done()) == "settled"
+    async def _settle(self, run: ClaimedRun) -> None:
+        assert await self.outbox.settle(run, outcome()) == "settled"
         self.settled += 1
-
-
-async def _never_fenced(_: UUID) -> None:
-    raise AssertionError
 
 
 @asynccontextmanager
 async def idle_provider(dsn: str, *, slots: int, accepting: bool = True) -> AsyncIterator[IdleProvider]:
-    """Such a daemon, for as long as the block lasts."""
+    """Run such a daemon for as long as the block lasts."""
     async with Queue(dsn) as queue:
-        it = IdleProvider(dsn, queue, await register(queue, slots=slots), slots)
-        it.turns.accepting = accepting
-        tasks = [asyncio.create_task(it.listener.run()), asyncio.create_task(it.turns.run())]
+        it = IdleProvider(dsn, queue, await wired(queue, slots=slots))
+        it.dispatcher.accepting = accepting
+        tasks = [asyncio.create_task(it.listener.run()), asyncio.create_task(it.dispatcher.run())]
         try:
             await wait_until(lambda: it.listener.hears)
             yield it
@@ -74,28 +73,18 @@ async def idle_provider(dsn: str, *, slots: int, accepting: bool = True) -> Asyn
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def done() -> dict[str, Any]:
-    """A settlement with what a real one has: two events, a payload, timings."""
-    url = "https://example.supabase.co/storage/v1/object/public/images/workflow/run.png?v=01234567"
-    return {
-        "outcome": "completed",
-        "payload": {
-            "imageUrl": url,
-            "thumbnailUrl": url.replace(".png", ".thumb.webp"),
-            "width": 1024,
-            "height": 1024,
-            "contentType": "image/png",
-            "bytes": 1_234_567,
-            "model": "painter",
-            "requestedModel": "painter",
-            "cost": 0.04,
-            "timings": {"queuedMs": 3, "generateMs": 9000, "storeMs": 300},
-        },
-        "events": [
-            {"kind": "log", "payload": {"event": "generated", "message": "The provider made the image."}},
-            {"kind": "log", "payload": {"event": "stored", "message": "Stored.", "data": {"uploadTries": 1}}},
-        ],
-    }
+def outcome() -> Completed:
+    """Return an outcome with all parts of a real one: two events, a payload, timings."""
+    generated = Event("generated", "The provider made the image.")
+    return completed(URL, cost=0.04, events=[generated, Event("stored", "Stored.", data={"uploadTries": 1})])
+
+
+def settlement() -> dict[str, Any]:
+    """Return the JSON of such an outcome; its events get their ids in the database."""
+    body = outcome().to_json()
+    for event in body["events"]:
+        del event["id"]
+    return body
 
 
 async def insert_with_nodes(db: Db, count: int, label: str, *, workflows: int = 20) -> None:
@@ -110,8 +99,8 @@ async def insert_with_nodes(db: Db, count: int, label: str, *, workflows: int = 
         workflows,
         count,
     )
-    while await db.fetchval("select exists (select from private.stale_nodes)"):
-        await db.execute("select private.refresh_stale_nodes()")
+    while await db.fetchval("select exists (select from image_jobs.stale_nodes)"):
+        await db.execute("select image_jobs.refresh_stale_nodes()")
     await db.execute(
         """insert into runs (kind, subject_id, status, processor, metadata)
         select 'image_gen', ($2::uuid[])[1 + n % $3], 'pending', 'demo:painter', jsonb_build_object(

@@ -1,4 +1,4 @@
-"""What a benchmark prints."""
+"""Tables and percentiles of the benchmarks."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table: the first column says what, the others how much."""
+    """Print a table: names in the first column, numbers in the others."""
     it = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         it.add_column(column, justify="right" if number else "left")
@@ -17,6 +17,6 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which so many of them are."""
+    """The value below which that share of the values lies."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]

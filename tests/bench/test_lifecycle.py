@@ -1,4 +1,4 @@
-"""Runs a second: the daemon beside pgbench, which calls the same functions from C and does nothing else."""
+"""Runs a second: the daemon beside a baseline, pgbench, which calls the same functions from C and does nothing else."""
 
 import asyncio
 import json
@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import asyncpg
 
-from daemon.queue import Queue
-from tests.bench.idle_provider import done, idle_provider, insert_with_nodes
+from daemon.queue.client import Queue
+from tests.bench.idle_provider import idle_provider, insert_with_nodes, settlement
 from tests.bench.report import table
-from tests.postgres import Cluster, wait_until
-from tests.runs import register
+from tests.support.postgres import Cluster, wait_until
+from tests.support.runs import register
 
 Db = asyncpg.Connection
 
@@ -23,7 +23,7 @@ RUNS = 2000
 BATCH = 100
 ROUNDS = 3
 
-# Claims a batch and settles it: what a daemon does in one turn, in one transaction as there.
+# Claim a batch and settle it, as a daemon's sync does, in one transaction as there.
 LIFECYCLE = """
 create schema bench;
 create table bench.daemons (client integer primary key, id uuid not null);
@@ -33,13 +33,13 @@ declare
   v_settlements jsonb;
 begin
   select jsonb_agg(p_done || jsonb_build_object('id', t.run ->> 'id', 'claim', t.run -> 'claim')) into v_settlements
-  from private.turn(v_daemon, p_batch, false, '[]', '[]', null, null) t where t.part = 'claimed';
-  perform private.turn(v_daemon, 0, false, coalesce(v_settlements, '[]'), '[]', null, null);
+  from image_jobs.sync(v_daemon, p_batch, false, '[]', '[]', null, null) t where t.part = 'claimed';
+  perform image_jobs.sync(v_daemon, 0, false, coalesce(v_settlements, '[]'), '[]', null, null);
 end $$;
 """
 
 
-async def test_whole_lifecycles_a_second_beside_pgbench(durable: Cluster, database: str, db: Db) -> None:
+async def test_lifecycles_a_second_beside_pgbench(durable: Cluster, database: str, db: Db) -> None:
     await db.execute(LIFECYCLE)
     async with Queue(database) as queue:
         for client in range(4):
@@ -56,27 +56,27 @@ async def test_whole_lifecycles_a_second_beside_pgbench(durable: Cluster, databa
     ours = median(rates["daemon"])
     table(
         f"Whole lifecycles a second ({RUNS} runs with a node and 5 events each, batches of {BATCH})",
-        ("", "runs/s", "the daemon has"),
+        ("", "runs/s", "daemon, ratio"),
         [(name, f"{median(found):.0f}", f"{ours / median(found):.2f} x") for name, found in rates.items()],
     )
 
 
 async def daemon(dsn: str) -> float:
-    """Seconds for all pending runs, with as many in a batch as pgbench has."""
+    """Complete all pending runs, with batches as large as pgbench's. Returns the seconds."""
     async with idle_provider(dsn, slots=BATCH, accepting=False) as it:
         started = time.perf_counter()
-        it.turns.accepting = True
-        it.turns.wake()
+        it.dispatcher.accepting = True
+        it.signals.wake()
         await wait_until(lambda: it.settled == RUNS, timeout=60)
         return time.perf_counter() - started
 
 
 async def pgbench(cluster: Cluster, dsn: str, clients: int) -> float:
-    """Seconds for all pending runs, without the time to connect."""
+    """Complete all pending runs. Returns the seconds, without the time to connect."""
     transactions = RUNS // BATCH // clients
     with tempfile.TemporaryDirectory() as home:
         script = Path(home) / "lifecycle.sql"
-        body = json.dumps(done()).replace("'", "''").replace(":", " :")
+        body = json.dumps(settlement()).replace("'", "''").replace(":", " :")
         script.write_text(f"select bench.lifecycle(:client_id, {BATCH}, '{body}');\n".replace('" :', '" : '))
         process = await asyncio.create_subprocess_exec(
             cluster.server.bin_dir / "pgbench", "-n", "-f", script, "-c", str(clients), "-j", "1",
@@ -90,7 +90,7 @@ async def pgbench(cluster: Cluster, dsn: str, clients: int) -> float:
     return transactions * clients / float(rate[1])
 
 
-async def test_runs_a_second_by_the_size_of_a_batch(database: str, db: Db) -> None:
+async def test_runs_a_second_by_batch_size(database: str, db: Db) -> None:
     sizes = {1: 200, 10: 800, 100: 2000, 400: 2000}
     rates: dict[int, list[float]] = {size: [] for size in sizes}
     async with Queue(database) as queue:
@@ -100,15 +100,15 @@ async def test_runs_a_second_by_the_size_of_a_batch(database: str, db: Db) -> No
                 await insert_with_nodes(db, runs, uuid4().hex)
                 await db.execute("analyze")
                 started = time.perf_counter()
-                turned = await queue.turn(me, slots=size)
-                while turned.claimed:
-                    settlements = [{**done(), "id": run.id, "claim": run.claim} for run in turned.claimed]
-                    turned = await queue.turn(me, slots=size, settlements=settlements)
+                synced = await queue.sync(me, slots=size)
+                while synced.claimed:
+                    settlements = [{**settlement(), "id": run.id, "claim": run.claim} for run in synced.claimed]
+                    synced = await queue.sync(me, slots=size, settlements=settlements)
                 rates[size].append(runs / (time.perf_counter() - started))
                 assert await db.fetchval("select count(*) from runs where status <> 'completed'") == 0
     slowest = median(rates[1])
     table(
-        "Runs a second by the size of a batch (one connection, one turn after the other)",
+        "Runs a second by the size of a batch (one connection, one sync after the other)",
         ("batch", "runs/s", "ratio"),
         [(str(size), f"{median(found):.0f}", f"{median(found) / slowest:.1f} x") for size, found in rates.items()],
     )

@@ -1,4 +1,4 @@
-"""What 64 pictures of 24 MiB take in memory while they come in, all at once, in each form that we know."""
+"""Memory of a process that receives 64 images of 24 MiB at once, in each form that the APIs have."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.bench.heavy_api import HeavyAPI
 from tests.bench.report import table
-from tests.postgres import ROOT
+from tests.support.postgres import ROOT
 
 COUNT = 64
 PLAIN_COUNT = 16
@@ -31,14 +31,14 @@ FORMS = [
 
 
 def noise() -> bytes:
-    """A real picture of 24 MiB."""
+    """A real image of 24 MiB."""
     file = BytesIO()
     Image.frombytes("RGB", (EDGE, EDGE), os.urandom(3 * EDGE * EDGE)).save(file, "PNG", compress_level=0)
     return file.getvalue()
 
 
-async def grown(api: HeavyAPI, size: int, *form: str, count: int) -> int:
-    """Bytes of memory above those of a process that has received one small picture."""
+async def measure_growth(api: HeavyAPI, size: int, *form: str, count: int) -> int:
+    """Measure bytes of memory above those of a process that has received one small image."""
     api.expect(count)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.bench.memory_probe", *form, api.url, str(count)),
@@ -52,13 +52,15 @@ async def grown(api: HeavyAPI, size: int, *form: str, count: int) -> int:
     return found["peak"] - found["idle"]
 
 
-async def test_64_pictures_of_24_mib_at_once() -> None:
+async def test_memory_of_64_images_of_24_mib() -> None:
     large = noise()
     rows: list[tuple[str, ...]] = []
     async with HeavyAPI(large).serving() as api:
         for title, provider, kind in FORMS:
-            ours = await grown(api, len(large), "ours", provider, kind, count=COUNT)
-            plain = await grown(api, len(large), "plain", provider, kind, count=PLAIN_COUNT) * COUNT / PLAIN_COUNT
+            ours = await measure_growth(api, len(large), "ours", provider, kind, count=COUNT)
+            plain = (
+                await measure_growth(api, len(large), "plain", provider, kind, count=PLAIN_COUNT) * COUNT / PLAIN_COUNT
+            )
             rows.append(
                 (
                     title,
@@ -68,7 +70,7 @@ async def test_64_pictures_of_24_mib_at_once() -> None:
                 )
             )
     table(
-        f"MiB above the idle process, {COUNT} pictures of {len(large) / MIB:.0f} MiB "
+        f"MiB above the idle process, {COUNT} images of {len(large) / MIB:.0f} MiB "
         f"(plain: {PLAIN_COUNT} measured, times {COUNT // PLAIN_COUNT})",
         ("", "ours", "plain", "ours, per byte", "plain, per byte", "less by"),
         rows,

@@ -1,4 +1,4 @@
-"""How long a provider waits for its answer: a call of nothing, an insert, and a delivery that is verified and kept."""
+"""Latency of a webhook that is verified and kept, beside two baselines: an RPC that does nothing, and one that inserts."""
 
 import asyncio
 import json
@@ -11,17 +11,17 @@ import asyncpg
 import pytest
 
 from tests.bench.report import percentile, table
-from tests.postgres import connect, signed_in
-from tests.webhooks import SECRET, signed
+from tests.support.postgres import connect, signed_in
+from tests.support.webhooks import SECRET, signed
 
 Db = asyncpg.Connection
 
 SAMPLES = 400
 FEW, MANY = 1_000, 100_000
 FLOOD = 4
-"""Connections over which refused calls come, each as fast as it is answered."""
+"""Connections that send refused calls one after the other."""
 
-LEAST = """
+BASELINES = """
 create table public.kept (id bigint generated always as identity primary key, body text);
 create function public.nothing(json) returns jsonb language sql volatile
 as $$ select jsonb_build_object('received', true) $$;
@@ -32,25 +32,25 @@ RUNS = """
 insert into runs (id, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt, max_attempts,
   claim, ticket, provider_job_id, created_at, updated_at, lane)
 select 'old_' || n, 'image_gen', md5((n % 100)::text)::uuid, 'running', 'openai:gpt-image-2',
-  '{"promptSpec": {"basePrompt": "a red fox"}}', 0, 0, now() + interval '1 hour', 1, 3, nextval('private.claims'),
-  nextval('private.tickets'), 'order_' || n, now(), now(), 'openai'
+  '{"promptSpec": {"basePrompt": "a red fox"}}', 0, 0, now() + interval '1 hour', 1, 3, nextval('image_jobs.claims'),
+  nextval('image_jobs.tickets'), 'job_' || n, now(), now(), 'openai'
 from generate_series(1, $1) n
 """
 DELIVERIES = """
-insert into private.webhook_deliveries (provider, delivery_id, provider_job_id, type, body, received_at)
+insert into image_jobs.webhook_deliveries (provider, delivery_id, provider_job_id, type, body, received_at)
 select 'openai', 'old_' || n, 'unknown_' || n, 'response.completed', $2, now() from generate_series(1, $1) n
 """
 numbers = count(1)
 
 
 def body(size: int = 0) -> str:
-    """A delivery about one of the runs that are there in every scene, padded."""
-    order = f"order_{next(numbers) % FEW}"
-    return json.dumps({"type": "response.completed", "data": {"id": order}, "text": "word " * (size // 5)})
+    """A padded delivery for one of the runs that exist in every scene."""
+    job = f"job_{next(numbers) % FEW}"
+    return json.dumps({"type": "response.completed", "data": {"id": job}, "text": "word " * (size // 5)})
 
 
 async def call(db: Db, function: str, text: str, headers: Mapping[str, str]) -> float:
-    """Seconds that PostgREST takes for a call, without its own."""
+    """Call a function as PostgREST does. Returns the seconds in the database."""
     started = time.perf_counter()
     async with signed_in(db, role="anon"):
         await db.execute("select set_config('request.headers', $1, true)", json.dumps(dict(headers)))
@@ -62,7 +62,7 @@ async def call(db: Db, function: str, text: str, headers: Mapping[str, str]) -> 
 
 
 async def fill(dsn: str, many: int) -> None:
-    """So many parked runs and kept deliveries, past the triggers."""
+    """Insert so many parked runs and kept deliveries, past the triggers."""
     sudo = await connect(dsn.replace("postgres@", "supabase_admin@"))
     await sudo.execute("set session_replication_role = replica")
     await sudo.execute(RUNS, many)
@@ -73,21 +73,21 @@ async def fill(dsn: str, many: int) -> None:
 
 @asynccontextmanager
 async def flood(dsn: str) -> AsyncIterator[list[float]]:
-    """Calls that are refused, as fast as they are answered; how long each took."""
-    took: list[float] = []
+    """Send refused calls without pause. Yields the seconds that each took."""
+    durations: list[float] = []
     text = body()
     wrong = signed(text) | {"webhook-signature": "v1,AAAA"}
 
-    async def pour() -> None:
+    async def send() -> None:
         db = await connect(dsn)
         try:
             while True:
-                took.append(await call(db, "webhook_openai", text, wrong))
+                durations.append(await call(db, "webhook_openai", text, wrong))
         finally:
             db.terminate()
 
-    tasks = [asyncio.create_task(pour()) for _ in range(FLOOD)]
-    yield took
+    tasks = [asyncio.create_task(send()) for _ in range(FLOOD)]
+    yield durations
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -96,34 +96,34 @@ async def flood(dsn: str) -> AsyncIterator[list[float]]:
 @pytest.mark.parametrize(
     ("many", "size", "flooded"), [(FEW, 0, False), (FEW, 65_536, False), (MANY, 0, False), (MANY, 0, True)]
 )
-async def test_a_delivery_is_verified_and_kept(database: str, db: Db, many: int, size: int, flooded: bool) -> None:
-    await db.execute(LEAST)
-    await db.execute("select private.set_webhook_secrets($1)", {"openai": [SECRET]})
-    took: dict[str, list[float]] = {"nothing": [], "insert": [], "webhook_openai": []}
+async def test_delivery_is_verified_and_kept(database: str, db: Db, many: int, size: int, flooded: bool) -> None:
+    await db.execute(BASELINES)
+    await db.execute("select image_jobs.set_webhook_secrets($1)", {"openai": [SECRET]})
+    durations: dict[str, list[float]] = {"nothing": [], "insert": [], "webhook_openai": []}
     async with AsyncExitStack() as stack:
         await fill(database, many)
         refused = await stack.enter_async_context(flood(database)) if flooded else []
         for number in range(SAMPLES):
             text = body(size)
             headers = signed(text, message=f"msg_{number}")
-            for function, seconds in took.items():
+            for function, seconds in durations.items():
                 seconds.append(await call(db, function, text, headers))
-    counted = await db.fetchrow("select sum(accepted), sum(duplicates), sum(refused) from private.webhook_counters")
+    counted = await db.fetchrow("select sum(accepted), sum(duplicates), sum(refused) from image_jobs.webhook_counters")
     assert counted is not None
     assert (counted[0], counted[1]) == (SAMPLES, 0)
     rows = [
-        ("an RPC that does nothing", took["nothing"]),
-        ("an RPC that inserts a row", took["insert"]),
-        ("webhook_openai", took["webhook_openai"]),
+        ("baseline: an RPC that does nothing", durations["nothing"]),
+        ("baseline: an RPC that inserts a row", durations["insert"]),
+        ("webhook_openai", durations["webhook_openai"]),
     ]
     if refused:
         rows.append((f"a refused one, {FLOOD} at once", refused))
     ratios = [
         (
             f"ratio to {name}",
-            *(f"{percentile(took['webhook_openai'], p) / percentile(least, p):.1f} x" for p in (50, 99)),
+            *(f"{percentile(durations['webhook_openai'], p) / percentile(least, p):.1f} x" for p in (50, 99)),
         )
-        for name, least in (("nothing", took["nothing"]), ("an insert", took["insert"]))
+        for name, least in (("nothing", durations["nothing"]), ("an insert", durations["insert"]))
     ]
     table(
         f"Milliseconds of a webhook of {size or 100:,} bytes for one of {many:,} runs"

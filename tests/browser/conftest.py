@@ -1,4 +1,4 @@
-"""Chromium in front of a real `image-jobs dev`: what the tests here see is what its user sees."""
+"""Chromium in front of a real `image-jobs dev`."""
 
 import shutil
 import tempfile
@@ -12,14 +12,14 @@ import asyncpg
 import pytest
 from playwright.async_api import Browser
 
-from tests.browser.window import Window, chromium, database, opened
-from tests.devs import running
-from tests.postgres import free_port
+from tests.support.dev_process import running
+from tests.support.postgres import free_port
+from tests.support.window import Window, chromium, database, opened
 
 
 @pytest.fixture(scope="session")
 def directory() -> Iterator[Path]:
-    """One that `nobody` can reach: as root Postgres is `nobody`."""
+    """A directory that the user `nobody` can reach: as root, Postgres runs as `nobody`."""
     path = Path(tempfile.mkdtemp(prefix="image-jobs-canvas-"))
     path.chmod(0o755)
     yield path
@@ -28,7 +28,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 async def url(directory: Path) -> AsyncIterator[str]:
-    """Of the canvas."""
+    """Start dev, and return the address of the canvas."""
     port = free_port()
     async with running(directory, port, "--data", "data"):
         yield f"http://127.0.0.1:{port}/canvas"
@@ -42,7 +42,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def open_window(browser: Browser) -> AsyncIterator[Callable[..., Any]]:
-    """Opens a window of somebody's; at the end no window may have had anything to complain about in its console."""
+    """Open a window. At the end no window may have errors or warnings in its console."""
     async with AsyncExitStack() as windows:
 
         async def open_one(address: str, **options: Any) -> Window:
@@ -53,12 +53,12 @@ async def open_window(browser: Browser) -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture
 async def db(url: str, directory: Path) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """The database behind the canvas."""
+    """Connect to the database behind the canvas."""
     async with database(directory / "data") as connection:
         yield connection
 
 
 @pytest.fixture
 async def window(url: str, open_window: Callable[..., Any]) -> Window:
-    """A new workflow, with nothing in it."""
+    """Open a new, empty workflow."""
     return await open_window(f"{url}#{uuid4()}")

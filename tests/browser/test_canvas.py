@@ -1,4 +1,4 @@
-"""What somebody does at the canvas, and sees."""
+"""The canvas as its user sees it: generating, failures, edits, several windows, full size, settings."""
 
 import json
 import re
@@ -12,8 +12,8 @@ import pytest
 from playwright.async_api import expect
 
 from daemon.providers import models
-from tests.browser.window import difference, put
-from tests.postgres import wait_until
+from tests.support.postgres import wait_until
+from tests.support.window import difference, put
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -25,8 +25,8 @@ async def fetch(address: str) -> bytes:
         return (await client.get(address)).raise_for_status().content
 
 
-async def test_on_my_first_visit_there_is_an_image(url, open_window: Open):
-    window = await open_window(url.removesuffix("/canvas"))  # whoever leaves the path out gets there too
+async def test_the_first_visit_shows_an_image(url, open_window: Open):
+    window = await open_window(url.removesuffix("/canvas"))  # the root redirects to the canvas
     node = window.node("A red fox in a birch wood")
     await window.has_image(node)
     await window.connected()
@@ -34,16 +34,16 @@ async def test_on_my_first_visit_there_is_an_image(url, open_window: Open):
     await window.keep_screenshot("first-visit")
 
 
-async def test_an_empty_canvas_asks_what_it_should_show(window):
+async def test_an_empty_canvas_asks_for_a_prompt(window):
     await window.keep_screenshot("empty")
     await window.page.get_by_label("Prompt").fill("A quiet harbour in the fog")
     await window.page.keyboard.press("Enter")
     node = window.node("A quiet harbour in the fog")
-    await expect(node.get_by_role("progressbar")).to_be_visible(timeout=4_000)  # its founder is let in at once
+    await expect(node.get_by_role("progressbar")).to_be_visible(timeout=4_000)  # the first member joins at once
     await window.has_image(node)
 
 
-async def test_i_describe_an_image_watch_it_come_and_it_is_the_stored_one(window):
+async def test_progress_grows_and_the_shown_image_is_the_stored_one(window):
     node = await window.add("A lighthouse at dusk")
     bars: list[int] = []
 
@@ -84,7 +84,7 @@ async def test_twelve_images_at_once(window, db):
     await window.keep_screenshot("twelve")
 
 
-async def test_i_see_the_image_while_it_forms(window, db):
+async def test_previews_are_shown_while_the_image_forms(window, db):
     await put(db, window.workflow, "Mountains under a green aurora", slow=5)
     await window.page.reload()
     node = window.node("Mountains under a green aurora")
@@ -99,7 +99,7 @@ async def test_i_see_the_image_while_it_forms(window, db):
     assert ".thumb." in await window.has_image(node)
 
 
-async def test_a_failure_says_why_and_retry_makes_it_good(window, db):
+async def test_a_failure_shows_its_reason_and_can_be_retried(window, db):
     await put(db, window.workflow, "A dragon over the village", refuse="The painter does not paint dragons.")
     await window.page.reload()
     node = window.node("A dragon over the village")
@@ -117,7 +117,7 @@ async def test_a_failure_says_why_and_retry_makes_it_good(window, db):
     assert await db.fetchval("select count(*) from runs where subject_id = $1", window.workflow) == 1
 
 
-async def test_what_is_refused_at_once_is_said_in_a_toast(window, db):
+async def test_a_refused_insert_is_shown_in_a_toast(window, db):
     await put(db, window.workflow, "A field")
     await db.execute(
         'update workflow_nodes set node_data = node_data || \'{"model": "a b"}\' where workflow_id = $1',
@@ -126,10 +126,10 @@ async def test_what_is_refused_at_once_is_said_in_a_toast(window, db):
     await window.page.reload()
     await window.button("Generate").first.click()
     await expect(window.toast).to_contain_text("processor must name a provider and a model.")
-    window.complaints.clear()  # the browser's own line about the status 400
+    window.console_errors.clear()  # the browser's own line about the status 400
 
 
-async def test_what_it_waits_for_counts_down(window, db):
+async def test_the_wait_for_a_retry_counts_down(window, db):
     await put(db, window.workflow, "Snow on the pass", throttle=4, times=1)
     await window.page.reload()
     node = window.node("Snow on the pass")
@@ -140,7 +140,7 @@ async def test_what_it_waits_for_counts_down(window, db):
     await window.has_image(node)
 
 
-async def test_i_cancel_what_takes_too_long(window, db):
+async def test_a_hanging_run_can_be_cancelled(window, db):
     await put(db, window.workflow, "A wait without end", hang=True)
     await window.page.reload()
     node = window.node("A wait without end")
@@ -174,7 +174,7 @@ async def moved(node: Any, before: Any) -> bool:
     return abs(now["x"] - before["x"]) > 20 or abs(now["y"] - before["y"]) > 20
 
 
-async def test_dragging_writes_the_position_and_harms_nothing(window, db):
+async def test_dragging_writes_the_position_alone(window, db):
     await put(db, window.workflow, "A windmill", slow=3)
     await window.page.reload()
     node = window.node("A windmill")
@@ -192,22 +192,22 @@ async def settled(db: Any, query: str, workflow: str) -> bool:
     return (await db.fetchval(query, workflow)) != {"x": 0, "y": 0}
 
 
-async def test_a_stranger_sees_nothing_and_can_do_nothing(url, window, open_window: Open, db):
+async def test_a_non_member_sees_nothing_and_can_change_nothing(url, window, open_window: Open, db):
     await put(db, window.workflow, "Something private")
     stranger = await open_window(f"{url}?as={uuid4()}#{window.workflow}")
-    await expect(stranger.page.get_by_role("heading", name="What should it show?")).to_be_visible()
-    await expect(stranger.page.locator(".connection")).to_have_text("No access", timeout=20_000)
-    assert await stranger.nodes.count() == 0
-    await stranger.page.get_by_label("Prompt").fill("A trespass")
-    await stranger.page.keyboard.press("Enter")
-    await expect(stranger.toast.first).to_be_visible()
+    await expect(stranger.page.get_by_role("heading", name="You have no access to this canvas.")).to_be_visible()
+    await expect(stranger.page.locator(".connection")).to_have_text("No access")
+    await expect(stranger.page.get_by_label("Prompt")).to_have_count(0)
+    await expect(stranger.button("Share")).to_have_count(0)
+    await expect(stranger.button("New").first).to_be_disabled()
+    await stranger.page.keyboard.press("n")
     await expect(stranger.nodes).to_have_count(0)
     assert await db.fetchval("select count(*) from workflow_nodes where workflow_id = $1", window.workflow) == 1
     assert await db.fetchval("select count(*) from runs where subject_id = $1", window.workflow) == 0
-    stranger.complaints.clear()  # the browser's own lines about the status 403
+    stranger.console_errors.clear()  # the browser's own lines about the status 403
 
 
-async def test_i_reload_in_the_middle_and_miss_nothing(window, db):
+async def test_reloading_during_a_run_loses_nothing(window, db):
     await put(db, window.workflow, "A long road", slow=4)
     await window.page.reload()
     await window.button("Generate").first.click()
@@ -217,7 +217,7 @@ async def test_i_reload_in_the_middle_and_miss_nothing(window, db):
     await window.has_image(window.node("A long road"))
 
 
-async def test_i_delete_a_node_and_take_it_back(window, db):
+async def test_deleting_a_node_can_be_undone(window, db):
     await put(db, window.workflow, "A pier")
     await window.page.reload()
     node = window.node("A pier")
@@ -226,18 +226,18 @@ async def test_i_delete_a_node_and_take_it_back(window, db):
     await node.locator("..").click(position={"x": 4, "y": 4})
     await window.page.keyboard.press("Delete")
     await expect(node).to_have_count(0)
-    await wait_until(lambda: gone(db, window.workflow))
+    await wait_until(lambda: deleted(db, window.workflow))
     await window.button("Undo").click()
     assert await window.has_image(node) == image
     await window.page.reload()
     assert await window.has_image(node) == image
 
 
-async def gone(db: Any, workflow: str) -> bool:
+async def deleted(db: Any, workflow: str) -> bool:
     return await db.fetchval("select not exists (select from workflow_nodes where workflow_id = $1)", workflow)
 
 
-async def test_full_size_with_its_facts_a_download_and_the_next_one(window, db):
+async def test_full_size_shows_facts_a_download_and_the_next_one(window, db):
     await put(db, window.workflow, "A castle", "A cottage")
     await window.page.reload()
     await window.button("Generate all").click()
@@ -273,11 +273,13 @@ async def test_every_setting_of_the_model_reaches_the_run(window, db):
     assert spec == {"basePrompt": "A tower", "aspectRatio": "16:9", "seed": 7, "negativePrompt": "people"}
 
 
-async def test_what_can_be_chosen_is_what_the_model_can_do(window, db):
-    """The other providers' models are published, though nobody here has a key for them."""
+async def test_settings_offer_only_features_of_the_model(window, db):
+    """Models of other providers are published here without a key for them."""
     for name in ("openai", "google"):
         offered = [{"provider": name, "model": each.name, **asdict(each)} for each in models(name)]
-        await db.execute("select private.publish_models($1, $2::text::jsonb)", name, json.dumps(offered, default=str))
+        await db.execute(
+            "select image_jobs.publish_models($1, $2::text::jsonb)", name, json.dumps(offered, default=str)
+        )
     await window.page.reload()
     node = await window.add("A tower")
     await node.get_by_role("button", name="Model and settings").click()
@@ -309,10 +311,10 @@ async def test_what_can_be_chosen_is_what_the_model_can_do(window, db):
     await node.get_by_role("button", name="Generate").click()
     query = "select metadata #>> '{promptSpec,quality}' from runs where subject_id = $1"
     assert await wait_until(lambda: db.fetchval(query, window.workflow)) == "hd"
-    await db.execute("delete from private.models where provider <> 'demo'")
+    await db.execute("delete from image_jobs.models where provider <> 'demo'")
 
 
-async def test_light_and_dark_as_the_system_has_it_until_i_choose(url, open_window: Open):
+async def test_the_theme_follows_the_system_until_one_is_chosen(url, open_window: Open):
     window = await open_window(f"{url}#{uuid4()}", color_scheme="dark")
     page = window.page.locator("html")
     await expect(page).to_have_css("color-scheme", "dark")

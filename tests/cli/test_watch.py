@@ -1,4 +1,4 @@
-"""`image-jobs watch` as a process, in front of the stand-in: what it prints, and how it ends or does not."""
+"""`image-jobs watch` as a process, in front of the stand-in: its output, errors, reconnects."""
 
 import asyncio
 import json
@@ -16,10 +16,10 @@ from uuid import uuid4
 import pytest
 
 from daemon.dev.canvas import VISITOR, WORKFLOW
-from tests import devs
-from tests.commands import ImageJobs
-from tests.dev.realtime_project import USER, Project, running
-from tests.postgres import Cluster, connect, free_port, wait_until
+from tests.support import dev_process
+from tests.support.commands import ImageJobs
+from tests.support.postgres import Cluster, connect, free_port, wait_until
+from tests.support.realtime_project import USER, Project, running
 
 HERE = str(uuid4())
 OUTAGE = 60
@@ -32,13 +32,8 @@ async def project(postgres: Cluster) -> AsyncIterator[Project]:
         yield one
 
 
-@pytest.fixture
-def image_jobs(tmp_path) -> ImageJobs:
-    return ImageJobs(tmp_path)
-
-
 class Watching:
-    """A command that goes on, and what it has said so far."""
+    """A running command, and its output so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -53,7 +48,7 @@ class Watching:
         await asyncio.gather(read(self.process.stdout, self.out), read(self.process.stderr, self.err))
 
     async def says(self, pattern: str, timeout: float = 20) -> str:
-        """Waits for a line, which may be there already."""
+        """Wait for a line, which may be there already."""
 
         def found() -> str | None:
             return next((line for line in self.out + self.err if re.search(pattern, line)), None)
@@ -65,7 +60,7 @@ class Watching:
 
 @asynccontextmanager
 async def watching(image_jobs: ImageJobs, *arguments: str, **environment: str) -> AsyncIterator[Watching]:
-    """Watches until the end of the block, and is then ended by Ctrl-C."""
+    """Run `watch` for as long as the context lasts, then end it by Ctrl-C."""
     process = await image_jobs.start("watch", *arguments, **environment)
     it = Watching(process)
     reading = asyncio.create_task(it.read())
@@ -117,7 +112,7 @@ async def test_a_line_for_each_node_and_one_for_each_change(project, image_jobs)
         await watch.says("  a  cancelled")
         await put(project.db, "b")
         await watch.says("  b  new$")
-        await put(project.db, "elsewhere", str(uuid4()))
+        await put(project.db, "another", str(uuid4()))
         await project.db.execute("delete from workflow_nodes where id = 'a'")
         await watch.says("  a  deleted$")
     assert [line.split()[1:3] for line in watch.out] == [
@@ -134,20 +129,20 @@ async def test_json_has_a_line_for_each_change(project, image_jobs):
         await put(project.db, "a")
         run = await start(project.db, "a")
         await watch.says("pending")
-    said = [json.loads(line) for line in watch.out]
-    assert [each.get("status") for each in said] == [None, "pending"]
-    assert said[1] == {
+    lines = [json.loads(line) for line in watch.out]
+    assert [each.get("status") for each in lines] == [None, "pending"]
+    assert lines[1] == {
         "node": "a",
-        "version": said[1]["version"],
+        "version": lines[1]["version"],
         "deleted": False,
         "status": "pending",
         "progress": 0,
         "runId": run,
     }
-    assert said[1]["version"] > said[0]["version"]
+    assert lines[1]["version"] > lines[0]["version"]
 
 
-async def test_a_node_with_more_than_fits_into_a_message_is_followed_all_the_same(project, image_jobs):
+async def test_a_node_larger_than_a_message_is_followed(project, image_jobs):
     await put(project.db, "a")
     await project.db.execute(
         "update workflow_nodes set node_data = jsonb_build_object('notes', repeat('many words ', 2000))"
@@ -157,7 +152,7 @@ async def test_a_node_with_more_than_fits_into_a_message_is_followed_all_the_sam
         await watch.says("  a  pending")
 
 
-async def test_more_nodes_than_one_answer_holds_are_all_there(project, image_jobs):
+async def test_nodes_of_several_pages_are_all_listed(project, image_jobs):
     await project.db.execute(
         "insert into workflow_nodes (id, workflow_id, node_type, node_data) "
         "select 'node ' || n, $1, 'image', '{}' from generate_series(1, 1001) n",
@@ -177,7 +172,7 @@ async def test_a_member_sees_what_the_workflow_shows(project, image_jobs):
         await watch.says("  a  pending")
 
 
-async def test_a_stranger_is_told_and_sees_nothing(project, image_jobs):
+async def test_a_non_member_is_refused_and_sees_nothing(project, image_jobs):
     await put(project.db, "a")
     done = await image_jobs("watch", HERE, **member(project, project.token(str(uuid4()))))
     assert (done.code, done.out) == (1, "")
@@ -185,14 +180,14 @@ async def test_a_stranger_is_told_and_sees_nothing(project, image_jobs):
     assert "--token, or IMAGE_JOBS_TOKEN" in done.err
 
 
-async def test_a_token_that_has_expired_is_no_reason_to_try_for_ever(project, image_jobs):
+async def test_an_expired_token_is_not_retried(project, image_jobs):
     done = await image_jobs("watch", HERE, **member(project, project.token(exp=int(time.time()) - 60)))
     assert (done.code, done.out) == (1, "")
     assert "expired" in done.err
     assert "IMAGE_JOBS_TOKEN" in done.err
 
 
-async def test_a_token_that_expires_meanwhile_ends_it_with_a_reason(project, image_jobs):
+async def test_a_token_that_expires_meanwhile_ends_it(project, image_jobs):
     await project.db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", HERE, USER)
     token = project.token(exp=int(time.time()) + 4)
     done = await image_jobs("watch", HERE, **member(project, token))
@@ -209,7 +204,7 @@ async def test_a_wrong_key_is_named(project, image_jobs):
     assert "not-the-key" not in done.err
 
 
-async def test_where_nobody_is_it_says_so(image_jobs):
+async def test_an_unreachable_server_is_reported(image_jobs):
     done = await image_jobs("watch", HERE, SUPABASE_URL="http://127.0.0.1:1", SUPABASE_SERVICE_ROLE_KEY="key")
     assert done.code == 1
     assert done.err == (
@@ -223,28 +218,31 @@ async def test_where_nobody_is_it_says_so(image_jobs):
     [
         ({}, "SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are not set."),
         ({"IMAGE_JOBS_TOKEN": "token"}, "SUPABASE_URL and SUPABASE_ANON_KEY are not set."),
-        ({"SUPABASE_URL": "example.com", "SUPABASE_SERVICE_ROLE_KEY": "key"}, "SUPABASE_URL is no address."),
+        (
+            {"SUPABASE_URL": "example.com", "SUPABASE_SERVICE_ROLE_KEY": "key"},
+            "SUPABASE_URL is wrong (it begins with neither https:// nor http://).",
+        ),
     ],
 )
-async def test_what_is_missing_is_exit_code_2(image_jobs, environment, complaint):
+async def test_missing_settings_are_exit_code_2(image_jobs, environment, complaint):
     done = await image_jobs("watch", HERE, **environment)
     assert done.code == 2
     assert done.err.startswith(f"image-jobs: {complaint}\n")
 
 
-async def test_a_message_that_never_came_is_made_good(project, image_jobs):
+async def test_lost_messages_are_refetched(project, image_jobs):
     await put(project.db, "a")
     await start(project.db, "a")
     async with watching(image_jobs, HERE, **operator(project)) as watch:
         await watch.says("  a  pending")
-        await project.db.execute("alter table workflow_nodes disable trigger nodes_updated")
+        await project.db.execute("alter table workflow_nodes disable trigger image_jobs_nodes_updated")
         await project.db.execute("update runs set status = 'cancelled'")
         await watch.says("  a  cancelled")
 
 
 @pytest.fixture
 def directory():
-    """One that `nobody` can reach: as root Postgres is `nobody`."""
+    """A directory that the user `nobody` can reach: as root, Postgres runs as `nobody`."""
     path = Path(tempfile.mkdtemp(prefix="image-jobs-watch-"))
     path.chmod(0o755)
     yield path
@@ -252,9 +250,9 @@ def directory():
 
 
 @pytest.mark.timeout(240)  # one minute of it is the outage
-async def test_beside_dev_it_needs_nothing_and_outlives_a_minute_without_the_server(directory):
+async def test_beside_dev_it_survives_a_minute_of_outage(directory):
     image_jobs, port = ImageJobs(directory), free_port()
-    async with devs.running(directory, port):
+    async with dev_process.running(directory, port):
         process = await image_jobs.start("watch", str(WORKFLOW))
         watch = Watching(process)
         reading = asyncio.create_task(watch.read())
@@ -263,7 +261,7 @@ async def test_beside_dev_it_needs_nothing_and_outlives_a_minute_without_the_ser
     # The minute itself is what is tested: realtime-py gives up after five tries unless told otherwise.
     await asyncio.sleep(OUTAGE)
     assert process.returncode is None
-    async with devs.running(directory, port):
+    async with dev_process.running(directory, port):
         again = re.search(r"Connected again after (\d+) s", await watch.says("Connected again", timeout=40))
         assert again is not None
         assert int(again[1]) >= OUTAGE

@@ -1,4 +1,4 @@
-"""`image-jobs dev`, from the first start to the last trace of it."""
+"""`image-jobs dev`: start, first screen, commands beside it, restarts, kills."""
 
 import re
 import signal
@@ -14,9 +14,10 @@ import pytest
 
 from daemon.database import connected
 from daemon.dev.home import Home
-from tests.commands import ImageJobs
-from tests.devs import Dev, running
-from tests.postgres import free_port
+from daemon.dev.supabase.gateway import is_free
+from tests.support.commands import STATE, ImageJobs
+from tests.support.dev_process import Dev, running
+from tests.support.postgres import free_port
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -25,7 +26,7 @@ IMAGE = re.compile(r"completed\s+[\d.]+ s\s+(http://\S+)")
 
 @pytest.fixture(scope="module")
 def directory():
-    """One that `nobody` can reach: pytest's own cannot be, and as root Postgres is `nobody`."""
+    """A directory that the user `nobody` can reach, unlike pytest's: as root, Postgres runs as `nobody`."""
     path = Path(tempfile.mkdtemp(prefix="image-jobs-dev-"))
     path.chmod(0o755)
     yield path
@@ -47,30 +48,56 @@ def environment(directory: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in (directory / ".image-jobs/env").read_text().splitlines())
 
 
-async def test_a_fresh_database_makes_an_image_that_everybody_can_fetch(dev: Dev, directory: Path):
+async def test_a_fresh_database_makes_a_public_image(dev: Dev, directory: Path):
     url = (await dev.says(IMAGE))[1]
     async with httpx.AsyncClient() as client:
-        answer = await client.get(url)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "image/png"
-    assert answer.content.startswith(b"\x89PNG")
+        response = await client.get(url)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    assert response.content.startswith(b"\x89PNG")
 
 
 async def test_the_first_screen_has_what_a_newcomer_needs(dev: Dev, directory: Path):
-    said = environment(directory)
-    for value in (said["DATABASE_URL"], said["SUPABASE_URL"], ".image-jobs/env", "OPENAI_API_KEY adds openai"):
+    values = environment(directory)
+    for value in (values["DATABASE_URL"], values["SUPABASE_URL"], ".image-jobs/env", "OPENAI_API_KEY adds openai"):
         assert value in dev.text
     assert "Traceback" not in dev.text
 
 
-async def test_the_environment_has_four_names_and_is_private(dev: Dev, directory: Path):
-    assert list(environment(directory)) == [
+async def test_the_environment_is_private_and_has_every_name(dev: Dev, directory: Path):
+    values = environment(directory)
+    assert list(values) == [
         "DATABASE_URL",
         "SUPABASE_URL",
         "SUPABASE_ANON_KEY",
         "SUPABASE_SERVICE_ROLE_KEY",
+        *("VITE_SUPABASE_URL", "VITE_SUPABASE_PUBLISHABLE_KEY", "VITE_SUPABASE_ANON_KEY"),
+        *("NEXT_PUBLIC_SUPABASE_URL", "NEXT_PUBLIC_SUPABASE_PUBLISHABLE_KEY", "NEXT_PUBLIC_SUPABASE_ANON_KEY"),
     ]
+    public = {value for name, value in values.items() if name.startswith(("VITE_", "NEXT_"))}
+    assert public == {values["SUPABASE_URL"], values["SUPABASE_ANON_KEY"]}
     assert stat.S_IMODE((directory / ".image-jobs/env").stat().st_mode) == 0o600
+
+
+async def test_an_application_signs_in_on_the_same_port(dev: Dev, directory: Path):
+    values = environment(directory)
+    async with httpx.AsyncClient(headers={"apikey": values["VITE_SUPABASE_PUBLISHABLE_KEY"]}) as client:
+        session = (await client.post(f"{values['VITE_SUPABASE_URL']}/auth/v1/signup", json={})).json()
+        client.headers["authorization"] = f"Bearer {session['access_token']}"
+        user = (await client.get(f"{values['VITE_SUPABASE_URL']}/auth/v1/user")).json()
+    assert (user["id"], user["is_anonymous"]) == (session["user"]["id"], True)
+
+
+async def test_commands_anywhere_find_the_dev_that_runs(dev: Dev, directory: Path, tmp_path: Path):
+    done = await ImageJobs(tmp_path)("check", XDG_STATE_HOME=str(directory / STATE))
+    assert done.code == 0
+    assert done.err == f"Using {directory}/.image-jobs/env, written by image-jobs dev.\n"
+
+
+async def test_a_given_address_wins_over_the_dev_that_runs(dev: Dev, image_jobs: ImageJobs):
+    done = await image_jobs("status", DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
+    assert done.code == 1
+    assert "Using" not in done.err
 
 
 async def test_commands_beside_it_need_no_environment(dev: Dev, image_jobs: ImageJobs):
@@ -92,8 +119,12 @@ async def test_doctor_has_nothing_to_cure(dev: Dev, image_jobs: ImageJobs):
         "listen": "ok",
         "migrations": "ok",
         "daemons": "info",
+        "connections": "ok",
         "webhooks": "info",
-        "publication": "info",
+        "schema": "ok",
+        "set-up": "ok",
+        "keys": "ok",
+        "realtime": "info",
         "storage": "ok",
         "providers": "info",
     }
@@ -108,20 +139,29 @@ async def test_a_twin_is_refused_in_one_sentence(dev: Dev, image_jobs: ImageJobs
     assert (image_jobs.directory / ".image-jobs/postgres/PG_VERSION").exists()
 
 
-async def test_a_taken_port_or_a_directory_of_others_is_refused_before_anything_starts(tmp_path: Path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/thesis.txt").touch()
+async def test_a_taken_port_is_refused_with_another_one(dev: Dev, directory: Path, tmp_path: Path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         done = await ImageJobs(tmp_path)("dev", "--fresh", "--data", "new", "--port", str(port))
     assert done.code == 1
-    assert done.err.splitlines() == [
-        f"image-jobs: Port {port} is taken by another program.",
-        "Stop that program, or choose another port with --port.",
-    ]
+    refused, cure = done.err.splitlines()
+    assert refused == f"image-jobs: Port {port} is taken by another program."
+    choice = re.fullmatch(r"Stop that program .*, or choose another port: image-jobs dev --port (\d+)\.", cure)
+    assert choice is not None
+    assert is_free(int(choice[1]))
     assert not (tmp_path / "new/postgres").exists()
+    port = environment(directory)["SUPABASE_URL"].rpartition(":")[2]
+    done = await ImageJobs(tmp_path)("dev", "--port", port, XDG_STATE_HOME=str(directory / STATE))
+    owner = f"another image-jobs dev, process {dev.process.pid}, with its data in {directory}/.image-jobs"
+    assert f"Port {port} is taken by {owner}." in done.err
+    assert f"Use that one, which is at http://127.0.0.1:{port}, stop it, or choose" in done.err
+
+
+async def test_a_directory_with_other_files_is_refused(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/thesis.txt").touch()
     done = await ImageJobs(tmp_path)("dev", "--fresh", "--data", "data", "--port", str(free_port()))
     assert done.code == 2
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["thesis.txt"]
@@ -134,12 +174,13 @@ async def test_a_taken_database_port_is_no_obstacle(directory: Path):
         taken = other.getsockname()[1]
         with Home(directory / "elsewhere") as home:
             home.write_environment({"DATABASE_URL": f"postgresql://postgres@127.0.0.1:{taken}/postgres"})
-        async with running(directory, free_port(), "--data", "elsewhere") as dev:
+        async with running(directory, free_port(), "--data", "elsewhere", "--realtime-limit", "9") as dev:
             await dev.says(IMAGE)
+            assert "Realtime drops what goes beyond 9 messages a second over a minute." in dev.text
             assert home.remembered_port() != taken
 
 
-async def test_it_stops_goes_on_with_its_data_survives_a_kill_and_begins_anew(directory: Path):
+async def test_data_survives_stops_and_kills_until_fresh(directory: Path):
     data, port = directory / "story", free_port()
     arguments = ("--data", "story")
 

@@ -1,4 +1,4 @@
-"""The guard: nothing outlives whoever holds its stdin, and it harms nobody while that lives."""
+"""The guard stops watched processes when its owner is killed, and only then."""
 
 import asyncio
 import subprocess
@@ -7,10 +7,10 @@ import sys
 import psutil
 
 from daemon.dev.guard import Guard
-from tests.postgres import ROOT, wait_until
+from tests.support.postgres import ROOT, wait_until
 
 
-def test_leaving_in_order_harms_nobody():
+def test_leaving_the_context_stops_no_process():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as watched:
         with Guard() as guard:
             guard.watch(watched.pid)
@@ -19,7 +19,7 @@ def test_leaving_in_order_harms_nobody():
     assert watched.returncode == 0
 
 
-async def test_what_was_watched_is_interrupted_when_its_owner_is_killed():
+async def test_watched_processes_stop_when_the_owner_is_killed():
     code = (
         "import subprocess, sys, time\nfrom daemon.dev.guard import Guard\n"
         "with Guard() as guard:\n"

@@ -1,4 +1,4 @@
-"""The data directory: ours or not, ours alone, and nothing else ever deleted."""
+"""The data directory: its marker, its lock, and what `clear` deletes."""
 
 import stat
 import subprocess
@@ -9,34 +9,34 @@ import pytest
 
 from daemon.dev.home import DATABASE_PORT, Home
 from daemon.errors import ImageJobsError, Misconfigured
-from tests.postgres import ROOT
+from tests.support.postgres import ROOT
 
 
-def test_a_new_directory_is_made_and_git_looks_away(tmp_path: Path):
+def test_a_new_directory_is_created_and_ignored_by_git(tmp_path: Path):
     with Home(tmp_path / "a/b") as home:
         assert (home.directory / ".gitignore").read_text().splitlines()[-1] == "*"
 
 
-def test_a_directory_with_files_of_others_is_refused_and_left_as_it_is(tmp_path: Path):
+def test_a_directory_with_other_files_is_refused_untouched(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(Misconfigured, match="did not make"), Home(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_gitignore_of_somebody_else_does_not_make_it_ours(tmp_path: Path):
+def test_another_gitignore_is_not_the_marker(tmp_path: Path):
     (tmp_path / ".gitignore").write_text("*\n")
     with pytest.raises(Misconfigured), Home(tmp_path):
         pass
 
 
-def test_where_nothing_can_be_made_one_sentence_says_so(tmp_path: Path):
+def test_an_unwritable_place_is_refused_in_one_sentence(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ImageJobsError, match="cannot be used"), Home(tmp_path / "file/data"):
         pass
 
 
-def test_a_twin_is_refused_by_name_and_may_come_later(tmp_path: Path):
+def test_a_second_dev_is_refused_until_the_first_ends(tmp_path: Path):
     hold = "import sys; from pathlib import Path; from daemon.dev.home import Home\n"
     hold += "with Home(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold, tmp_path / "data"]
@@ -50,22 +50,22 @@ def test_a_twin_is_refused_by_name_and_may_come_later(tmp_path: Path):
         pass
 
 
-def test_clearing_deletes_the_data_also_behind_links_and_keeps_it_ours(tmp_path: Path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "PG_VERSION").touch()
+def test_clear_deletes_data_behind_links_and_keeps_the_lock(tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "PG_VERSION").touch()
     with Home(tmp_path / "data") as home:
         (home.storage / "images").mkdir(parents=True)
         home.write_environment({"DATABASE_URL": "postgresql://postgres@127.0.0.1:5/postgres"})
-        home.database.symlink_to(elsewhere)
+        home.database.symlink_to(outside)
         home.clear()
         assert sorted(path.name for path in home.directory.iterdir()) == [".gitignore", "lock"]
-    assert not elsewhere.exists()
+    assert not outside.exists()
     with Home(tmp_path / "data"):
         pass
 
 
-def test_the_environment_is_for_the_owner_alone_and_remembers_the_port(tmp_path: Path):
+def test_the_environment_is_private_and_has_the_port(tmp_path: Path):
     with Home(tmp_path / "data") as home:
         assert home.remembered_port() == DATABASE_PORT
         for port in (50001, 50002):

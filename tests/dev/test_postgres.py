@@ -1,4 +1,4 @@
-"""The embedded server: starts, stops, starts again, survives a kill, and says in a sentence what is in its way."""
+"""The embedded server: start, stop, restart, kill, and one sentence for each reason not to start."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ import pytest
 from daemon.dev import postgres
 from daemon.dev.postgres import SHARED, Server, embedded_bin_dir, version
 from daemon.errors import ImageJobsError
-from tests.postgres import ROOT, bin_dir, free_port, wait_until
+from tests.support.postgres import ROOT, bin_dir, free_port, wait_until
 
 as_root = os.geteuid() == 0
 
@@ -47,13 +47,13 @@ async def ask(server: Server, sql: str) -> object:
 
 async def test_a_second_start_finds_the_data_of_the_first(server: Server):
     server.start()
-    await ask(server, "create table kept as select 42 as answer")
+    await ask(server, "create table kept as select 42 as value")
     server.stop()
     server.start()
-    assert await ask(server, "select answer from kept") == 42
+    assert await ask(server, "select value from kept") == 42
 
 
-async def test_it_listens_on_this_machine_alone_and_is_ready_for_realtime(server: Server):
+async def test_it_listens_on_loopback_with_logical_replication(server: Server):
     server.start()
     assert await ask(server, "show listen_addresses") == "127.0.0.1"
     assert await ask(server, "show unix_socket_directories") == ""
@@ -72,7 +72,7 @@ async def test_stop_leaves_no_process_and_may_be_called_twice(server: Server):
     await wait_until(lambda: not any(process.is_running() for process in family))
 
 
-async def test_open_connections_do_not_hold_up_a_stop(server: Server):
+async def test_open_connections_do_not_delay_a_stop(server: Server):
     server.start()
     connection = await asyncpg.connect(server.dsn())
     server.stop()
@@ -89,7 +89,7 @@ async def test_a_kill_in_the_middle_of_writing_loses_nothing_committed(server: S
     assert await ask(server, "select count(*) from kept") == 1000
 
 
-async def test_an_interrupted_first_start_is_begun_anew(server: Server):
+async def test_an_interrupted_first_start_is_repeated(server: Server):
     unfinished = server.data_dir.with_name("data.new")
     unfinished.mkdir()
     (unfinished / "PG_VERSION").write_text("18\n")
@@ -117,7 +117,7 @@ def test_a_running_twin_is_named_and_left_alone(server: Server):
     assert server.pid is not None
 
 
-def test_data_of_another_version_is_refused_with_a_way_on(home: Path):
+def test_data_of_another_version_is_refused_with_a_hint(home: Path):
     old = Server(bin_dir("pg15"), home / "data", free_port())
     old.start()
     old.stop()
@@ -126,14 +126,14 @@ def test_data_of_another_version_is_refused_with_a_way_on(home: Path):
     assert "--fresh" in caught.value.hint
 
 
-def test_a_broken_setting_is_told_in_postgres_own_words(home: Path):
+def test_a_broken_setting_is_reported_by_postgres_message(home: Path):
     broken = Server(embedded_bin_dir(), home / "data", free_port(), {"shared_buffers": "lots"})
     with pytest.raises(ImageJobsError, match=r'Postgres did not start: .*"shared_buffers": "lots"') as caught:
         broken.start()
     assert str(broken.log) in caught.value.hint
 
 
-def test_missing_binaries_are_noticed_before_anything_is_made(home: Path):
+def test_missing_binaries_are_reported_first(home: Path):
     with pytest.raises(ImageJobsError, match="There is no Postgres that runs in"):
         Server(home / "nothing", home / "below" / "data", free_port()).start()
     assert list(home.iterdir()) == []
@@ -151,38 +151,36 @@ async def test_the_terminals_ctrl_c_does_not_reach_the_server(server: Server):
     assert os.getpgid(server.pid) == server.pid
 
 
-async def test_as_root_it_runs_as_another_user_and_otherwise_as_ourselves(server: Server):
+async def test_only_as_root_it_runs_as_another_user(server: Server):
     server.start()
     expected = "nobody" if as_root else psutil.Process().username()
     assert psutil.Process(server.pid).username() == expected
 
 
-async def test_data_and_binaries_out_of_reach_of_another_user_work_all_the_same(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """As under /root, or in a directory made by mktemp. Without root there is no other user, and nothing moves."""
+async def test_unreachable_data_and_binaries_are_moved(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Below /root, or in a directory of mktemp. Without root the user is the same, and nothing is moved."""
     monkeypatch.setattr(postgres, "SHARED", home / "shared")
     closed = home / "closed"
     closed.mkdir(mode=0o700)
     (closed / "wheel").symlink_to(embedded_bin_dir().parent)
     server = Server(closed / "wheel/bin", closed / "data", free_port(), {"fsync": "off"})
     server.start()
-    await ask(server, "create table kept as select 42 as answer")
+    await ask(server, "create table kept as select 42 as value")
     server.stop()
     again = Server(closed / "wheel/bin", closed / "data", free_port(), {"fsync": "off"})
     again.start()
-    assert await ask(again, "select answer from kept") == 42
+    assert await ask(again, "select value from kept") == 42
     again.stop()
     assert server.data_dir.is_symlink() == as_root
     assert len(list((home / "shared").glob("*"))) == (2 if as_root else 0)
 
     server.data_dir.unlink() if as_root else rmtree(server.data_dir)
-    server.start()  # whoever deletes the link means the data
+    server.start()  # deleting the link deletes the data, too
     assert await ask(server, "select to_regclass('kept')") is None
     server.stop()
 
 
-def test_what_is_shared_is_not_where_users_may_write():
+def test_the_shared_directory_is_not_writable_by_users():
     assert SHARED.parts[:3] == ("/", "var", "lib")
 
 

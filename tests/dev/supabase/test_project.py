@@ -1,4 +1,4 @@
-"""The stand-in for a Supabase database: same roles, same manners, on all three versions."""
+"""project.sql makes the roles, schemas and grants of a Supabase database, on all supported versions."""
 
 import asyncio
 from uuid import uuid4
@@ -6,7 +6,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.postgres import SUPABASE, Cluster, connect, signed_in
+from tests.support.postgres import SUPABASE, Cluster, connect, signed_in
 
 pytestmark = pytest.mark.every_postgres
 
@@ -27,14 +27,33 @@ async def test_running_it_again_changes_nothing(postgres: Cluster, database: str
     await connection.close()
 
 
+async def test_an_earlier_database_gets_what_sign_in_needs(postgres: Cluster, database: str):
+    name = database.rsplit("/", 1)[1]
+    await postgres.sudo(
+        """drop table auth.refresh_tokens, auth.sessions, auth.identities;
+        drop index auth.users_email_partial_key;
+        insert into auth.users (id, email, encrypted_password) values (gen_random_uuid(), 'fox@example.com', 'x');
+        alter table auth.users drop column confirmed_at, drop column encrypted_password, drop column email_confirmed_at,
+          drop column last_sign_in_at, drop column phone, drop column phone_confirmed_at""",
+        name,
+    )
+    await postgres.sudo(SUPABASE.read_text(), name)
+    connection = await connect(database)
+    row = await connection.fetchrow("select email, encrypted_password, confirmed_at, phone from auth.users")
+    assert tuple(row) == ("fox@example.com", None, None, None)
+    tables = "auth.sessions, auth.identities, auth.refresh_tokens"
+    assert await connection.fetchval(f"select count(*) from {tables}") == 0
+    await connection.close()
+
+
 async def test_several_databases_are_prepared_at_once(postgres: Cluster):
     async with postgres.database() as one, postgres.database() as two, postgres.database() as three:
         names = [dsn.rsplit("/", 1)[1] for dsn in (one, two, three)]
-        answers = await asyncio.gather(*(postgres.sudo(SUPABASE.read_text(), name) for name in names * 3))
-        assert len(answers) == 9
+        results = await asyncio.gather(*(postgres.sudo(SUPABASE.read_text(), name) for name in names * 3))
+        assert len(results) == 9
 
 
-async def test_postgres_is_not_a_superuser_but_bypasses_row_level_security(db):
+async def test_postgres_is_no_superuser_but_bypasses_rls(db):
     assert tuple(await db.fetchrow("select rolsuper, rolbypassrls from pg_roles where rolname = current_user")) == (
         False,
         True,
@@ -49,7 +68,7 @@ async def test_a_new_table_in_public_is_closed_to_every_api_role(db, role):
             await db.fetch("select * from public.things")
 
 
-async def test_a_signed_in_user_is_known_until_the_transaction_ends(db):
+async def test_auth_uid_is_set_until_the_transaction_ends(db):
     async with signed_in(db, email="a@example.com") as user:
         assert await db.fetchval("select auth.uid()") == user
         assert await db.fetchval("select auth.role()") == "authenticated"
@@ -66,7 +85,7 @@ async def test_anon_has_a_role_and_no_id(db):
         assert await db.fetchval("select auth.role()") == "anon"
 
 
-async def test_paths_are_taken_apart_as_storage_does(db):
+async def test_paths_are_split_as_by_storage(db):
     row = await db.fetchrow(
         "select storage.foldername(path), storage.filename(path), storage.extension(path) from (values ('a/b/c.tar.gz')) v(path)"
     )
@@ -86,7 +105,7 @@ async def test_objects_need_a_policy_and_are_not_deleted_by_sql(db):
         await db.execute("delete from storage.objects")
 
 
-async def test_a_broadcast_is_a_row_that_only_a_policy_opens(db):
+async def test_a_broadcast_is_a_row_readable_by_policy_alone(db):
     topic = f"workflow:{uuid4()}"
     await db.execute("""select realtime.send('{"n": 1}', 'nodes_changed', $1)""", topic)
     row = await db.fetchrow("select * from realtime.messages where topic = $1", topic)
@@ -103,7 +122,7 @@ async def test_a_broadcast_is_a_row_that_only_a_policy_opens(db):
         assert len(await db.fetch("select * from realtime.messages")) == 1
 
 
-async def test_a_broadcast_that_is_refused_warns_and_harms_nothing(db):
+async def test_a_refused_broadcast_is_only_a_warning(db):
     warnings = []
     db.add_log_listener(lambda _, message: warnings.append(message.message))
     async with signed_in(db):

@@ -1,4 +1,4 @@
-"""The Realtime stand-in answers as the real server did: each recorded exchange, repeated.
+"""The Realtime stand-in responds as the real server did: recorded exchanges are replayed.
 
 The cases build on each other, so they are one test for each version of the protocol and one for HTTP. Ids, times, tokens
 and the seconds since a token expired differ each time; everything else must not.
@@ -17,8 +17,8 @@ import httpx
 import pytest
 import websockets
 
-from tests.dev.realtime_project import USER, Project, Wire, running
-from tests.postgres import Cluster, signed_in
+from tests.support.postgres import Cluster, signed_in
+from tests.support.realtime_project import USER, Project, Wire, running
 
 CASES = {
     case["case"]: case for case in json.loads(Path(__file__).with_name("realtime_cases.json").read_text())["cases"]
@@ -27,7 +27,7 @@ REPLAYED: set[str] = set()
 PARTS = ("1.0.0", "2.0.0", "handshake", "HTTP", "realtime.send", "load", "fan-out")
 
 WORKFLOW = "dbc58e96-3887-4346-9b98-78d550ba0b17"
-STRANGERS = "ae1dd49b-9bbd-46d4-ac76-35e44c7ee937"
+OUTSIDE = "ae1dd49b-9bbd-46d4-ac76-35e44c7ee937"
 CANVAS, PRIVATE = "realtime:canvas", f"realtime:workflow:{WORKFLOW}"
 CHANGES = {"event": "*", "schema": "public", "table": "workflow_nodes", "filter": f"workflow_id=eq.{WORKFLOW}"}
 
@@ -67,7 +67,7 @@ CHANGING = {
 
 
 def steady(value: Any) -> Any:
-    """A value without what changes from time to time."""
+    """Replace ids, times and the like, which differ in each run."""
     text = json.dumps(value)
     for pattern, name in CHANGING.items():
         text = re.sub(pattern, name, text)
@@ -75,13 +75,13 @@ def steady(value: Any) -> Any:
 
 
 def replayed(name: str, field: str = "received") -> Any:
-    """What was recorded; the case then counts as replayed."""
+    """Return a recorded value; the case then counts as replayed."""
     REPLAYED.add(name)
     return steady(CASES[name][field])
 
 
 def complete(part: str) -> bool:
-    """Whether no case of a part was left out."""
+    """Whether all cases of a part were replayed."""
     return all(name in REPLAYED for name in CASES if name.startswith(part))
 
 
@@ -107,7 +107,7 @@ async def record_keys(wire: Wire) -> Any:
 
 
 def random_json(size: int) -> str:
-    """Bytes that do not compress away."""
+    """Make JSON that does not compress."""
     return (
         f"""(select to_jsonb(string_agg(md5(n::text || random()::text), '')) from generate_series(1, {size // 32}) n)"""
     )
@@ -128,19 +128,19 @@ async def replay_changes(project: Project, wire: Wire, version: str) -> None:
     await update(project, node, f"output = {random_json(1_400_000)}")
     assert steady(await wire.next()) == replayed(f"{version} UPDATE with 1.4 MB jsonb")
     await project.db.execute("delete from workflow_nodes where id = $1", node)
-    await insert(project, STRANGERS)
+    await insert(project, OUTSIDE)
     other = await insert(project)
     # Neither the deletion nor the other workflow's node comes before it.
     assert str(other) in json.dumps(await wire.next())
     assert replayed(f"{version} DELETE (RLS on, filter on workflow_id, replica identity default)") == []
 
 
-async def test_version_1_answers_as_recorded(project: Project) -> None:
+async def test_version_1_responds_as_recorded(project: Project) -> None:
     token = project.token()
     async with project.wire("1.0.0") as wire:
         await wire.send("phoenix", "heartbeat", {}, ref="1", join_ref="1")
         assert await wire.next() == [replayed("1.0.0 heartbeat")[0]]
-        await wire.join(CANVAS, "2", token=token, postgres_changes=[CHANGES], answers=2)
+        await wire.join(CANVAS, "2", token=token, postgres_changes=[CHANGES], replies=2)
         await replay_changes(project, wire, "1.0.0")
         await wire.send(CANVAS, "phx_leave", {}, ref="3", join_ref="1")
         assert await wire.silence() == replayed("1.0.0 leave")
@@ -154,14 +154,14 @@ async def test_version_1_answers_as_recorded(project: Project) -> None:
         assert {frame["event"] for frame in await wire.next(8)} == {"broadcast"}
         name = "1.0.0 join with replay since 60s ago limit 25"
         since = {"since": int((time.time() - 60) * 1000), "limit": 25}
-        heard = await wire.join(
-            PRIVATE, "7", token=token, private=True, broadcast={"replay": since}, answers=CASES[name]["n"]
+        received = await wire.join(
+            PRIVATE, "7", token=token, private=True, broadcast={"replay": since}, replies=CASES[name]["n"]
         )
-        assert steady(heard[:3]) == steady(replayed(name, "first"))
+        assert steady(received[:3]) == steady(replayed(name, "first"))
         assert await wire.silence() == []
 
         name = "1.0.0 join private topic without permission"
-        assert await wire.join(f"realtime:workflow:{STRANGERS}", "8", token=token, private=True) == replayed(name)
+        assert await wire.join(f"realtime:workflow:{OUTSIDE}", "8", token=token, private=True) == replayed(name)
         assert await wire.join("realtime:x1", "9", token="garbage") == replayed("1.0.0 join with garbage token")
         old = project.token(exp=int(time.time()) - 95445533)
         assert steady(await wire.join("realtime:x2", "10", token=old)) == replayed("1.0.0 join with expired token")
@@ -170,10 +170,10 @@ async def test_version_1_answers_as_recorded(project: Project) -> None:
     assert complete("1.0.0")
 
 
-async def test_version_2_answers_as_recorded(project: Project) -> None:
+async def test_version_2_responds_as_recorded(project: Project) -> None:
     token = project.token()
     async with project.wire("2.0.0") as wire:
-        joined = await wire.join(CANVAS, "2", token=token, postgres_changes=[CHANGES], answers=2)
+        joined = await wire.join(CANVAS, "2", token=token, postgres_changes=[CHANGES], replies=2)
         assert steady(joined) == replayed("2.0.0 join postgres_changes")
         await replay_changes(project, wire, "2.0.0")
         await wire.send(CANVAS, "phx_leave", {}, ref="3", join_ref="1")
@@ -223,13 +223,13 @@ async def test_handshakes_are_refused_as_recorded(project: Project) -> None:
     ):
         with pytest.raises(websockets.InvalidStatus) as caught:
             await websockets.connect(project.websocket(vsn="2.0.0", **query))
-        answer = caught.value.response
-        assert answer.status_code == replayed(name, "status")
-        assert json.loads(answer.body or b"") == json.loads(replayed(name, "body"))
+        response = caught.value.response
+        assert response.status_code == replayed(name, "status")
+        assert json.loads(response.body or b"") == json.loads(replayed(name, "body"))
     assert complete("handshake")
 
 
-async def test_broadcasts_over_http_answer_as_recorded(project: Project) -> None:
+async def test_broadcasts_over_http_respond_as_recorded(project: Project) -> None:
     server, anon = ({"apikey": key} for key in (project.keys.service_role_key, project.keys.anon_key))
     message = {"topic": f"workflow:{WORKFLOW}", "event": "e", "payload": {"n": 1}, "private": True}
     single = f"/workflow:{WORKFLOW}/events/e"
@@ -247,30 +247,30 @@ async def test_broadcasts_over_http_answer_as_recorded(project: Project) -> None
             ("single 4MB", f"{single}?private=true", large, server),
             ("batch 4MB", "", {"messages": [{**message, "payload": large}]}, server),
         ):
-            answer = await http.post(f"{project.url}/realtime/v1/api/broadcast{path}", json=body, headers=headers)
-            assert answer.status_code == replayed(f"HTTP broadcast {name}", "status"), name
+            response = await http.post(f"{project.url}/realtime/v1/api/broadcast{path}", json=body, headers=headers)
+            assert response.status_code == replayed(f"HTTP broadcast {name}", "status"), name
             recorded = replayed(f"HTTP broadcast {name}", "body")
-            assert (answer.json() if answer.content else "") == (json.loads(recorded) if recorded else ""), name
+            assert (response.json() if response.content else "") == (json.loads(recorded) if recorded else ""), name
         assert [frame["payload"]["payload"] for frame in await wire.next(2)] == [{"n": 1}] * 2
         assert await wire.silence() == []
     assert complete("HTTP")
 
 
 async def test_a_user_who_may_not_write_only_gets_a_warning(project: Project) -> None:
-    heard: list[str] = []
-    project.db.add_log_listener(lambda _, notice: heard.append(str(notice.message)))
+    received: list[str] = []
+    project.db.add_log_listener(lambda _, notice: received.append(str(notice.message)))
     async with signed_in(project.db, USER):
         await project.db.execute("select realtime.send('{}', 'e', $1)", f"workflow:{WORKFLOW}")
-    assert heard == replayed("realtime.send as authenticated without insert policy", "notices")
+    assert received == replayed("realtime.send as authenticated without insert policy", "notices")
 
 
-async def test_what_is_sent_at_once_arrives_in_order_at_all_who_listen(project: Project) -> None:
+async def test_concurrent_messages_arrive_in_order_at_all_clients(project: Project) -> None:
     token = project.token()
     load = CASES["load broadcast 20/s x100 one subscriber (tenant max_events_per_second 100)"]
     async with project.wire("2.0.0") as one, project.wire("1.0.0") as two:
         for wire in (one, two):
             await wire.join(PRIVATE, "1", token=token, private=True)
-            await wire.join(CANVAS, "2", token=token, postgres_changes=[CHANGES], answers=2)
+            await wire.join(CANVAS, "2", token=token, postgres_changes=[CHANGES], replies=2)
         for number in range(load["sent"]):
             await project.db.execute("select realtime.send($1, 'n', $2)", {"number": number}, f"workflow:{WORKFLOW}")
         spoken = await asyncio.gather(one.next(load["received"]), two.next(load["received"]))
@@ -287,7 +287,7 @@ async def test_what_is_sent_at_once_arrives_in_order_at_all_who_listen(project: 
 
 
 @pytest.mark.parametrize("way", ["postgres_changes", "broadcast"])
-async def test_all_of_thirty_subscribers_hear_every_change(project: Project, way: str) -> None:
+async def test_thirty_subscribers_get_every_change(project: Project, way: str) -> None:
     (case,) = (case for name, case in CASES.items() if name.startswith(f"fan-out {way}: 30 subscribers"))
     node = await insert(project)
     async with AsyncExitStack() as stack:
@@ -296,15 +296,15 @@ async def test_all_of_thirty_subscribers_hear_every_change(project: Project, way
             if way == "broadcast":
                 await wire.join(PRIVATE, "1", token=project.token(), private=True)
             else:
-                await wire.join(CANVAS, "1", token=project.token(), postgres_changes=[CHANGES], answers=2)
+                await wire.join(CANVAS, "1", token=project.token(), postgres_changes=[CHANGES], replies=2)
         await project.db.execute("alter table workflow_nodes disable trigger tell")
         for number in range(60):
             if way == "broadcast":
                 await project.db.execute("select realtime.send($1, 'n', $2)", {"n": number}, f"workflow:{WORKFLOW}")
             else:
                 await update(project, node, f"progress = {number}")
-        heard = await asyncio.gather(*(wire.next(60) for wire in wires))
-    assert sum(len(frames) for frames in heard) == case["expected"] == case["received"]
+        received = await asyncio.gather(*(wire.next(60) for wire in wires))
+    assert sum(len(frames) for frames in received) == case["expected"] == case["received"]
     REPLAYED.add(str(case["case"]))
 
 

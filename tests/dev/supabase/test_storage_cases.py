@@ -1,6 +1,6 @@
-"""The stand-in answers as the real Storage did: each recorded exchange, repeated with the real client.
+"""The Storage stand-in responds as the real server did: recorded exchanges are replayed with the real client.
 
-`storage_cases.json` has what the real server answered, and what the client made of it. The cases build on each other,
+`storage_cases.json` has the real server's responses, and the client's results. The cases build on each other,
 so they are one test. Ids, times, hashes and tokens differ each time; everything else must not.
 """
 
@@ -8,32 +8,47 @@ import asyncio
 import io
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from uuid import uuid4
 
 import asyncpg
 import httpx
 import pytest
 from storage3 import AsyncStorageClient
 from storage3.exceptions import StorageApiError
-from supabase import AsyncClientOptions, acreate_client
 
-from daemon.dev.keys import Keys, make_keys
-from daemon.dev.storage import storage_app
-from tests.postgres import Cluster, wait_until
-from tests.servers import served
+from daemon.dev.supabase.keys import Keys, make_keys
+from tests.support.postgres import Cluster
+from tests.support.storage_project import SECRET, YEAR, Replay, abort, client, png, running
 
 CASES = json.loads(Path(__file__).with_name("storage_cases.json").read_text())["cases"]
 
-YEAR = "31536000"
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys(SECRET, anon_key="sb_publishable_test", service_role_key="sb_secret_test")
+
+
+@pytest.fixture
+async def project(postgres: Cluster) -> AsyncIterator["asyncpg.Pool[asyncpg.Record]"]:
+    """Connect to a database without our schema."""
+    async with postgres.database(template=None) as dsn, asyncpg.create_pool(dsn, min_size=1, max_size=4) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def replay(project: "asyncpg.Pool[asyncpg.Record]", tmp_path: Path, keys: Keys) -> AsyncIterator[Replay]:
+    async with running(project, tmp_path / "files", keys) as one:
+        yield one
+
+
 META = {"seed": 7, "run_id": "r1"}
-SECRET = "a secret of the tests, and of nobody else"
+
+
 TWO_MB = "runs/r1/n1/2mb.png"
+
 
 CHANGING = {
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "<id>",
@@ -44,92 +59,16 @@ CHANGING = {
 }
 
 
-def png(size: int) -> bytes:
-    return (b"\x89PNG\r\n\x1a\n" + bytes(size))[:size]
-
-
 def steady(value: Any) -> Any:
-    """A value without what changes from time to time."""
+    """Replace ids, times and the like, which differ in each run."""
     text = json.dumps(value)
     for pattern, name in CHANGING.items():
         text = re.sub(pattern, name, text)
     return json.loads(text)
 
 
-class Replay:
-    """The clients and what they did last."""
-
-    def __init__(self, url: str, http: httpx.AsyncClient, keys: Keys, **clients: AsyncStorageClient) -> None:
-        self.url = url
-        self.http = http
-        self.keys = keys
-        self.exchange: httpx.Response | None = None
-        self.service, self.anon, self.user = (clients[name] for name in ("service", "anon", "user"))
-        self.outputs = self.service.from_("outputs")
-        self.signed = SimpleNamespace(url="", upload="")
-
-    async def seen(self, response: httpx.Response) -> None:
-        await response.aread()
-        self.exchange = response
-
-    async def put(self, bucket: str, key: str, data: Any, **options: Any) -> Any:
-        options = {"content-type": "image/png", "cache-control": YEAR, "upsert": "false"} | options
-        return await self.service.from_(bucket).upload(key, data, options)
-
-    async def get(self, path: str, **headers: str) -> httpx.Response:
-        return await self.http.get(f"{self.url}/storage/v1{path}", headers=headers)
-
-    async def raw(self, method: str, path: str, content: Any = None, **headers: str) -> httpx.Response:
-        headers = {"apikey": self.keys.service_role_key} | {k.replace("_", "-"): v for k, v in headers.items()}
-        return await self.http.request(method, f"{self.url}/storage/v1{path}", content=content, headers=headers)
-
-    async def with_key(self, key: str) -> AsyncStorageClient:
-        return await client(self.url, key, self.http)
-
-
-async def client(url: str, key: str, http: httpx.AsyncClient, token: str | None = None) -> AsyncStorageClient:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    options = AsyncClientOptions(httpx_client=http, auto_refresh_token=False, persist_session=False, headers=headers)
-    made = (await acreate_client(url, key, options)).storage
-    if token:
-        made._headers["Authorization"] = f"Bearer {token}"
-    return made
-
-
-@pytest.fixture
-def keys() -> Keys:
-    return Keys(SECRET, anon_key="sb_publishable_test", service_role_key="sb_secret_test")
-
-
-@pytest.fixture
-async def project(postgres: Cluster) -> AsyncIterator["asyncpg.Pool[asyncpg.Record]"]:
-    """A database without anything of ours in it."""
-    async with postgres.database(template=None) as dsn, asyncpg.create_pool(dsn, min_size=1, max_size=4) as pool:
-        yield pool
-
-
-@pytest.fixture
-async def replay(project: "asyncpg.Pool[asyncpg.Record]", tmp_path: Path, keys: Keys) -> AsyncIterator[Replay]:
-    async with served(storage_app(project, tmp_path / "files", keys)) as url, httpx.AsyncClient(timeout=20) as http:
-        user = keys.sign({"role": "authenticated", "sub": str(uuid4()), "exp": int(time.time()) + 60})
-        replay = Replay(
-            url,
-            http,
-            keys,
-            service=await client(url, keys.service_role_key, http),
-            anon=await client(url, keys.anon_key, http),
-            user=await client(url, keys.anon_key, http, user),
-        )
-        await replay.service.create_bucket("outputs", options={"public": True})
-        types = {"public": True, "file_size_limit": 1_000_000, "allowed_mime_types": ["image/png", "image/webp"]}
-        await replay.service.create_bucket("limited", options=types)
-        await replay.service.create_bucket("private", options={"public": False, "allowed_mime_types": ["image/*"]})
-        http.event_hooks = {"response": [replay.seen]}
-        yield replay
-
-
 async def objects_that_were_not_recorded(r: Replay) -> None:
-    """Uploads between the recorded ones, which later cases read."""
+    """Upload objects that later cases read, between the recorded uploads."""
     await r.put("outputs", TWO_MB, png(2_000_000))
     await r.put("outputs", "runs/r1/badct.png", png(20_000), **{"content-type": "png"})
     await r.service.from_("outputs").upload("runs/r1/default.bin", b"hello")
@@ -141,21 +80,11 @@ async def objects_that_were_not_recorded(r: Replay) -> None:
 
 
 async def upload_to_key(r: Replay, case: dict[str, Any]) -> Any:
-    """A key as strange as its case."""
+    """Upload to the unusual key of a case."""
     key = case["case"].removeprefix("key name ")
     if "request" in case:
         key = unquote(urlsplit(case["request"]["path"]).path.removeprefix("/storage/v1/object/outputs/"))
     return await r.put("outputs", key, b"\x89P", upsert="true")
-
-
-async def abort(r: Replay) -> None:
-    """Half of an upload."""
-    address = urlsplit(r.url)
-    _, writer = await asyncio.open_connection(address.hostname, address.port)
-    head = f"POST /storage/v1/object/outputs/abort.png HTTP/1.1\r\nhost: x\r\napikey: {r.keys.service_role_key}\r\n"
-    writer.write(head.encode() + b"content-type: image/png\r\ncontent-length: 1000000\r\n\r\n" + png(500_000))
-    await writer.drain()
-    writer.transport.abort()
 
 
 async def race(r: Replay, count: int, key: Callable[[int], str]) -> list[str]:
@@ -192,6 +121,7 @@ async def refused_connection() -> Any:
 
 
 Act = Callable[[Replay], Awaitable[Any]]
+
 
 ACTS: dict[str, Act] = {
     "bucket.create bad name": lambda r: r.service.create_bucket("bad/name"),
@@ -316,12 +246,13 @@ async def _with_etag(r: Replay) -> Any:
     return await r.get(f"/object/public/outputs/{TWO_MB}", **{"if-none-match": etag})
 
 
-async def _since_later(r: Replay) -> Any:
-    later = {"if-modified-since": "Mon, 23 Nov 2099 14:18:42 GMT"}
-    return await r.get(f"/object/public/outputs/{TWO_MB}", **later)
+async def _since_before(r: Replay) -> Any:
+    """Ask as the recorded client did: the object is newer."""
+    return await r.get(f"/object/public/outputs/{TWO_MB}", **{"if-modified-since": "Mon, 23 Nov 2020 14:18:42 GMT"})
 
 
-ACTS |= {"GET public If-None-Match": _with_etag, "GET public If-Modified-Since": _since_later}
+ACTS |= {"GET public If-None-Match": _with_etag, "GET public If-Modified-Since": _since_before}
+
 
 RACES = {
     "8 concurrent non-upsert uploads to one key": lambda r: race(r, 8, lambda _: "race.png"),
@@ -330,7 +261,7 @@ RACES = {
 
 
 async def differences(r: Replay, case: dict[str, Any]) -> list[str]:
-    """Repeats a case; what came out otherwise than recorded."""
+    """Replay a case, and return its differences from the recording."""
     name = case["case"]
     act = ACTS.get(name) or (lambda r: upload_to_key(r, case))
     r.exchange = None
@@ -386,7 +317,7 @@ def _bodies(seen: httpx.Response, expected: Any) -> tuple[Any, Any]:
     return steady(body), steady(expected)
 
 
-async def test_every_recorded_case_is_answered_as_by_the_real_server(replay: Replay) -> None:
+async def test_every_recorded_case_has_the_recorded_response(replay: Replay) -> None:
     found: list[str] = []
     for case in CASES:
         name = case["case"]
@@ -407,99 +338,3 @@ def test_every_recorded_case_has_an_act() -> None:
     names = {case["case"] for case in CASES}
     assert {name for name in names - ACTS.keys() - RACES.keys() if not name.startswith("key name ")} == set()
     assert (ACTS.keys() | RACES.keys()) <= names
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [  # None of the recorded cases needs these.
-        ("GET", "/render/image/public/outputs/a.png"),
-        ("POST", "/upload/resumable"),
-        ("PATCH", "/object/outputs/a.png"),
-        ("GET", "/s3/outputs"),
-        ("POST", "/object/list-v2/outputs"),
-    ],
-)
-async def test_what_is_not_implemented_says_so(replay: Replay, method: str, path: str) -> None:
-    response = await replay.raw(method, path, b"{}", content_type="application/json")
-    assert response.status_code == 501
-    assert response.json()["error"] == "NotImplemented"
-    assert response.json()["message"].startswith("image-jobs dev does not have ")
-
-
-async def test_without_a_key_nothing_but_public_urls_works(replay: Replay) -> None:
-    response = await replay.get("/bucket")
-    assert response.json()["message"] == "headers must have required property 'authorization'"
-
-
-async def test_a_range_is_a_part_of_the_file(replay: Replay) -> None:
-    await replay.put("outputs", "digits", b"0123456789")
-    for asked, part in {"bytes=2-4": "234", "bytes=7-": "789", "bytes=-3": "789", "bytes=8-99": "89"}.items():
-        response = await replay.get("/object/public/outputs/digits", range=asked)
-        assert (response.status_code, response.text) == (206, part)
-        assert response.headers["content-range"].endswith("/10")
-
-
-async def test_a_download_gets_its_name(replay: Replay) -> None:
-    await replay.put("outputs", "a.png", b"1")
-    response = await replay.get("/object/public/outputs/a.png?download=red fox.png")
-    assert (
-        response.headers["content-disposition"] == "attachment; filename=red%20fox.png; filename*=UTF-8''red%20fox.png;"
-    )
-
-
-async def test_a_folder_is_listed_page_by_page(replay: Replay) -> None:
-    for key in ("f/a", "f/b/1", "f/b/2", "f/c", "g"):
-        await replay.put("outputs", key, b"1")
-    page = await replay.outputs.list_v2({"prefix": "f/", "limit": 2, "with_delimiter": True})
-    assert ([each.key for each in page.objects], [each.name for each in page.folders]) == (["a"], ["f/b/"])
-    page = await replay.outputs.list_v2({"prefix": "f/", "limit": 2, "with_delimiter": True, "cursor": page.nextCursor})
-    assert ([each.key for each in page.objects], page.hasNext) == (["c"], False)
-    assert [each["name"] for each in await replay.outputs.list()] == ["f", "g"]
-    newest = {"limit": 1, "sortBy": {"column": "created_at", "order": "desc"}}
-    assert [each["name"] for each in await replay.outputs.list("f", newest)] == ["c"]
-
-
-async def test_nothing_is_left_of_what_is_aborted_refused_replaced_or_removed(
-    replay: Replay, project: "asyncpg.Pool[asyncpg.Record]", tmp_path: Path
-) -> None:
-    def files() -> int:
-        return sum(path.is_file() for path in (tmp_path / "files").rglob("*"))
-
-    await abort(replay)
-    with pytest.raises(StorageApiError):
-        await replay.put("limited", "a.gif", png(1000), **{"content-type": "image/gif"})
-    await wait_until(lambda: files() == 0)
-    await replay.put("outputs", "a.png", png(1000))
-    await replay.put("outputs", "a.png", png(2000), upsert="true")
-    assert files() == 1
-    await replay.outputs.remove(["a.png"])
-    assert files() == 0
-    assert await project.fetchval("select count(*) from storage.objects") == 0
-
-
-async def test_policies_of_the_database_decide(replay: Replay, project: "asyncpg.Pool[asyncpg.Record]") -> None:
-    await project.execute(
-        """create policy "own folder" on storage.objects to authenticated
-        using (bucket_id = 'private') with check (bucket_id = 'private' and (storage.foldername(name))[1] = 'mine')"""
-    )
-    mine = replay.user.from_("private")
-    await mine.upload("mine/a.png", b"1", {"content-type": "image/png"})
-    assert await mine.download("mine/a.png") == b"1"
-    with pytest.raises(StorageApiError, match="row-level security"):
-        await mine.upload("yours/a.png", b"1", {"content-type": "image/png"})
-    with pytest.raises(StorageApiError, match="Object not found"):
-        await replay.anon.from_("private").download("mine/a.png")
-
-
-async def test_a_key_opens_every_start_of_the_same_directory(tmp_path: Path) -> None:
-    first, second = await asyncio.to_thread(_load_twice, tmp_path)
-    assert first == second
-    assert first.claims(first.service_role_key)["role"] == "service_role"
-
-
-def _load_twice(directory: Path) -> tuple[Keys, Keys]:
-    from daemon.dev.keys import load_keys
-
-    pair = load_keys(directory / "data"), load_keys(directory / "data")
-    assert (directory / "data/jwt-secret").stat().st_mode & 0o077 == 0
-    return pair

@@ -1,0 +1,39 @@
+"""status: the queue, the daemons, the latest failures."""
+
+import json
+import signal
+
+from tests.support.commands import fail_run, insert_run
+
+
+async def test_status_counts_runs_and_shows_failures_verbatim(image_jobs, database, db):
+    await fail_run(db, await insert_run(db, "job_d"), "[bold]No red left.[/bold]")
+    await insert_run(db, "job_e")
+    done = await image_jobs("status", DATABASE_URL=database)
+    assert done.code == 0
+    assert "[bold]No red left.[/bold]" in done.out
+    assert "job_d" in done.out
+    seen = (await image_jobs("status", "--json", DATABASE_URL=database)).json
+    (queue,) = seen["queue"]
+    assert (queue["provider"], queue["pending"], queue["failed"]) == ("demo", 1, 1)
+    assert isinstance(queue["oldest_wait"], float)
+    assert [failure["id"] for failure in seen["failures"]] == ["job_d"]
+    assert [daemon["name"] for daemon in seen["daemons"]] == ["test"]
+
+
+async def test_an_empty_database_has_a_status_too(image_jobs, database):
+    done = await image_jobs("status", DATABASE_URL=database)
+    assert done.code == 0
+    assert "No runs yet." in done.out
+    assert "image-jobs run" in done.out
+
+
+async def test_status_watch_refreshes_until_ctrl_c(image_jobs, database, db):
+    process = await image_jobs.start("status", "--watch", "--json", DATABASE_URL=database)
+    assert process.stdout is not None
+    assert json.loads(await process.stdout.readline())["queue"] == []
+    await insert_run(db, "job_f")
+    while not json.loads(await process.stdout.readline())["queue"]:
+        pass
+    process.send_signal(signal.SIGINT)
+    assert (await image_jobs.end(process)).code == 0
