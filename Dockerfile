@@ -24,6 +24,6 @@ USER 10001
 WORKDIR /tmp
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 CMD ["image-jobs", "check"]
-# Without a shell in between: SIGTERM has to reach Python, which then drains. Give it time: `docker stop --time 300`.
+# Without a shell in between: SIGTERM has to reach Python, which then drains. Give it time: `docker run --stop-timeout 300`.
 ENTRYPOINT ["image-jobs"]
 CMD ["run"]
