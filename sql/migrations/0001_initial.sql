@@ -1008,7 +1008,7 @@ alter table public.runs set (
   fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05
 );
 
--- Membership of workflows. An application with its own workflows table replaces image_jobs.can_access_workflow.
+-- Membership of workflows. An application with its own workflows table replaces image_jobs.my_workflows.
 
 create table if not exists public.workflow_members (
   workflow_id uuid not null,
@@ -1017,7 +1017,7 @@ create table if not exists public.workflow_members (
   primary key (workflow_id, user_id)
 );
 comment on table public.workflow_members is 'Image Job Orchestrator: who may see and use a workflow. The first to use a new id becomes its member.';
-create index if not exists workflow_members_of_a_user on public.workflow_members (user_id);
+create index if not exists workflow_members_of_a_user on public.workflow_members (user_id, workflow_id);
 
 -- Every workflow id that a row has ever used, also after its rows are gone: an id can be founded only once.
 create table if not exists image_jobs.workflows (
@@ -1026,23 +1026,27 @@ create table if not exists image_jobs.workflows (
 );
 comment on table image_jobs.workflows is 'Workflow ids that have been used; the first user of a new one becomes its member.';
 
--- Returns whether the signed-in user is a member. The one place that decides; it fails closed.
+-- Returns the ids of the workflows that the signed-in user may see and use. The one place that decides; it fails closed.
 -- Volatile, because the very insert that founds a workflow is checked by it: a stable function would not yet see the
 -- membership that the insert's own trigger has made.
 -- Once: an application may have replaced it.
 do $$
 begin
-  if to_regprocedure('image_jobs.can_access_workflow(uuid)') is null then
-    create function image_jobs.can_access_workflow(workflow_id uuid)
-    returns boolean language sql volatile security definer set search_path = ''
+  if to_regprocedure('image_jobs.my_workflows()') is null then
+    create function image_jobs.my_workflows()
+    returns setof uuid language sql volatile security definer set search_path = ''
     as $function$
-  select exists (
-    select from public.workflow_members m
-    where m.workflow_id = $1 and m.user_id = image_jobs.current_user_id()
-  )
+  select m.workflow_id from public.workflow_members m where m.user_id = image_jobs.current_user_id()
 $function$;
   end if;
 end
+$$;
+
+-- Returns whether the signed-in user is a member.
+create or replace function image_jobs.can_access_workflow(workflow_id uuid)
+returns boolean language sql volatile security definer set search_path = ''
+as $$
+  select exists (select from image_jobs.my_workflows() mine (id) where mine.id = $1)
 $$;
 
 -- Returns whether the signed-in user may write into a workflow; raises where that is because no uuid names the user, which
@@ -5127,7 +5131,7 @@ as $$
 $$;
 
 -- Refuse whoever is no member of the workflow; a foreign one is as unknown as one that does not exist. Operators pass.
--- Where an application replaced can_access_workflow, our table does not say who may see: a link would promise too much.
+-- Where an application replaced my_workflows, our table does not say who may see: a link would promise too much.
 create or replace function image_jobs.require_member(p_workflow uuid)
 returns void language plpgsql volatile set search_path = ''
 as $$
@@ -6617,7 +6621,7 @@ revoke all on function
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
   image_jobs.json_or_null(text),
   image_jobs.keep_node(), image_jobs.lane_of(text), image_jobs.leave(uuid),
-  image_jobs.match_deliveries(text),
+  image_jobs.match_deliveries(text), image_jobs.my_workflows(),
   image_jobs.may_have_submitted(public.runs, text), image_jobs.may_write(uuid), image_jobs.move_runs(varchar[], uuid),
   image_jobs.move_to_model_lanes(image_jobs.lanes, integer), image_jobs.next_rank(uuid, text, integer),
   image_jobs.next_workflow_rank(uuid, uuid, text, integer), image_jobs.served_rank(uuid, text, integer),
@@ -6725,7 +6729,7 @@ $$;
 -- As are the keys of an index.
 grant execute on function image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.route_hash(jsonb, varchar, varchar) to authenticated, service_role;
-grant execute on function image_jobs.can_access_workflow(uuid), image_jobs.can_access_run(varchar),
+grant execute on function image_jobs.my_workflows(), image_jobs.can_access_workflow(uuid), image_jobs.can_access_run(varchar),
   image_jobs.is_image_run(varchar), image_jobs.may_write(uuid) to anon, authenticated, service_role;
 -- Functions that the client functions and the views call.
 grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.image_job_record(varchar),

@@ -1,4 +1,4 @@
--- Membership of workflows. An application with its own workflows table replaces image_jobs.can_access_workflow.
+-- Membership of workflows. An application with its own workflows table replaces image_jobs.my_workflows.
 
 create table if not exists public.workflow_members (
   workflow_id uuid not null,
@@ -7,7 +7,7 @@ create table if not exists public.workflow_members (
   primary key (workflow_id, user_id)
 );
 comment on table public.workflow_members is 'Image Job Orchestrator: who may see and use a workflow. The first to use a new id becomes its member.';
-create index if not exists workflow_members_of_a_user on public.workflow_members (user_id);
+create index if not exists workflow_members_of_a_user on public.workflow_members (user_id, workflow_id);
 
 -- Every workflow id that a row has ever used, also after its rows are gone: an id can be founded only once.
 create table if not exists image_jobs.workflows (
@@ -16,16 +16,20 @@ create table if not exists image_jobs.workflows (
 );
 comment on table image_jobs.workflows is 'Workflow ids that have been used; the first user of a new one becomes its member.';
 
--- Returns whether the signed-in user is a member. The one place that decides; it fails closed.
+-- Returns the ids of the workflows that the signed-in user may see and use. The one place that decides; it fails closed.
 -- Volatile, because the very insert that founds a workflow is checked by it: a stable function would not yet see the
 -- membership that the insert's own trigger has made.
+create or replace function image_jobs.my_workflows()
+returns setof uuid language sql volatile security definer set search_path = ''
+as $$
+  select m.workflow_id from public.workflow_members m where m.user_id = image_jobs.current_user_id()
+$$;
+
+-- Returns whether the signed-in user is a member.
 create or replace function image_jobs.can_access_workflow(workflow_id uuid)
 returns boolean language sql volatile security definer set search_path = ''
 as $$
-  select exists (
-    select from public.workflow_members m
-    where m.workflow_id = $1 and m.user_id = image_jobs.current_user_id()
-  )
+  select exists (select from image_jobs.my_workflows() mine (id) where mine.id = $1)
 $$;
 
 -- Returns whether the signed-in user may write into a workflow; raises where that is because no uuid names the user, which

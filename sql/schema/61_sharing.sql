@@ -42,7 +42,7 @@ as $$
 $$;
 
 -- Refuse whoever is no member of the workflow; a foreign one is as unknown as one that does not exist. Operators pass.
--- Where an application replaced can_access_workflow, our table does not say who may see: a link would promise too much.
+-- Where an application replaced my_workflows, our table does not say who may see: a link would promise too much.
 create or replace function image_jobs.require_member(p_workflow uuid)
 returns void language plpgsql volatile set search_path = ''
 as $$

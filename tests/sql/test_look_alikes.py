@@ -291,8 +291,8 @@ async def test_a_second_run_keeps_what_operators_changed(db) -> None:
     await db.execute(
         """
         delete from image_jobs.provider_limits where provider = 'openai';
-        create or replace function image_jobs.can_access_workflow(workflow_id uuid) returns boolean
-        language sql stable security definer set search_path = '' as 'select $1 is null'
+        create or replace function image_jobs.my_workflows() returns setof uuid
+        language sql volatile security definer set search_path = '' as 'select gen_random_uuid()'
         """
     )
     before = await dump(db)
