@@ -42,7 +42,7 @@ do $compare$
 declare
   v_marker constant text := 'Image Job Orchestrator: ';
   -- The one list of our names in public: a test keeps it complete. Triggers of ours begin with image_jobs_.
-  v_relations constant text[] := array['workflow_members', 'image_jobs', 'image_models'];
+  v_relations constant text[] := array['workflow_members', 'image_jobs', 'image_models', 'image_provider_status'];
   v_adopted constant text[] := array['runs', 'run_events', 'workflow_nodes'];
   v_functions constant text[] := array[
     'start_image_job', 'cancel_run', 'requeue_run', 'estimate_cost',
@@ -1542,6 +1542,9 @@ create table if not exists image_jobs.daemons (
   fresh_since timestamptz not null,
   session_lock boolean not null default false,
   draining boolean not null default false,
+  unserved_grace interval not null default interval '2 minutes',
+  storage_closed_at timestamptz,
+  unreachable text[] not null default '{}',
   ended_at timestamptz,
   ended text check (ended in ('stopped', 'taken over')),
   constraint daemons_ended_with_a_reason check ((ended_at is null) = (ended is null))
@@ -1549,6 +1552,10 @@ create table if not exists image_jobs.daemons (
 comment on table image_jobs.daemons is 'Liveness of daemons. One row per process start, never reused.';
 comment on column image_jobs.daemons.fresh_since is 'Beats have come without a gap since then; only after one lease may it take over from others.';
 comment on column image_jobs.daemons.session_lock is 'Its LISTEN session holds an advisory lock: when that is free, it is gone.';
+comment on column image_jobs.daemons.unserved_grace is
+  'How long after the last daemon that served a provider it fails the runs that wait for that (a deploy).';
+comment on column image_jobs.daemons.storage_closed_at is 'Since when storage has taken no uploads of it, so that it claims nothing.';
+comment on column image_jobs.daemons.unreachable is 'Providers that it cannot connect to, and claims nothing for.';
 
 -- While busy daemons keep this ahead, inserts need no NOTIFY (which takes a global lock until commit).
 create table if not exists image_jobs.wake (
@@ -3658,9 +3665,9 @@ $$;
 -- The plans of the functions below are pinned by claim_runs, which calls them: its settings reach into what it calls.
 -- Each locks the runs it changes, without those that are set aside, and changes them by image_jobs.change_runs.
 
--- Returns the providers that a daemon claims for: those it serves, and those that no living daemon has served in the last
--- ten minutes (a deploy), since some daemon has to say that the key is missing.
-create or replace function image_jobs.claimable_providers(p_served text[])
+-- Returns the providers that a daemon claims for: those it serves, and those that no living daemon has served for its grace
+-- (a deploy), since some daemon has to say that the key is missing.
+create or replace function image_jobs.claimable_providers(p_served text[], p_grace interval)
 returns text[] language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -3672,7 +3679,7 @@ begin
   where p.name = any (p_served)
     or not exists (
       select from image_jobs.daemons d
-      where p.name = any (d.providers) and d.seen_at > v_now - interval '10 minutes');
+      where p.name = any (d.providers) and d.seen_at > v_now - p_grace);
   return v_providers;
 end
 $$;
@@ -4169,7 +4176,7 @@ begin
   perform set_config('image_jobs.writer', 'daemon', true);
 
   v_providers := array(
-    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers)) as p (name)
+    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace)) as p (name)
     where p.name <> all (coalesce(p_unreachable, '{}')));
   v_lanes := coalesce(image_jobs.open_lanes(v_providers, p_full_scan), '{}');
   -- The locks of the limits, all at once and in order.
@@ -4650,7 +4657,8 @@ $$;
 
 -- Register a daemon that has just started (or was fenced, and starts anew under a new id). Raises IJ002 if it is too old.
 create or replace function image_jobs.register_daemon(
-  p_id uuid, p_name text, p_version text, p_slots integer, p_lease interval, p_providers text[])
+  p_id uuid, p_name text, p_version text, p_slots integer, p_lease interval, p_providers text[],
+  p_unserved_grace interval default interval '2 minutes')
 returns void language plpgsql volatile set search_path = ''
 as $$
 begin
@@ -4662,10 +4670,12 @@ begin
   insert into image_jobs.providers (name) select unnest(p_providers) on conflict do nothing;
   insert into image_jobs.wake (provider, awake_until) select p, '-infinity' from unnest(p_providers) p order by p on conflict do nothing;
   insert into image_jobs.lanes (lane, priority) select p, 0 from unnest(p_providers) p order by p on conflict do nothing;
-  insert into image_jobs.daemons (id, name, version, slots, lease, providers, started_at, seen_at, fresh_since)
-  values (p_id, p_name, p_version, p_slots, p_lease, p_providers, image_jobs.now(), image_jobs.now(), image_jobs.now())
+  insert into image_jobs.daemons (id, name, version, slots, lease, providers, unserved_grace, started_at, seen_at, fresh_since)
+  values (p_id, p_name, p_version, p_slots, p_lease, p_providers, p_unserved_grace,
+    image_jobs.now(), image_jobs.now(), image_jobs.now())
   on conflict (id) do nothing;
   delete from image_jobs.daemons d where d.ended_at < image_jobs.now() - interval '7 days';
+  perform image_jobs.note_provider_states();
 end
 $$;
 
@@ -4811,6 +4821,7 @@ begin
   where d.id = p_daemon and d.ended_at is null;
   if found then
     perform image_jobs.abandon_runs(p_daemon);
+    perform image_jobs.note_provider_states();
   end if;
 end
 $$;
@@ -4840,6 +4851,254 @@ begin
   cross join lateral jsonb_to_recordset(coalesce(m.value -> 'prices', '[]'))
     as p (quality text, width integer, height integer, price numeric)
   on conflict do nothing;
+end
+$$;
+
+-- Why runs wait: the state of each provider, and of each model that has one of its own.
+--
+-- It belongs to the lane and never to its runs: a pause of 100,000 runs writes no row of theirs. It follows from what is there
+-- at the moment, so it is never late; `provider_states` only remembers since when, and what was told.
+
+-- No row: open.
+create table if not exists image_jobs.provider_states (
+  id bigint generated always as identity primary key,
+  provider text not null,
+  model text,
+  state text not null,
+  since timestamptz not null,
+  until timestamptz,
+  sentence text,
+  constraint provider_states_one_row_each unique nulls not distinct (provider, model)
+);
+comment on table image_jobs.provider_states is 'Providers, and models, that are not open: since when, and what was broadcast of them.';
+
+-- Returns the name of a provider for the person at the canvas.
+create or replace function image_jobs.provider_name(p_provider text)
+returns text language sql immutable set search_path = ''
+as $$
+  select case p_provider when 'openai' then 'OpenAI' else initcap(p_provider) end
+$$;
+
+-- Returns whether runs wait in a lane that could start but for its limits. From its watermark, which is a hint: a walk over dead
+-- index entries would cost too much.
+create or replace function image_jobs.has_waiting(p_lane text)
+returns boolean language plpgsql volatile set search_path = ''
+as $$
+begin
+  return exists (
+    select from image_jobs.lanes l
+    where l.lane = p_lane and exists (
+      select from public.runs r
+      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+        and r.lane = l.lane and r.priority = l.priority and r.rank >= least(l.watermark, l.passed_over)));
+end
+$$;
+
+-- Returns how a limit is used up: until when, as far as that is known, and a sentence; no row where it leaves room.
+create or replace function image_jobs.limit_reached(p_limit image_jobs.provider_limits)
+returns table (until timestamptz, sentence text) language plpgsql volatile set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  v_second bigint := floor(extract(epoch from image_jobs.now()));
+  v_what text := concat_ws(' ', image_jobs.provider_name(p_limit.provider), p_limit.model);
+  v_starts bigint;
+  v_first bigint;
+begin
+  if p_limit.per_minute is not null then
+    select sum(s.starts), min(s.at) into v_starts, v_first
+    from unnest(p_limit.recent_at, p_limit.recent_starts) as s (at, starts) where s.at >= v_second - 60;
+    if v_starts >= p_limit.per_minute then
+      return query select to_timestamp(v_first + 61), format(
+        '%s may start %s image%s a minute here, and this minute''s are used up. What waits starts by itself.',
+        v_what, p_limit.per_minute, case when p_limit.per_minute <> 1 then 's' else '' end);
+      return;
+    end if;
+  end if;
+  if p_limit.max_running is not null
+    and image_jobs.count_running(p_limit.provider, p_limit.model, p_limit.max_running) >= p_limit.max_running
+  then
+    return query select null::timestamptz, format(
+      '%s makes %s image%s at a time here. What waits starts by itself when one is ready.',
+      v_what, p_limit.max_running, case when p_limit.max_running <> 1 then 's' else '' end);
+  end if;
+end
+$$;
+
+-- Returns the state of each provider (model null), and of each model that has a limit or a block of its own, also of retired ones
+-- that draw with a blocked one: of several things in the way the one that is told.
+--
+-- check_in: seconds after which nobody may be there any more to tell that it has changed, as the last daemon's lease has ended by
+-- then. Null: no daemon lives, and the first one tells.
+create or replace function image_jobs.provider_status()
+returns table (
+  provider text, model text, state text, since timestamptz, until timestamptz, sentence text, check_in double precision)
+language plpgsql volatile security definer set search_path = ''
+  set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := image_jobs.now();
+begin
+  return query
+  with living as materialized (
+    select d.providers, d.seen_at + d.lease as until, d.storage_closed_at, d.unreachable
+    from image_jobs.daemons d
+    where d.ended_at is null and not d.draining and d.seen_at + d.lease > v_now
+  ),
+  last as materialized (select max(v.until) as until from living v),
+  subjects as materialized (
+    select p.name as provider, null::text as model, p.name as lane from image_jobs.providers p
+    union
+    select l.provider, l.model, l.provider || ':' || l.model from image_jobs.provider_limits l
+    where l.model is not null and l.provider in (select p.name from image_jobs.providers p)
+    union
+    select b.provider, m.name, image_jobs.lane_of(b.provider || ':' || m.name)
+    from image_jobs.provider_blocks b
+    cross join lateral (
+      select b.model as name
+      union
+      select o.model from image_jobs.models o
+      where o.provider = b.provider and o.retired is not null
+        and image_jobs.drawing_model(o.provider || ':' || o.model) = b.model
+    ) m
+    where b.model is not null and b.until > v_now and b.provider in (select p.name from image_jobs.providers p)
+  )
+  select s.provider, s.model, told.state,
+    case when told.state <> 'open' then least(coalesce(told.since, noted.since, v_now), v_now) end,
+    told.until, told.sentence,
+    extract(epoch from last.until - v_now)::double precision
+  from subjects s
+  cross join last
+  cross join lateral (select image_jobs.provider_name(s.provider) as name) named
+  cross join lateral (
+    select 1 as place, 'paused' as state, null::timestamptz as since, null::timestamptz as until,
+      format('%s is paused. Images wait, and start by themselves when it goes on.', concat_ws(' ', named.name, l.model)) as sentence
+    from image_jobs.provider_limits l
+    where l.provider = s.provider and (l.model is null or l.model = s.model)
+      and (l.paused or l.per_minute = 0 or l.max_running = 0)
+    union all
+    select 2, 'unserved', (
+        select max(least(d.ended_at, d.seen_at + d.lease)) from image_jobs.daemons d where s.provider = any (d.providers)), null,
+      case when last.until is null
+        then 'No images are made at the moment. They wait, and start by themselves when it goes on.'
+        else format('%s is not served here at the moment. Images wait a little, and start by themselves if that changes.', named.name) end
+    where not exists (select from living v where s.provider = any (v.providers))
+    union all
+    select 4, 'storage', min(v.storage_closed_at), null,
+      'Storage takes no images at the moment. New ones wait, and start by themselves when it does.'
+    from living v where s.provider = any (v.providers)
+    having bool_and(v.storage_closed_at is not null)
+    union all
+    (select 5, 'blocked', null, b.until,
+      coalesce(b.reason, format('%s is closed for a while. Images wait, and start by themselves.', concat_ws(' ', named.name, b.model)))
+    from image_jobs.provider_blocks b
+    where b.provider = s.provider and b.until > v_now
+      and (b.model is null or b.model = image_jobs.drawing_model(s.provider || ':' || s.model))
+    order by b.until desc limit 1)
+    union all
+    select 6, 'blocked', null, null,
+      format('%s cannot be reached at the moment. Images wait, and start by themselves when it can.', named.name)
+    from living v where s.provider = any (v.providers)
+    having bool_and(s.provider = any (v.unreachable))
+    union all
+    (select 7, 'limited', null, reached.until, reached.sentence
+    from image_jobs.provider_limits l
+    cross join lateral image_jobs.limit_reached(l) reached
+    where l.provider = s.provider and (l.model is null or l.model = s.model) and image_jobs.has_waiting(s.lane)
+    order by reached.until nulls first limit 1)
+    union all
+    select 8, 'open', null, null, null
+    order by 1 limit 1
+  ) told
+  left join image_jobs.provider_states noted
+    on noted.provider = s.provider and noted.model is not distinct from s.model and noted.state = told.state;
+end
+$$;
+
+create or replace view public.image_provider_status with (security_invoker = on) as
+select s.provider, s.model, s.state, s.since, s.until, s.sentence, s.check_in from image_jobs.provider_status() s;
+comment on view public.image_provider_status is
+  'Image Job Orchestrator: why runs wait. A row for each provider (model null), and for each model that differs.';
+
+-- Note what has changed, and broadcast it: one message for all. Whoever finds another at it leaves it to him, as he may wait for
+-- nobody; the daemons come every second.
+create or replace function image_jobs.note_provider_states()
+returns void language plpgsql volatile security definer set search_path = '' set lock_timeout = '100ms'
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_changed jsonb;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('image_jobs provider states', 0)) then
+    return;
+  end if;
+  with status as materialized (
+    select s.* from image_jobs.provider_status() s
+  ),
+  changed as materialized (
+    select s.provider, s.model, s.state, s.since, s.until, s.sentence, s.check_in
+    from status s
+    left join image_jobs.provider_states n on n.provider = s.provider and n.model is not distinct from s.model
+    where (s.state, s.sentence) is distinct from (coalesce(n.state, 'open'), n.sentence)
+      -- That of a limit moves with every start.
+      or s.state <> 'limited' and s.until is distinct from n.until
+    union all
+    select n.provider, n.model, 'open', null, null, null, null from image_jobs.provider_states n
+    where not exists (select from status s where s.provider = n.provider and s.model is not distinct from n.model)
+  ),
+  opened as (
+    delete from image_jobs.provider_states n using changed c
+    where n.provider = c.provider and n.model is not distinct from c.model and c.state = 'open'
+  ),
+  closed as (
+    insert into image_jobs.provider_states as n (provider, model, state, since, until, sentence)
+    select c.provider, c.model, c.state, coalesce(c.since, v_now), c.until, c.sentence from changed c where c.state <> 'open'
+    on conflict (provider, model) do update
+      set state = excluded.state, since = excluded.since, until = excluded.until, sentence = excluded.sentence
+  )
+  select jsonb_agg(to_jsonb(c) order by c.provider, c.model) into v_changed from changed c;
+  if v_changed is null or to_regprocedure('realtime.send(jsonb, text, text, boolean)') is null then
+    return;
+  end if;
+  begin
+    execute 'select realtime.send($1, $2, $3, true)'
+    using jsonb_build_object('providers', v_changed), 'providers_changed', 'image_providers';
+  exception when others then
+    raise warning 'providers_changed was not broadcast: %', sqlerrm;
+  end;
+end
+$$;
+
+-- Note what an operator, or a 429, has changed, with the statement that does it.
+create or replace function image_jobs.limits_changed()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  perform image_jobs.note_provider_states();
+  return null;
+end
+$$;
+
+-- Not of what claims count there.
+create or replace trigger limits_changed
+  after insert or delete or update of provider, model, per_minute, max_running, paused on image_jobs.provider_limits
+  for each statement execute function image_jobs.limits_changed();
+create or replace trigger blocks_changed after insert or update or delete on image_jobs.provider_blocks
+  for each statement execute function image_jobs.limits_changed();
+
+-- Say what keeps a daemon from claiming, and note what has changed by that, by time, or by a daemon that went silent. Every daemon
+-- does so every second.
+create or replace function image_jobs.report_daemon(p_daemon uuid, p_storage_closed boolean, p_unreachable text[])
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  update image_jobs.daemons d
+  set storage_closed_at = case when p_storage_closed then coalesce(d.storage_closed_at, image_jobs.now()) end,
+    unreachable = p_unreachable
+  where d.id = p_daemon and d.ended_at is null
+    and ((d.storage_closed_at is not null) <> p_storage_closed or d.unreachable <> p_unreachable);
+  perform image_jobs.note_provider_states();
 end
 $$;
 
@@ -6445,11 +6704,14 @@ $$;
 
 -- Only members may listen to a workflow's topic, and only the database may send on it.
 
--- Returns whether the signed-in user may listen to a topic.
+-- Returns whether the signed-in user may listen to a topic: those of the user's workflows, and that of all providers.
 create or replace function image_jobs.can_subscribe(p_topic text)
 returns boolean language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if p_topic = 'image_providers' then
+    return true;
+  end if;
   if p_topic !~ '^workflow:[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' then
     return false;
   end if;
@@ -6608,7 +6870,7 @@ revoke all on function
   image_jobs.max_waiting_of(uuid), image_jobs.refuse_waiting(text, integer), image_jobs.claim_checks(uuid, varchar[], integer),
   image_jobs.claim_runs(uuid, integer, boolean, text[]),
   image_jobs.claim_starts(uuid, image_jobs.lanes, integer, boolean, boolean),
-  image_jobs.claimable_providers(text[]), image_jobs.claimed_run(public.runs, timestamptz),
+  image_jobs.claimable_providers(text[], interval), image_jobs.claimed_run(public.runs, timestamptz),
   image_jobs.closed_reason(text), image_jobs.consume_deliveries(public.runs),
   image_jobs.count_running(text, text, integer), image_jobs.count_webhook(text, integer, integer, integer),
   image_jobs.current_user_id(), image_jobs.delete_delivery(text, text), image_jobs.delete_events(),
@@ -6636,7 +6898,7 @@ revoke all on function
   image_jobs.record_delivery(varchar, text, text, text), image_jobs.record_progress(uuid, jsonb),
   image_jobs.record_provider_job(varchar, text, text, text, text, jsonb),
   image_jobs.record_starts(text, text, integer), image_jobs.refresh_stale_nodes(), image_jobs.refuse(text, text),
-  image_jobs.refuse_nameless(), image_jobs.register_daemon(uuid, text, text, integer, interval, text[]), image_jobs.release_runs(varchar[], uuid),
+  image_jobs.refuse_nameless(), image_jobs.register_daemon(uuid, text, text, integer, interval, text[], interval), image_jobs.release_runs(varchar[], uuid),
   image_jobs.release_unheld(uuid, bigint[], bigint), image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.requeue_run(varchar), image_jobs.reroute_each(varchar[], uuid),
   image_jobs.reroute_message(jsonb, varchar), image_jobs.reroute_runs(), image_jobs.route_hash(jsonb, varchar, varchar), image_jobs.due_checks(text[], integer),
@@ -6667,6 +6929,13 @@ revoke all on function
   image_jobs.refuse_foreign_members(), image_jobs.require_member(uuid), image_jobs.share_workflow(uuid), image_jobs.token_hash(text),
   image_jobs.unshare_workflow(uuid), public.join_workflow(text), public.leave_workflow(uuid), public.share_workflow(uuid),
   public.unshare_workflow(uuid)
+  from public, anon, authenticated, service_role;
+revoke all on image_jobs.provider_states, public.image_provider_status from public, anon, authenticated, service_role;
+revoke all on sequence image_jobs.provider_states_id_seq from public, anon, authenticated, service_role;
+revoke all on function
+  image_jobs.has_waiting(text), image_jobs.limit_reached(image_jobs.provider_limits), image_jobs.limits_changed(),
+  image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),
+  image_jobs.report_daemon(uuid, boolean, text[])
   from public, anon, authenticated, service_role;
 revoke all on public.workflow_nodes from public, anon, authenticated, service_role;
 -- On tables that were there before, rows of other kinds stay as open as they were; but row level security does not stop these.
@@ -6750,6 +7019,8 @@ grant execute on function
   image_jobs.join_workflow(text), image_jobs.leave_workflow(uuid), image_jobs.share_workflow(uuid), image_jobs.unshare_workflow(uuid),
   public.join_workflow(text), public.leave_workflow(uuid), public.share_workflow(uuid), public.unshare_workflow(uuid)
   to authenticated, service_role;
+grant select on public.image_provider_status to authenticated, service_role;
+grant execute on function image_jobs.provider_status() to authenticated, service_role;
 
 -- Anybody may post a webhook, and only through these functions. The inbox and the secrets are closed to all.
 grant execute on function image_jobs.receive_webhook(text, jsonb, text) to anon, service_role;
@@ -6775,6 +7046,7 @@ alter table image_jobs.usage_limits enable row level security;
 alter table image_jobs.provider_streaks enable row level security;
 alter table image_jobs.workflows enable row level security;
 alter table image_jobs.workflow_links enable row level security;
+alter table image_jobs.provider_states enable row level security;
 alter table image_jobs.set_aside enable row level security;
 alter table image_jobs.stale_nodes enable row level security;
 alter table image_jobs.providers enable row level security;

@@ -13,6 +13,9 @@ create table if not exists image_jobs.daemons (
   fresh_since timestamptz not null,
   session_lock boolean not null default false,
   draining boolean not null default false,
+  unserved_grace interval not null default interval '2 minutes',
+  storage_closed_at timestamptz,
+  unreachable text[] not null default '{}',
   ended_at timestamptz,
   ended text check (ended in ('stopped', 'taken over')),
   constraint daemons_ended_with_a_reason check ((ended_at is null) = (ended is null))
@@ -20,6 +23,10 @@ create table if not exists image_jobs.daemons (
 comment on table image_jobs.daemons is 'Liveness of daemons. One row per process start, never reused.';
 comment on column image_jobs.daemons.fresh_since is 'Beats have come without a gap since then; only after one lease may it take over from others.';
 comment on column image_jobs.daemons.session_lock is 'Its LISTEN session holds an advisory lock: when that is free, it is gone.';
+comment on column image_jobs.daemons.unserved_grace is
+  'How long after the last daemon that served a provider it fails the runs that wait for that (a deploy).';
+comment on column image_jobs.daemons.storage_closed_at is 'Since when storage has taken no uploads of it, so that it claims nothing.';
+comment on column image_jobs.daemons.unreachable is 'Providers that it cannot connect to, and claims nothing for.';
 
 -- While busy daemons keep this ahead, inserts need no NOTIFY (which takes a global lock until commit).
 create table if not exists image_jobs.wake (

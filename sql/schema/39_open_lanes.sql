@@ -86,9 +86,9 @@ $$;
 -- The plans of the functions below are pinned by claim_runs, which calls them: its settings reach into what it calls.
 -- Each locks the runs it changes, without those that are set aside, and changes them by image_jobs.change_runs.
 
--- Returns the providers that a daemon claims for: those it serves, and those that no living daemon has served in the last
--- ten minutes (a deploy), since some daemon has to say that the key is missing.
-create or replace function image_jobs.claimable_providers(p_served text[])
+-- Returns the providers that a daemon claims for: those it serves, and those that no living daemon has served for its grace
+-- (a deploy), since some daemon has to say that the key is missing.
+create or replace function image_jobs.claimable_providers(p_served text[], p_grace interval)
 returns text[] language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -100,7 +100,7 @@ begin
   where p.name = any (p_served)
     or not exists (
       select from image_jobs.daemons d
-      where p.name = any (d.providers) and d.seen_at > v_now - interval '10 minutes');
+      where p.name = any (d.providers) and d.seen_at > v_now - p_grace);
   return v_providers;
 end
 $$;

@@ -232,7 +232,7 @@ begin
   perform set_config('image_jobs.writer', 'daemon', true);
 
   v_providers := array(
-    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers)) as p (name)
+    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace)) as p (name)
     where p.name <> all (coalesce(p_unreachable, '{}')));
   v_lanes := coalesce(image_jobs.open_lanes(v_providers, p_full_scan), '{}');
   -- The locks of the limits, all at once and in order.

@@ -16,7 +16,8 @@ $$;
 
 -- Register a daemon that has just started (or was fenced, and starts anew under a new id). Raises IJ002 if it is too old.
 create or replace function image_jobs.register_daemon(
-  p_id uuid, p_name text, p_version text, p_slots integer, p_lease interval, p_providers text[])
+  p_id uuid, p_name text, p_version text, p_slots integer, p_lease interval, p_providers text[],
+  p_unserved_grace interval default interval '2 minutes')
 returns void language plpgsql volatile set search_path = ''
 as $$
 begin
@@ -28,10 +29,12 @@ begin
   insert into image_jobs.providers (name) select unnest(p_providers) on conflict do nothing;
   insert into image_jobs.wake (provider, awake_until) select p, '-infinity' from unnest(p_providers) p order by p on conflict do nothing;
   insert into image_jobs.lanes (lane, priority) select p, 0 from unnest(p_providers) p order by p on conflict do nothing;
-  insert into image_jobs.daemons (id, name, version, slots, lease, providers, started_at, seen_at, fresh_since)
-  values (p_id, p_name, p_version, p_slots, p_lease, p_providers, image_jobs.now(), image_jobs.now(), image_jobs.now())
+  insert into image_jobs.daemons (id, name, version, slots, lease, providers, unserved_grace, started_at, seen_at, fresh_since)
+  values (p_id, p_name, p_version, p_slots, p_lease, p_providers, p_unserved_grace,
+    image_jobs.now(), image_jobs.now(), image_jobs.now())
   on conflict (id) do nothing;
   delete from image_jobs.daemons d where d.ended_at < image_jobs.now() - interval '7 days';
+  perform image_jobs.note_provider_states();
 end
 $$;
 
@@ -177,6 +180,7 @@ begin
   where d.id = p_daemon and d.ended_at is null;
   if found then
     perform image_jobs.abandon_runs(p_daemon);
+    perform image_jobs.note_provider_states();
   end if;
 end
 $$;

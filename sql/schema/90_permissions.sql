@@ -41,7 +41,7 @@ revoke all on function
   image_jobs.max_waiting_of(uuid), image_jobs.refuse_waiting(text, integer), image_jobs.claim_checks(uuid, varchar[], integer),
   image_jobs.claim_runs(uuid, integer, boolean, text[]),
   image_jobs.claim_starts(uuid, image_jobs.lanes, integer, boolean, boolean),
-  image_jobs.claimable_providers(text[]), image_jobs.claimed_run(public.runs, timestamptz),
+  image_jobs.claimable_providers(text[], interval), image_jobs.claimed_run(public.runs, timestamptz),
   image_jobs.closed_reason(text), image_jobs.consume_deliveries(public.runs),
   image_jobs.count_running(text, text, integer), image_jobs.count_webhook(text, integer, integer, integer),
   image_jobs.current_user_id(), image_jobs.delete_delivery(text, text), image_jobs.delete_events(),
@@ -69,7 +69,7 @@ revoke all on function
   image_jobs.record_delivery(varchar, text, text, text), image_jobs.record_progress(uuid, jsonb),
   image_jobs.record_provider_job(varchar, text, text, text, text, jsonb),
   image_jobs.record_starts(text, text, integer), image_jobs.refresh_stale_nodes(), image_jobs.refuse(text, text),
-  image_jobs.refuse_nameless(), image_jobs.register_daemon(uuid, text, text, integer, interval, text[]), image_jobs.release_runs(varchar[], uuid),
+  image_jobs.refuse_nameless(), image_jobs.register_daemon(uuid, text, text, integer, interval, text[], interval), image_jobs.release_runs(varchar[], uuid),
   image_jobs.release_unheld(uuid, bigint[], bigint), image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.requeue_run(varchar), image_jobs.reroute_each(varchar[], uuid),
   image_jobs.reroute_message(jsonb, varchar), image_jobs.reroute_runs(), image_jobs.route_hash(jsonb, varchar, varchar), image_jobs.due_checks(text[], integer),
@@ -100,6 +100,13 @@ revoke all on function
   image_jobs.refuse_foreign_members(), image_jobs.require_member(uuid), image_jobs.share_workflow(uuid), image_jobs.token_hash(text),
   image_jobs.unshare_workflow(uuid), public.join_workflow(text), public.leave_workflow(uuid), public.share_workflow(uuid),
   public.unshare_workflow(uuid)
+  from public, anon, authenticated, service_role;
+revoke all on image_jobs.provider_states, public.image_provider_status from public, anon, authenticated, service_role;
+revoke all on sequence image_jobs.provider_states_id_seq from public, anon, authenticated, service_role;
+revoke all on function
+  image_jobs.has_waiting(text), image_jobs.limit_reached(image_jobs.provider_limits), image_jobs.limits_changed(),
+  image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),
+  image_jobs.report_daemon(uuid, boolean, text[])
   from public, anon, authenticated, service_role;
 revoke all on public.workflow_nodes from public, anon, authenticated, service_role;
 -- On tables that were there before, rows of other kinds stay as open as they were; but row level security does not stop these.
@@ -172,6 +179,8 @@ grant execute on function
   image_jobs.join_workflow(text), image_jobs.leave_workflow(uuid), image_jobs.share_workflow(uuid), image_jobs.unshare_workflow(uuid),
   public.join_workflow(text), public.leave_workflow(uuid), public.share_workflow(uuid), public.unshare_workflow(uuid)
   to authenticated, service_role;
+grant select on public.image_provider_status to authenticated, service_role;
+grant execute on function image_jobs.provider_status() to authenticated, service_role;
 
 -- Anybody may post a webhook, and only through these functions. The inbox and the secrets are closed to all.
 grant execute on function image_jobs.receive_webhook(text, jsonb, text) to anon, service_role;
@@ -197,6 +206,7 @@ alter table image_jobs.usage_limits enable row level security;
 alter table image_jobs.provider_streaks enable row level security;
 alter table image_jobs.workflows enable row level security;
 alter table image_jobs.workflow_links enable row level security;
+alter table image_jobs.provider_states enable row level security;
 alter table image_jobs.set_aside enable row level security;
 alter table image_jobs.stale_nodes enable row level security;
 alter table image_jobs.providers enable row level security;

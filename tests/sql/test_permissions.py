@@ -44,6 +44,9 @@ RELATIONS: dict[str, dict[str, set[str]]] = {
     "image_jobs.daemon_status": {"service_role": READ},
     "public.image_jobs": {"authenticated": READ, "service_role": READ},
     "public.image_models": ALL_THREE,
+    "public.image_provider_status": {"authenticated": READ, "service_role": READ},
+    "image_jobs.provider_states": {},
+    "image_jobs.provider_states_id_seq": {},
     "image_jobs.provider_blocks": {"service_role": WRITE},
     "image_jobs.provider_blocks_id_seq": {},
     "image_jobs.provider_limits": {"service_role": WRITE},
@@ -68,6 +71,13 @@ EVERYBODY = set(API_ROLES)
 
 FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.abandon_each": NOBODY,
+    "image_jobs.has_waiting": NOBODY,
+    "image_jobs.limit_reached": NOBODY,
+    "image_jobs.limits_changed": NOBODY,
+    "image_jobs.note_provider_states": NOBODY,
+    "image_jobs.provider_name": NOBODY,
+    "image_jobs.provider_status": SIGNED_IN,
+    "image_jobs.report_daemon": NOBODY,
     "image_jobs.call_of_job": NOBODY,
     "image_jobs.calls_of": NOBODY,
     "image_jobs.close_calls": NOBODY,

@@ -318,6 +318,18 @@ export type Database = {
         }
         Relationships: []
       }
+      image_provider_status: {
+        Row: {
+          check_in: number | null
+          model: string | null
+          provider: string | null
+          sentence: string | null
+          since: string | null
+          state: string | null
+          until: string | null
+        }
+        Relationships: []
+      }
     }
     Functions: {
       can_open_workflow: { Args: { workflow_id: string }; Returns: boolean }
