@@ -23,6 +23,7 @@ class Failure:
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     image_url: str | None = None
     """Of a picture that is stored all the same."""
+    image_path: str | None = None
 
     @classmethod
     def of(cls, error: RunError) -> Self:
@@ -35,7 +36,7 @@ class Failure:
         if self.details:
             payload["details"] = dict(self.details)
         if self.image_url is not None:
-            payload["imageUrl"] = self.image_url
+            payload |= {"imageUrl": self.image_url, "imagePath": self.image_path}
         return payload
 
 
@@ -122,13 +123,18 @@ class _Ending:
 
 @dataclass(frozen=True, slots=True)
 class Completed(_Ending):
-    """The picture is stored. `requested_model` is what the caller asked for; `images` are URLs of further pictures."""
+    """The picture is stored. `requested_model` is what the caller asked for; `images` are URLs of further pictures.
+
+    Paths are the keys in the bucket, which a client signs where the bucket is private.
+    """
 
     name: ClassVar[str] = "completed"
 
     picture: Picture
     image_url: str
+    image_path: str
     thumbnail_url: str | None
+    thumbnail_path: str | None
     provider: str
     model: str
     requested_model: str
@@ -141,13 +147,16 @@ class Completed(_Ending):
 
     def unwritable(self, reason: str) -> "Failed":
         """Return the outcome to write instead, which keeps the URL of the stored picture."""
-        return Failed(replace(UNWRITABLE, details={"reason": reason}, image_url=self.image_url), calls=self.calls)
+        failure = replace(UNWRITABLE, details={"reason": reason}, image_url=self.image_url, image_path=self.image_path)
+        return Failed(failure, calls=self.calls)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settlement as `image_jobs.settle_runs` takes it."""
         payload: dict[str, Any] = {
             "imageUrl": self.image_url,
+            "imagePath": self.image_path,
             "thumbnailUrl": self.thumbnail_url,
+            "thumbnailPath": self.thumbnail_path,
             "originalUrl": self.picture.original_url,
             "revisedPrompt": self.picture.revised_prompt,
             "width": self.picture.width,

@@ -80,6 +80,7 @@ class Publisher:
             return Failed(Failure.of(error), events=[failed], if_lost=unused)
         stored = Event("stored", "The image is in storage.", data={"uploadTries": tries, "bytes": info.bytes})
         url, warnings = await self._announce(key, info.sha256)
+        small = None if "thumbnailUrl" in beside else thumbnail_key(run.workflow_id, run.id)
         return Completed(
             picture=Picture(
                 original_url=made.shown_url,
@@ -91,7 +92,9 @@ class Publisher:
                 cost=made.cost,
             ),
             image_url=url,
-            thumbnail_url=None if "thumbnailUrl" in beside else await self._thumbnail_url(run, info.sha256),
+            image_path=key,
+            thumbnail_url=await self._thumbnail_url(small, info.sha256),
+            thumbnail_path=small,
             provider=model.provider,
             model=model.model,
             requested_model=_requested_model(run, model),
@@ -138,14 +141,16 @@ class Publisher:
 
     async def _adopted(self, run: ClaimedRun, model: Resolved, found: StoredObject) -> Completed:
         version = object_metadata.sha256(found)
-        small = await self._storage.find(thumbnail_key(run.workflow_id, run.id))
-        has_thumbnail = small is not None and object_metadata.sha256(small) == version
+        thumbnail = await self._storage.find(thumbnail_key(run.workflow_id, run.id))
+        small = thumbnail.key if thumbnail is not None and object_metadata.sha256(thumbnail) == version else None
         url, warnings = await self._announce(found.key, version)
         message = "An earlier attempt had stored the image already; it is used."
         return Completed(
             picture=object_metadata.picture(run, found),
             image_url=url,
-            thumbnail_url=await self._thumbnail_url(run, version) if has_thumbnail else None,
+            image_path=found.key,
+            thumbnail_url=await self._thumbnail_url(small, version),
+            thumbnail_path=small,
             provider=model.provider,
             model=model.model,
             requested_model=_requested_model(run, model),
@@ -188,8 +193,8 @@ class Publisher:
             log.exception("public_url.not_checked")
         return url, [Event("warning", message, data={"imageUrl": url})]
 
-    async def _thumbnail_url(self, run: ClaimedRun, version: str) -> str:
-        return await self._storage.public_url(thumbnail_key(run.workflow_id, run.id), version)
+    async def _thumbnail_url(self, key: str | None, version: str) -> str | None:
+        return None if key is None else await self._storage.public_url(key, version)
 
     async def _urls(self, keys: Sequence[str], version: str) -> list[str]:
         return [await self._storage.public_url(key, version[:8]) for key in keys]

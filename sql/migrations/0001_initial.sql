@@ -1356,7 +1356,7 @@ begin
   if col_description('public.workflow_nodes'::regclass, (
     select a.attnum from pg_attribute a where a.attrelid = 'public.workflow_nodes'::regclass and a.attname = 'node_data')) is null
   then
-    comment on column public.workflow_nodes.node_data is 'The frontend''s, but for status, runId, progress, message, previewUrl, imageUrl, thumbnailUrl, error, updatedAt.';
+    comment on column public.workflow_nodes.node_data is 'The frontend''s, but for status, runId, progress, message, previewUrl, imageUrl, thumbnailUrl, previewPath, imagePath, thumbnailPath, error, updatedAt.';
   end if;
 end
 $$;
@@ -2690,7 +2690,15 @@ create or replace trigger image_jobs_3_guard_status before update of status on p
 create or replace function image_jobs.owned_keys()
 returns text[] language sql immutable parallel safe set search_path = ''
 as $$
-  select array['status', 'runId', 'progress', 'message', 'previewUrl', 'imageUrl', 'thumbnailUrl', 'error', 'updatedAt']
+  select array['status', 'runId', 'progress', 'message', 'previewUrl', 'imageUrl', 'thumbnailUrl',
+    'previewPath', 'imagePath', 'thumbnailPath', 'error', 'updatedAt']
+$$;
+
+-- Returns the path in its bucket of an object of Storage, by its address as the daemon writes it; null for any other.
+create or replace function image_jobs.storage_path(p_url text)
+returns text language sql immutable set search_path = ''
+as $$
+  select substring(p_url from '/storage/v1/object/(?:public|authenticated)/[^/?#]+/([^?#]+)')
 $$;
 
 -- Returns the node_data that shows a run, on top of what the node had. An old image stays until a new one replaces it.
@@ -2699,18 +2707,20 @@ create or replace function image_jobs.node_data(
 returns jsonb language sql volatile set search_path = ''
 as $$
   select (p_data
-      - array['status', 'runId', 'progress', 'message', 'previewUrl', 'error', 'updatedAt']
-      - case when p_status = 'completed' then array['imageUrl', 'thumbnailUrl'] else '{}' end)
+      - array['status', 'runId', 'progress', 'message', 'previewUrl', 'previewPath', 'error', 'updatedAt']
+      - case when p_status = 'completed' then array['imageUrl', 'thumbnailUrl', 'imagePath', 'thumbnailPath'] else '{}' end)
     || jsonb_strip_nulls(jsonb_build_object(
       'status', case p_status when 'failed' then 'error' else p_status end,
       'runId', p_run_id,
       'progress', case p_status when 'completed' then 100 else p_progress end,
       'message', case p_status when 'failed' then p_payload ->> 'hint' else p_message end,
       'previewUrl', case when p_status = 'running' then p_preview_url end,
+      'previewPath', case when p_status = 'running' then image_jobs.storage_path(p_preview_url) end,
       'error', case when p_status = 'failed' then p_payload ->> 'error' end,
       'updatedAt', to_char(image_jobs.now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')))
     || case when p_status = 'completed' then jsonb_strip_nulls(jsonb_build_object(
-      'imageUrl', p_payload ->> 'imageUrl', 'thumbnailUrl', p_payload ->> 'thumbnailUrl')) else '{}' end
+      'imageUrl', p_payload ->> 'imageUrl', 'thumbnailUrl', p_payload ->> 'thumbnailUrl',
+      'imagePath', p_payload ->> 'imagePath', 'thumbnailPath', p_payload ->> 'thumbnailPath')) else '{}' end
 $$;
 
 -- Keep our keys when a node is written: a frontend that writes the whole node_data (dragging a node) can neither change nor
@@ -3317,8 +3327,8 @@ create or replace trigger image_jobs_nodes_deleted after delete on public.workfl
 -- A run has no node if its metadata names none, or none of its workflow. As with nodes, progress comes once a second, since
 -- the daemon writes it no more often, and ends at once.
 
--- Returns runs for messages: their records of the view image_jobs, progress, message and preview, and a version that grows with
--- each message. A record that is large comes without its metadata, marked as partial.
+-- Returns runs for messages: their records of the view image_jobs, progress, message, preview and paths in storage, and a version
+-- that grows with each message. A record that is large comes without its metadata, marked as partial.
 create or replace function image_jobs.run_messages(p_runs varchar[])
 returns jsonb language plpgsql volatile set search_path = ''
 as $$
@@ -3333,6 +3343,8 @@ begin
     cross join lateral (
       select to_jsonb(j) || jsonb_build_object('progress', r.progress, 'message', r.message,
         'previewUrl', case when r.status = 'running' then r.preview_url end,
+        'previewPath', case when r.status = 'running' then image_jobs.storage_path(r.preview_url) end,
+        'imagePath', r.payload ->> 'imagePath', 'thumbnailPath', r.payload ->> 'thumbnailPath',
         'version', nextval('image_jobs.node_versions')) as item
     ) sent
     where r.id = any (p_runs));
@@ -6906,7 +6918,7 @@ revoke all on function
   image_jobs.run_moved(), image_jobs.runs_deleted(), image_jobs.runs_inserted(), image_jobs.runs_set_aside(), image_jobs.runs_updated(),
   image_jobs.session_began(uuid), image_jobs.session_lock_key(uuid), image_jobs.set_run_aside(varchar, text, text),
   image_jobs.set_webhook_secrets(jsonb), image_jobs.settle_runs(uuid, jsonb), image_jobs.source_workflow(jsonb, boolean),
-  image_jobs.stamp_events(),
+  image_jobs.stamp_events(), image_jobs.storage_path(text),
   image_jobs.start_runs(varchar[], uuid), image_jobs.sweep_webhooks(),
   image_jobs.sync(uuid, integer, boolean, jsonb, jsonb, bigint[], double precision, text[], bigint),
   image_jobs.take_cancellations(text[], integer), image_jobs.take_over(uuid),

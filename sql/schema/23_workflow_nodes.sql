@@ -18,7 +18,7 @@ alter table public.workflow_nodes
 
 comment on table public.workflow_nodes is 'Nodes of the canvas.';
 comment on column public.workflow_nodes.node_data is
-  'The frontend''s, but for status, runId, progress, message, previewUrl, imageUrl, thumbnailUrl, error, updatedAt.';
+  'The frontend''s, but for status, runId, progress, message, previewUrl, imageUrl, thumbnailUrl, previewPath, imagePath, thumbnailPath, error, updatedAt.';
 comment on column public.workflow_nodes.version is 'Grows with every change, over all nodes: merge by it.';
 comment on column public.workflow_nodes.run_ticket is 'Ticket of the run that the node shows.';
 

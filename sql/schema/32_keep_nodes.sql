@@ -4,7 +4,15 @@
 create or replace function image_jobs.owned_keys()
 returns text[] language sql immutable parallel safe set search_path = ''
 as $$
-  select array['status', 'runId', 'progress', 'message', 'previewUrl', 'imageUrl', 'thumbnailUrl', 'error', 'updatedAt']
+  select array['status', 'runId', 'progress', 'message', 'previewUrl', 'imageUrl', 'thumbnailUrl',
+    'previewPath', 'imagePath', 'thumbnailPath', 'error', 'updatedAt']
+$$;
+
+-- Returns the path in its bucket of an object of Storage, by its address as the daemon writes it; null for any other.
+create or replace function image_jobs.storage_path(p_url text)
+returns text language sql immutable set search_path = ''
+as $$
+  select substring(p_url from '/storage/v1/object/(?:public|authenticated)/[^/?#]+/([^?#]+)')
 $$;
 
 -- Returns the node_data that shows a run, on top of what the node had. An old image stays until a new one replaces it.
@@ -13,18 +21,20 @@ create or replace function image_jobs.node_data(
 returns jsonb language sql volatile set search_path = ''
 as $$
   select (p_data
-      - array['status', 'runId', 'progress', 'message', 'previewUrl', 'error', 'updatedAt']
-      - case when p_status = 'completed' then array['imageUrl', 'thumbnailUrl'] else '{}' end)
+      - array['status', 'runId', 'progress', 'message', 'previewUrl', 'previewPath', 'error', 'updatedAt']
+      - case when p_status = 'completed' then array['imageUrl', 'thumbnailUrl', 'imagePath', 'thumbnailPath'] else '{}' end)
     || jsonb_strip_nulls(jsonb_build_object(
       'status', case p_status when 'failed' then 'error' else p_status end,
       'runId', p_run_id,
       'progress', case p_status when 'completed' then 100 else p_progress end,
       'message', case p_status when 'failed' then p_payload ->> 'hint' else p_message end,
       'previewUrl', case when p_status = 'running' then p_preview_url end,
+      'previewPath', case when p_status = 'running' then image_jobs.storage_path(p_preview_url) end,
       'error', case when p_status = 'failed' then p_payload ->> 'error' end,
       'updatedAt', to_char(image_jobs.now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')))
     || case when p_status = 'completed' then jsonb_strip_nulls(jsonb_build_object(
-      'imageUrl', p_payload ->> 'imageUrl', 'thumbnailUrl', p_payload ->> 'thumbnailUrl')) else '{}' end
+      'imageUrl', p_payload ->> 'imageUrl', 'thumbnailUrl', p_payload ->> 'thumbnailUrl',
+      'imagePath', p_payload ->> 'imagePath', 'thumbnailPath', p_payload ->> 'thumbnailPath')) else '{}' end
 $$;
 
 -- Keep our keys when a node is written: a frontend that writes the whole node_data (dragging a node) can neither change nor

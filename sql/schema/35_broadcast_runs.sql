@@ -3,8 +3,8 @@
 -- A run has no node if its metadata names none, or none of its workflow. As with nodes, progress comes once a second, since
 -- the daemon writes it no more often, and ends at once.
 
--- Returns runs for messages: their records of the view image_jobs, progress, message and preview, and a version that grows with
--- each message. A record that is large comes without its metadata, marked as partial.
+-- Returns runs for messages: their records of the view image_jobs, progress, message, preview and paths in storage, and a version
+-- that grows with each message. A record that is large comes without its metadata, marked as partial.
 create or replace function image_jobs.run_messages(p_runs varchar[])
 returns jsonb language plpgsql volatile set search_path = ''
 as $$
@@ -19,6 +19,8 @@ begin
     cross join lateral (
       select to_jsonb(j) || jsonb_build_object('progress', r.progress, 'message', r.message,
         'previewUrl', case when r.status = 'running' then r.preview_url end,
+        'previewPath', case when r.status = 'running' then image_jobs.storage_path(r.preview_url) end,
+        'imagePath', r.payload ->> 'imagePath', 'thumbnailPath', r.payload ->> 'thumbnailPath',
         'version', nextval('image_jobs.node_versions')) as item
     ) sent
     where r.id = any (p_runs));

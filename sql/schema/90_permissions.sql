@@ -77,7 +77,7 @@ revoke all on function
   image_jobs.run_moved(), image_jobs.runs_deleted(), image_jobs.runs_inserted(), image_jobs.runs_set_aside(), image_jobs.runs_updated(),
   image_jobs.session_began(uuid), image_jobs.session_lock_key(uuid), image_jobs.set_run_aside(varchar, text, text),
   image_jobs.set_webhook_secrets(jsonb), image_jobs.settle_runs(uuid, jsonb), image_jobs.source_workflow(jsonb, boolean),
-  image_jobs.stamp_events(),
+  image_jobs.stamp_events(), image_jobs.storage_path(text),
   image_jobs.start_runs(varchar[], uuid), image_jobs.sweep_webhooks(),
   image_jobs.sync(uuid, integer, boolean, jsonb, jsonb, bigint[], double precision, text[], bigint),
   image_jobs.take_cancellations(text[], integer), image_jobs.take_over(uuid),

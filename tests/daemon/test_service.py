@@ -38,6 +38,9 @@ async def test_pending_row_becomes_an_image_at_a_public_url(harness: DaemonHarne
         node = await harness.node_data(run)
         assert node["status"] == "completed"
         assert node["imageUrl"] == payload["imageUrl"]
+        folder = f"{row['subject_id']}/{run}"
+        for shown in (payload, node):
+            assert (shown["imagePath"], shown["thumbnailPath"]) == (f"{folder}.png", f"{folder}.thumb.webp")
         events = await harness.event_names(run)
         assert events[0] == "created"
         assert events[1] == "claimed"
@@ -55,6 +58,7 @@ async def test_node_shows_progress_and_preview(harness: DaemonHarness) -> None:
             seen.append(node.get("progress", 0))
             if node.get("previewUrl"):
                 previews.add(node["previewUrl"])
+                assert f"/{node['previewPath']}?v=" in node["previewUrl"]
         return node.get("status") == "completed"
 
     async with harness.run_daemon() as process:

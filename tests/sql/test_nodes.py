@@ -9,7 +9,8 @@ from tests.support.postgres import signed_in
 from tests.support.protocol import IMAGE, Daemon, Db, as_operator, insert_node, node_data, run_in
 from tests.support.runs import WORKFLOW, insert_run, insert_runs, run_row
 
-OWN = ("status", "runId", "progress", "message", "previewUrl", "imageUrl", "thumbnailUrl", "error", "updatedAt")
+PATHS = ("previewPath", "imagePath", "thumbnailPath")
+OWN = (*PATHS, "status", "runId", "progress", "message", "previewUrl", "imageUrl", "thumbnailUrl", "error", "updatedAt")
 FORGED = dict.fromkeys(OWN, "forged")
 
 
@@ -54,6 +55,27 @@ async def test_a_node_shows_progress_a_message_and_a_preview(db: Db, daemon: Dae
         "progress": 100,
         "imageUrl": IMAGE,
         "thumbnailUrl": "https://example.com/t.webp",
+    }
+
+
+@pytest.mark.parametrize("way", ["public", "authenticated"])
+async def test_a_node_has_the_paths_of_its_pictures(db: Db, daemon: Daemon, node: str, way: str) -> None:
+    run = await insert_run(db, nodeId=node)
+    claimed = await daemon.claim_one()
+    preview, image, thumbnail = (f"{WORKFLOW}/{run}{end}" for end in (".preview.webp", ".png", ".thumb.webp"))
+    url = f"https://example.com/storage/v1/object/{way}/images/{preview}?v=12345678"
+    await daemon.record(claimed, progress=40, preview_url=url)
+    assert {name: (await node_data(db, node)).get(name) for name in PATHS} == {
+        "previewPath": preview,
+        "imagePath": None,
+        "thumbnailPath": None,
+    }
+    await daemon.complete(claimed, imagePath=image, thumbnailPath=thumbnail)
+    shown = await node_data(db, node)
+    assert {name: shown.get(name) for name in PATHS} == {
+        "previewPath": None,
+        "imagePath": image,
+        "thumbnailPath": thumbnail,
     }
 
 

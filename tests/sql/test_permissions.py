@@ -133,6 +133,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.check_prompt": NOBODY,
     "image_jobs.pictured_workflow": NOBODY,
     "image_jobs.source_workflow": NOBODY,
+    "image_jobs.storage_path": NOBODY,
     "image_jobs.claim_checks": NOBODY,
     "image_jobs.claim_runs": NOBODY,
     "image_jobs.claim_starts": NOBODY,

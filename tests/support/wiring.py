@@ -130,4 +130,5 @@ def completed(
     picture = Picture(None, revised_prompt, 1024, 1024, "image/png", 1_234_567, cost)
     timings = Timings(queued_ms=3, generate_ms=9000, store_ms=300)
     thumbnail = url.replace(".png", ".thumb.webp")
-    return Completed(picture, url, thumbnail, "demo", "painter", "painter", timings, **fields)
+    paths = ("w/x.png", "w/x.thumb.webp")
+    return Completed(picture, url, paths[0], thumbnail, paths[1], "demo", "painter", "painter", timings, **fields)
