@@ -30,13 +30,21 @@ class LateSocket extends WebSocket {
   }
 }
 
-/** Returns a client; `answer` may return the response to a request, or a promise of it. */
+/** Returns a client, with its last `socket`; `answer` may return the response to a request, or a promise of it. */
 function connect(answer = () => undefined) {
-  return createClient(url, KEY, {
+  const client = createClient(url, KEY, {
     auth: { persistSession: false, storageKey: crypto.randomUUID() },
     global: { fetch: async (...all) => (await answer(String(all[0]), all[1]?.method ?? "GET", all)) ?? fetch(...all) },
-    realtime: { transport: LateSocket },
+    realtime: {
+      transport: class extends LateSocket {
+        constructor(...all) {
+          super(...all);
+          client.socket = this;
+        }
+      },
+    },
   });
+  return client;
 }
 
 /** Returns a store that is being watched, its problems, and a wait for a snapshot. */
@@ -134,6 +142,25 @@ const scenarios = {
     await until(({ connection }) => connection === "away");
     await until(isLive);
     return [supabase.getChannels().length, workflow.snapshot().nodes.length];
+  },
+  async "a rejoin after a refusal"() {
+    let loads = 0;
+    const supabase = connect((address, method) => {
+      if (method !== "GET" || !isNodes(address)) return undefined;
+      loads += 1;
+      return json(403, { code: "42501", message: "permission denied", hint: null, details: null });
+    });
+    await supabase.auth.signInAnonymously();
+    const { workflow, problems, until } = open(supabase);
+    workflow.add(painter, { x: 0, y: 0 });
+    await until(({ connection, error }) => connection === "live" && error);
+    const before = loads;
+    const away = until(({ connection }) => connection === "away");
+    supabase.socket.close();
+    await away;
+    await until(({ connection }) => connection === "live");
+    await new Promise(resolve => setTimeout(resolve, 100)); // a request would have been made by now
+    return [loads - before, problems];
   },
   async "a load before anybody subscribes"() {
     const supabase = connect();

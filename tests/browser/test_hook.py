@@ -48,7 +48,7 @@ async def test_lost_messages_are_refetched_on_focus(window, db, silence):
     await put(db, window.workflow, "A valley")
     await window.page.reload()
     await window.connected()
-    await window.page.wait_for_load_state("networkidle")  # what SUBSCRIBED had fetched is here
+    await window.traffic.settled()  # what SUBSCRIBED had fetched is here
     await db.execute(UPDATE, window.workflow, 42)
     bar = window.page.get_by_role("progressbar")
     await expect(bar).to_have_count(0)
@@ -63,7 +63,7 @@ async def test_a_silent_run_is_refetched(window, db, silence):
     bar = window.page.get_by_role("progressbar")
     await expect(bar).to_have_attribute("aria-valuenow", "10")
     await window.connected()
-    await window.page.wait_for_load_state("networkidle")
+    await window.traffic.settled()
     await db.execute(UPDATE, window.workflow, 42)
     await expect(bar).to_have_attribute("aria-valuenow", "42", timeout=30_000)
 

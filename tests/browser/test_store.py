@@ -12,7 +12,7 @@ from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from daemon.providers import models
 from tests.support.node import run_script
 from tests.support.postgres import ROOT
-from tests.support.window import Window, put
+from tests.support.window import Traffic, Window, put
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -22,6 +22,7 @@ class Requests:
 
     def __init__(self, page: Page) -> None:
         self.nodes = self.joins = 0
+        self.traffic = Traffic(page)
         page.on("request", lambda request: self._note(request.url))
         page.on("websocket", lambda socket: socket.on("framesent", self._note_frame))
 
@@ -56,11 +57,11 @@ async def told_once(page: Page, requests: Requests, sentence: str) -> None:
     await expect(toast).to_have_count(1, timeout=20_000)
     await expect(toast).to_contain_text(sentence)
     await expect(page.locator(".connection")).not_to_have_text("Connecting", timeout=20_000)
-    await page.wait_for_load_state("networkidle")
+    await requests.traffic.settled()
     before = requests.nodes
     for _ in range(5):
         await page.clock.run_for(120_000)
-        await page.wait_for_load_state("networkidle")
+        await requests.traffic.settled()
     assert requests.nodes == before <= 2  # the second: the channel was joined meanwhile
     await expect(toast).to_have_count(0)  # it went, and did not come again
 
@@ -157,6 +158,10 @@ async def test_a_write_that_failed_is_sent_while_live(outcomes: Any):
 
 async def test_a_channel_closed_by_others_is_joined_again(outcomes: Any):
     assert outcomes["a channel that was closed"] == [1, 1]
+
+
+async def test_a_rejoin_asks_nothing_after_a_refusal(outcomes: Any):
+    assert outcomes["a rejoin after a refusal"] == [0, ["permission denied"]]
 
 
 async def test_a_refresh_before_subscribing_blocks_no_load(outcomes: Any):

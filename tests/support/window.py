@@ -3,17 +3,18 @@
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import asyncpg
 from PIL import Image
-from playwright.async_api import Browser, ConsoleMessage, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, async_playwright, expect
 
-from tests.support.postgres import ROOT, connect
+from tests.support.postgres import ROOT, connect, wait_until
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = (
@@ -26,18 +27,41 @@ REFUSED = r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|CONNECTION_CLOSED|EMPT
 VISITOR = "00000000-0000-4000-8000-000000000002"
 
 
+class Traffic:
+    """The requests of a page that are under way."""
+
+    def __init__(self, page: Page) -> None:
+        self._under_way = set[Request]()
+        self._changed_at = monotonic()
+        page.on("request", lambda request: self._change(self._under_way.add, request))
+        page.on("requestfinished", lambda request: self._change(self._under_way.discard, request))
+        page.on("requestfailed", lambda request: self._change(self._under_way.discard, request))
+
+    def _change(self, change: Callable[[Request], None], request: Request) -> None:
+        change(request)
+        self._changed_at = monotonic()
+
+    async def settled(self) -> None:
+        """Wait for half a second without any. Playwright's `networkidle` comes once a page, and never again."""
+        await wait_until(lambda: not self._under_way and monotonic() - self._changed_at > 0.5)
+
+
 class Window:
     """One window.
 
     Attributes:
         console_errors: Errors and warnings of its console.
+        traffic: Its requests under way.
         outage: Ignore errors of failed connections, which the browser logs by itself.
+        expected: Ignore errors with this text, whenever they come.
     """
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.console_errors: list[str] = []
         self.outage = False
+        self.expected: str | None = None
+        self.traffic = Traffic(page)
         page.on("console", self._listen)
         page.on("pageerror", lambda error: self.console_errors.append(str(error)))
 
@@ -109,8 +133,9 @@ class Window:
             await self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png", animations="disabled")
 
     def _listen(self, message: ConsoleMessage) -> None:
-        expected = self.outage and re.search(REFUSED, message.text)
-        if message.type in ("error", "warning") and not expected:
+        refused = self.outage and re.search(REFUSED, message.text)
+        expected = self.expected is not None and self.expected in message.text
+        if message.type in ("error", "warning") and not (refused or expected):
             self.console_errors.append(message.text)
 
 

@@ -223,7 +223,8 @@ export class Workflow implements Actions {
         if (status === "SUBSCRIBED") {
           this.#connection = "live";
           this.#endPause?.();
-          void this.#load();
+          // A socket that comes back after a refusal asks nothing; a new member's is joined for the first time.
+          if (this.#error === null || this.#error === NO_MEMBER) void this.#load();
         } else if (error && /unauthorized/i.test(error.message)) {
           this.#connection = "denied";
           void this.#unsubscribe(); // it would try again for ever
