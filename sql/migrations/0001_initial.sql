@@ -49,10 +49,10 @@ declare
     'share_workflow', 'join_workflow', 'leave_workflow', 'unshare_workflow', 'can_open_workflow',
     'webhook_openai', 'webhook_midjourney', 'webhook_hmac', 'receive_webhook'];
   v_indexes constant jsonb := '{
-    "runs": ["idx_runs_subject", "runs_ready", "runs_ready_by_name", "runs_delayed", "runs_running", "runs_held",
+    "runs": ["idx_runs_subject", "runs_of_a_workflow", "runs_ready", "runs_ready_by_name", "runs_delayed", "runs_running", "runs_held",
       "runs_last_in_line", "runs_last_of_workflow", "runs_waiting_of_user", "runs_that_refine", "runs_node", "runs_idempotency",
       "runs_may_be_rerouted", "runs_provider_job"],
-    "run_events": ["run_events_of_a_run"],
+    "run_events": ["run_events_of_a_run", "run_events_of_a_workflow"],
     "workflow_nodes": ["idx_nodes_workflow"],
     "workflow_members": ["workflow_members_of_a_user"]}';
   v_constraints constant text[] := array[
@@ -64,7 +64,8 @@ declare
     'Members see the runs of their workflows', 'Members insert runs into their workflows',
     'Nobody else sees image runs', 'Nobody else inserts image runs',
     'No client updates image runs', 'No client deletes image runs',
-    'Members see the events of their runs', 'Nobody else sees events of image runs',
+    'Members see the events of their runs', 'Members see events that are older than their workflow_id',
+    'Nobody else sees events of image runs',
     'No client inserts events of image runs', 'No client updates events of image runs',
     'No client deletes events of image runs',
     'Members see the nodes of their workflows', 'Members add nodes to their workflows',
@@ -220,6 +221,7 @@ declare
     run_events     payload         jsonb        0 -
     run_events     seq             bigint       0 -
     run_events     run_kind        text         9 nullable
+    run_events     workflow_id     uuid         0 nullable
     workflow_nodes id              text         1 needed
     workflow_nodes workflow_id     uuid         0 needed
     workflow_nodes node_type       text         1 -
@@ -420,6 +422,7 @@ begin
             when 'run_events.payload' then '''{"event": "created", "message": "Waiting in line.", "progress": 0, "data": {}}'''
             when 'run_events.seq' then '"~n"'
             when 'run_events.run_kind' then '''image_gen'''
+            when 'run_events.workflow_id' then '''00000000-0000-4000-8000-000000000000'''
           end,
           -- A number of a sequence is not drawn for this.
           case when a.attidentity <> '' or pg_get_expr(d.adbin, d.adrelid) like '%nextval(%' then '"~n"'
@@ -972,6 +975,9 @@ comment on column public.runs.source_workflow is
 -- On large tables `image-jobs migrate` makes these itself, afterwards and concurrently (daemon/indexes.py).
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 create index if not exists idx_runs_subject on public.runs (subject_id, kind);
+-- The newest of a workflow, for clients. Of all kinds: where others are open, no condition of a client's query implies ours. None
+-- stands in the order of time alone: a query for the newest would walk it past everybody else's.
+create index if not exists runs_of_a_workflow on public.runs (subject_id, created_at);
 -- The claim walks this one and nothing else.
 create index if not exists runs_ready on public.runs (lane, priority, rank, ticket)
   where kind = 'image_gen' and status = 'pending' and rank is not null;
@@ -1101,7 +1107,25 @@ begin
   then
     perform image_jobs.lock_memberships(v_user);
     insert into public.workflow_members (workflow_id, user_id) values (p_workflow, v_user) on conflict do nothing;
+    perform set_config('image_jobs.founded',
+      concat_ws(',', nullif(current_setting('image_jobs.founded', true), ''), p_workflow), true);
   end if;
+end
+$$;
+
+-- Refuse to return a row of a workflow that its own statement founded, after policies had asked which ones are the user's: they
+-- ask once a statement. Returns false for every other row.
+create or replace function image_jobs.refuse_founded(p_workflow uuid)
+returns boolean language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  if p_workflow::text = any (string_to_array(current_setting('image_jobs.founded', true), ','))
+    and image_jobs.can_access_workflow(p_workflow)
+  then
+    perform image_jobs.refuse('One statement returns rows of one new workflow only.',
+      'Insert the rows of each new workflow by themselves, or leave out .select().');
+  end if;
+  return false;
 end
 $$;
 
@@ -1119,7 +1143,8 @@ begin
       kind varchar not null,
       payload jsonb,
       seq bigint,
-      run_kind varchar
+      run_kind varchar,
+      workflow_id uuid
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
     revoke all on public.run_events from public, anon, authenticated, service_role;
@@ -1150,7 +1175,19 @@ alter table public.run_events
   add column if not exists ts timestamptz,
   add column if not exists payload jsonb,
   add column if not exists seq bigint,
-  add column if not exists run_kind varchar;
+  add column if not exists run_kind varchar,
+  add column if not exists workflow_id uuid;
+-- Old events are not written to, which a rule of the application may forbid. A table of ours has none, where the policy would be
+-- in the way of the index.
+do $$
+begin
+  if 'run_events' = any (string_to_array(current_setting('image_jobs.adopted'), ',')) then
+    drop policy if exists "Members see events that are older than their workflow_id" on public.run_events;
+    create policy "Members see events that are older than their workflow_id" on public.run_events for select to authenticated
+      using (run_kind is null and image_jobs.can_access_run(run_id));
+  end if;
+end
+$$;
 -- A default of its own stays.
 do $$
 begin
@@ -1182,14 +1219,17 @@ end
 $$;
 comment on column public.run_events.seq is 'The order; timestamps may be equal.';
 comment on column public.run_events.run_kind is 'image_gen, where the run is: the checks leave events of other kinds alone.';
+comment on column public.run_events.workflow_id is 'Of an image run its subject_id: who may see the event.';
 
 -- On large tables `image-jobs migrate` makes these itself, afterwards and concurrently (daemon/indexes.py).
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 create index if not exists run_events_of_a_run on public.run_events (run_id, seq);
+create index if not exists run_events_of_a_workflow on public.run_events (workflow_id, seq desc) where workflow_id is not null;
 end if;
 
--- Number events of image runs and copy their kind, which decides whether our checks apply, so no writer may choose it: write_events
--- does so itself, and this for every other writer. By the statement, since a row of another kind is only looked at.
+-- Number events of image runs and copy the kind and the workflow of those, which decide whether our checks apply and who may see
+-- the event, so no writer may choose them: write_events does so itself, and this for every other writer. By the statement, since
+-- a row of another kind is only looked at. The workflow of such a row counts nowhere, and is the application's.
 create or replace function image_jobs.stamp_events()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
@@ -1209,6 +1249,8 @@ begin
     perform set_config('image_jobs.writer', 'events', true);
     update public.run_events e
     set run_kind = (select r.kind from public.runs r where r.id = e.run_id and r.kind = 'image_gen'),
+      workflow_id = coalesce(
+        (select r.subject_id from public.runs r where r.id = e.run_id and r.kind = 'image_gen'), e.workflow_id),
       seq = case when tg_op = 'INSERT' then nextval('image_jobs.event_numbers') else e.seq end
     where e.id = any (v_events);
     perform set_config('image_jobs.writer', v_writer, true);
@@ -1248,8 +1290,9 @@ declare
 begin
   begin
     perform set_config('image_jobs.writer', 'events', true);
-    insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
-    select coalesce(e.id, gen_random_uuid()), e.run_id, e.kind, e.payload, nextval('image_jobs.event_numbers'), 'image_gen'
+    insert into public.run_events (id, run_id, kind, payload, seq, run_kind, workflow_id)
+    select coalesce(e.id, gen_random_uuid()), e.run_id, e.kind, e.payload, nextval('image_jobs.event_numbers'), 'image_gen',
+      (select r.subject_id from public.runs r where r.id = e.run_id)
     from (select * from unnest(p_events) with ordinality order by ordinality) e
     on conflict (id) do nothing;
     perform set_config('image_jobs.writer', v_writer, true);
@@ -1261,17 +1304,18 @@ begin
     v_event.id := coalesce(v_event.id, gen_random_uuid());
     begin
       perform set_config('image_jobs.writer', 'events', true);
-      insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
-      values (v_event.id, v_event.run_id, v_event.kind, v_event.payload, nextval('image_jobs.event_numbers'), 'image_gen')
+      insert into public.run_events (id, run_id, kind, payload, seq, run_kind, workflow_id)
+      values (v_event.id, v_event.run_id, v_event.kind, v_event.payload, nextval('image_jobs.event_numbers'), 'image_gen',
+        (select r.subject_id from public.runs r where r.id = v_event.run_id))
       on conflict (id) do nothing;
     exception when others or query_canceled or assert_failure then
       begin
         perform set_config('image_jobs.writer', 'events', true);
-        insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
+        insert into public.run_events (id, run_id, kind, payload, seq, run_kind, workflow_id)
         values (md5('refused ' || v_event.id)::uuid, v_event.run_id, 'error', jsonb_build_object(
           'event', 'warning', 'message', 'The database refuses an event of this run: ' || left(sqlerrm, 500),
           'data', jsonb_build_object('refused', v_event.payload ->> 'event', 'sqlstate', sqlstate)),
-          nextval('image_jobs.event_numbers'), 'image_gen')
+          nextval('image_jobs.event_numbers'), 'image_gen', (select r.subject_id from public.runs r where r.id = v_event.run_id))
         on conflict (id) do nothing;
       exception when others or query_canceled or assert_failure then
         raise log 'An event of run % is refused (%): %', v_event.run_id, sqlstate, sqlerrm;
@@ -6895,7 +6939,7 @@ revoke all on function
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
   image_jobs.json_or_null(text),
   image_jobs.keep_node(), image_jobs.lane_of(text), image_jobs.leave(uuid),
-  image_jobs.match_deliveries(text), image_jobs.my_workflows(),
+  image_jobs.match_deliveries(text), image_jobs.my_workflows(), image_jobs.refuse_founded(uuid),
   image_jobs.may_have_submitted(public.runs, text), image_jobs.may_write(uuid), image_jobs.move_runs(varchar[], uuid),
   image_jobs.move_to_model_lanes(image_jobs.lanes, integer), image_jobs.next_rank(uuid, text, integer),
   image_jobs.next_workflow_rank(uuid, uuid, text, integer), image_jobs.served_rank(uuid, text, integer),
@@ -7011,7 +7055,7 @@ $$;
 grant execute on function image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.route_hash(jsonb, varchar, varchar) to authenticated, service_role;
 grant execute on function image_jobs.my_workflows(), image_jobs.can_access_workflow(uuid), image_jobs.can_access_run(varchar),
-  image_jobs.is_image_run(varchar), image_jobs.may_write(uuid) to anon, authenticated, service_role;
+  image_jobs.is_image_run(varchar), image_jobs.may_write(uuid), image_jobs.refuse_founded(uuid) to anon, authenticated, service_role;
 -- Functions that the client functions and the views call.
 grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.image_job_record(varchar),
   image_jobs.refuse(text, text), image_jobs.current_user_id() to authenticated, service_role;
@@ -7075,17 +7119,25 @@ alter table image_jobs.cancellations enable row level security;
 alter table image_jobs.file_removals enable row level security;
 alter table image_jobs.walks enable row level security;
 
+-- A row that is read is held against the set of the user's workflows, which is found once a statement, and by which an index is
+-- read; `in (select …)` would read the whole table. A row that is written is asked for by itself: it may found its workflow.
+-- What is said once more is in coalesce, which planners take for half of all rows: for a thousandth of a thousandth they would
+-- rather sort all that a workflow has than read its newest in order.
+
 -- runs
 drop policy if exists "Members see the runs of their workflows" on public.runs;
 create policy "Members see the runs of their workflows" on public.runs for select to authenticated
-  using (kind = 'image_gen' and image_jobs.can_access_workflow(subject_id));
+  using (kind = 'image_gen'
+    and case when nullif(current_setting('image_jobs.founded', true), '') is null then true
+      else subject_id = any (array(select image_jobs.my_workflows())) or image_jobs.refuse_founded(subject_id) end
+    and subject_id = any (array(select image_jobs.my_workflows())));
 drop policy if exists "Members insert runs into their workflows" on public.runs;
 create policy "Members insert runs into their workflows" on public.runs for insert to authenticated
   with check (kind = 'image_gen' and image_jobs.can_access_workflow(subject_id));
 -- On a table that was there before, other policies may be wider. These hold all the same, for our kind alone.
 drop policy if exists "Nobody else sees image runs" on public.runs;
 create policy "Nobody else sees image runs" on public.runs as restrictive for select to anon, authenticated
-  using (kind is distinct from 'image_gen' or image_jobs.can_access_workflow(subject_id));
+  using (kind is distinct from 'image_gen' or coalesce(subject_id = any (array(select image_jobs.my_workflows())), false));
 drop policy if exists "Nobody else inserts image runs" on public.runs;
 create policy "Nobody else inserts image runs" on public.runs as restrictive for insert to anon, authenticated
   with check (kind is distinct from 'image_gen' or image_jobs.can_access_workflow(subject_id));
@@ -7099,10 +7151,11 @@ create policy "No client deletes image runs" on public.runs as restrictive for d
 -- run_events
 drop policy if exists "Members see the events of their runs" on public.run_events;
 create policy "Members see the events of their runs" on public.run_events for select to authenticated
-  using (image_jobs.can_access_run(run_id));
+  using (run_kind = 'image_gen' and workflow_id = any (array(select image_jobs.my_workflows())));
 drop policy if exists "Nobody else sees events of image runs" on public.run_events;
 create policy "Nobody else sees events of image runs" on public.run_events as restrictive for select to anon, authenticated
-  using (not image_jobs.is_image_run(run_id) or image_jobs.can_access_run(run_id));
+  using (run_kind = 'image_gen' and coalesce(workflow_id = any (array(select image_jobs.my_workflows())), false)
+    or run_kind is null and (not image_jobs.is_image_run(run_id) or image_jobs.can_access_run(run_id)));
 drop policy if exists "No client inserts events of image runs" on public.run_events;
 create policy "No client inserts events of image runs" on public.run_events as restrictive for insert to anon, authenticated
   with check (not image_jobs.is_image_run(run_id));
@@ -7116,19 +7169,22 @@ create policy "No client deletes events of image runs" on public.run_events as r
 -- workflow_nodes
 drop policy if exists "Members see the nodes of their workflows" on public.workflow_nodes;
 create policy "Members see the nodes of their workflows" on public.workflow_nodes for select to authenticated
-  using (image_jobs.can_access_workflow(workflow_id));
+  using (case when nullif(current_setting('image_jobs.founded', true), '') is null then true
+      else workflow_id = any (array(select image_jobs.my_workflows())) or image_jobs.refuse_founded(workflow_id) end
+    and workflow_id = any (array(select image_jobs.my_workflows())));
 drop policy if exists "Members add nodes to their workflows" on public.workflow_nodes;
 create policy "Members add nodes to their workflows" on public.workflow_nodes for insert to authenticated
   with check (image_jobs.may_write(workflow_id));
 drop policy if exists "Members change the nodes of their workflows" on public.workflow_nodes;
 create policy "Members change the nodes of their workflows" on public.workflow_nodes for update to authenticated
-  using (image_jobs.can_access_workflow(workflow_id)) with check (image_jobs.can_access_workflow(workflow_id));
+  using (workflow_id = any (array(select image_jobs.my_workflows()))) with check (image_jobs.can_access_workflow(workflow_id));
 drop policy if exists "Members delete the nodes of their workflows" on public.workflow_nodes;
 create policy "Members delete the nodes of their workflows" on public.workflow_nodes for delete to authenticated
-  using (image_jobs.can_access_workflow(workflow_id));
+  using (workflow_id = any (array(select image_jobs.my_workflows())));
 drop policy if exists "Nobody else touches nodes" on public.workflow_nodes;
 create policy "Nobody else touches nodes" on public.workflow_nodes as restrictive for all to anon, authenticated
-  using (image_jobs.can_access_workflow(workflow_id)) with check (image_jobs.can_access_workflow(workflow_id));
+  using (coalesce(workflow_id = any (array(select image_jobs.my_workflows())), false))
+  with check (image_jobs.can_access_workflow(workflow_id));
 
 -- workflow_members
 drop policy if exists "Users see their own memberships" on public.workflow_members;

@@ -16,10 +16,10 @@ declare
     'share_workflow', 'join_workflow', 'leave_workflow', 'unshare_workflow', 'can_open_workflow',
     'webhook_openai', 'webhook_midjourney', 'webhook_hmac', 'receive_webhook'];
   v_indexes constant jsonb := '{
-    "runs": ["idx_runs_subject", "runs_ready", "runs_ready_by_name", "runs_delayed", "runs_running", "runs_held",
+    "runs": ["idx_runs_subject", "runs_of_a_workflow", "runs_ready", "runs_ready_by_name", "runs_delayed", "runs_running", "runs_held",
       "runs_last_in_line", "runs_last_of_workflow", "runs_waiting_of_user", "runs_that_refine", "runs_node", "runs_idempotency",
       "runs_may_be_rerouted", "runs_provider_job"],
-    "run_events": ["run_events_of_a_run"],
+    "run_events": ["run_events_of_a_run", "run_events_of_a_workflow"],
     "workflow_nodes": ["idx_nodes_workflow"],
     "workflow_members": ["workflow_members_of_a_user"]}';
   v_constraints constant text[] := array[
@@ -31,7 +31,8 @@ declare
     'Members see the runs of their workflows', 'Members insert runs into their workflows',
     'Nobody else sees image runs', 'Nobody else inserts image runs',
     'No client updates image runs', 'No client deletes image runs',
-    'Members see the events of their runs', 'Nobody else sees events of image runs',
+    'Members see the events of their runs', 'Members see events that are older than their workflow_id',
+    'Nobody else sees events of image runs',
     'No client inserts events of image runs', 'No client updates events of image runs',
     'No client deletes events of image runs',
     'Members see the nodes of their workflows', 'Members add nodes to their workflows',

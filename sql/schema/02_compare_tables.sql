@@ -46,6 +46,7 @@ declare
     run_events     payload         jsonb        0 -
     run_events     seq             bigint       0 -
     run_events     run_kind        text         9 nullable
+    run_events     workflow_id     uuid         0 nullable
     workflow_nodes id              text         1 needed
     workflow_nodes workflow_id     uuid         0 needed
     workflow_nodes node_type       text         1 -

@@ -48,6 +48,7 @@ begin
             when 'run_events.payload' then '''{"event": "created", "message": "Waiting in line.", "progress": 0, "data": {}}'''
             when 'run_events.seq' then '"~n"'
             when 'run_events.run_kind' then '''image_gen'''
+            when 'run_events.workflow_id' then '''00000000-0000-4000-8000-000000000000'''
           end,
           -- A number of a sequence is not drawn for this.
           case when a.attidentity <> '' or pg_get_expr(d.adbin, d.adrelid) like '%nextval(%' then '"~n"'

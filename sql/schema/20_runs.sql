@@ -102,6 +102,9 @@ comment on column public.runs.source_workflow is
   'Of the picture that promptSpec.previousImage named at insert, where it lies in storage: one that the creator may see.';
 
 create index if not exists idx_runs_subject on public.runs (subject_id, kind);
+-- The newest of a workflow, for clients. Of all kinds: where others are open, no condition of a client's query implies ours. None
+-- stands in the order of time alone: a query for the newest would walk it past everybody else's.
+create index if not exists runs_of_a_workflow on public.runs (subject_id, created_at);
 -- The claim walks this one and nothing else.
 create index if not exists runs_ready on public.runs (lane, priority, rank, ticket)
   where kind = 'image_gen' and status = 'pending' and rank is not null;

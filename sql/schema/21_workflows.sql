@@ -84,6 +84,24 @@ begin
   then
     perform image_jobs.lock_memberships(v_user);
     insert into public.workflow_members (workflow_id, user_id) values (p_workflow, v_user) on conflict do nothing;
+    perform set_config('image_jobs.founded',
+      concat_ws(',', nullif(current_setting('image_jobs.founded', true), ''), p_workflow), true);
   end if;
+end
+$$;
+
+-- Refuse to return a row of a workflow that its own statement founded, after policies had asked which ones are the user's: they
+-- ask once a statement. Returns false for every other row.
+create or replace function image_jobs.refuse_founded(p_workflow uuid)
+returns boolean language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  if p_workflow::text = any (string_to_array(current_setting('image_jobs.founded', true), ','))
+    and image_jobs.can_access_workflow(p_workflow)
+  then
+    perform image_jobs.refuse('One statement returns rows of one new workflow only.',
+      'Insert the rows of each new workflow by themselves, or leave out .select().');
+  end if;
+  return false;
 end
 $$;

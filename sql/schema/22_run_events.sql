@@ -7,7 +7,8 @@ create table public.run_events (
   kind varchar not null,
   payload jsonb,
   seq bigint,
-  run_kind varchar
+  run_kind varchar,
+  workflow_id uuid
 );
 
 alter table public.run_events
@@ -19,11 +20,14 @@ alter table public.run_events
 comment on table public.run_events is 'The audit trail of runs.';
 comment on column public.run_events.seq is 'The order; timestamps may be equal.';
 comment on column public.run_events.run_kind is 'image_gen, where the run is: the checks leave events of other kinds alone.';
+comment on column public.run_events.workflow_id is 'Of an image run its subject_id: who may see the event.';
 
 create index if not exists run_events_of_a_run on public.run_events (run_id, seq);
+create index if not exists run_events_of_a_workflow on public.run_events (workflow_id, seq desc) where workflow_id is not null;
 
--- Number events of image runs and copy their kind, which decides whether our checks apply, so no writer may choose it: write_events
--- does so itself, and this for every other writer. By the statement, since a row of another kind is only looked at.
+-- Number events of image runs and copy the kind and the workflow of those, which decide whether our checks apply and who may see
+-- the event, so no writer may choose them: write_events does so itself, and this for every other writer. By the statement, since
+-- a row of another kind is only looked at. The workflow of such a row counts nowhere, and is the application's.
 create or replace function image_jobs.stamp_events()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
@@ -43,6 +47,8 @@ begin
     perform set_config('image_jobs.writer', 'events', true);
     update public.run_events e
     set run_kind = (select r.kind from public.runs r where r.id = e.run_id and r.kind = 'image_gen'),
+      workflow_id = coalesce(
+        (select r.subject_id from public.runs r where r.id = e.run_id and r.kind = 'image_gen'), e.workflow_id),
       seq = case when tg_op = 'INSERT' then nextval('image_jobs.event_numbers') else e.seq end
     where e.id = any (v_events);
     perform set_config('image_jobs.writer', v_writer, true);
@@ -76,8 +82,9 @@ declare
 begin
   begin
     perform set_config('image_jobs.writer', 'events', true);
-    insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
-    select coalesce(e.id, gen_random_uuid()), e.run_id, e.kind, e.payload, nextval('image_jobs.event_numbers'), 'image_gen'
+    insert into public.run_events (id, run_id, kind, payload, seq, run_kind, workflow_id)
+    select coalesce(e.id, gen_random_uuid()), e.run_id, e.kind, e.payload, nextval('image_jobs.event_numbers'), 'image_gen',
+      (select r.subject_id from public.runs r where r.id = e.run_id)
     from (select * from unnest(p_events) with ordinality order by ordinality) e
     on conflict (id) do nothing;
     perform set_config('image_jobs.writer', v_writer, true);
@@ -89,17 +96,18 @@ begin
     v_event.id := coalesce(v_event.id, gen_random_uuid());
     begin
       perform set_config('image_jobs.writer', 'events', true);
-      insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
-      values (v_event.id, v_event.run_id, v_event.kind, v_event.payload, nextval('image_jobs.event_numbers'), 'image_gen')
+      insert into public.run_events (id, run_id, kind, payload, seq, run_kind, workflow_id)
+      values (v_event.id, v_event.run_id, v_event.kind, v_event.payload, nextval('image_jobs.event_numbers'), 'image_gen',
+        (select r.subject_id from public.runs r where r.id = v_event.run_id))
       on conflict (id) do nothing;
     exception when others or query_canceled or assert_failure then
       begin
         perform set_config('image_jobs.writer', 'events', true);
-        insert into public.run_events (id, run_id, kind, payload, seq, run_kind)
+        insert into public.run_events (id, run_id, kind, payload, seq, run_kind, workflow_id)
         values (md5('refused ' || v_event.id)::uuid, v_event.run_id, 'error', jsonb_build_object(
           'event', 'warning', 'message', 'The database refuses an event of this run: ' || left(sqlerrm, 500),
           'data', jsonb_build_object('refused', v_event.payload ->> 'event', 'sqlstate', sqlstate)),
-          nextval('image_jobs.event_numbers'), 'image_gen')
+          nextval('image_jobs.event_numbers'), 'image_gen', (select r.subject_id from public.runs r where r.id = v_event.run_id))
         on conflict (id) do nothing;
       exception when others or query_canceled or assert_failure then
         raise log 'An event of run % is refused (%): %', v_event.run_id, sqlstate, sqlerrm;

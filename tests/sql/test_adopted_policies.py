@@ -10,6 +10,7 @@ from tests.support.postgres import MIGRATIONS, Cluster, connect, signed_in
 ANN = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 BOB = UUID("bbbbbbbb-0000-4000-8000-00000000000b")
 WORKFLOW = UUID("aaaaaaaa-1111-4000-8000-000000000001")
+OTHER = UUID("bbbbbbbb-1111-4000-8000-000000000002")
 OLD = UUID("cccccccc-1111-4000-8000-000000000003")
 
 # As the specification has them, without row level security, and wide open, as older projects were.
@@ -127,3 +128,26 @@ async def test_adopted_workflows_belong_to_no_user(db):
     async with signed_in(db, ANN):
         assert [row["id"] for row in await db.fetch("select id from runs where kind = 'image_gen'")] == ["image"]
         assert [row["id"] for row in await db.fetch("select id from workflow_nodes")] == ["old"]
+        assert [row["run_id"] for row in await db.fetch("select run_id from run_events where kind = 'log'")] == [
+            "image"
+        ]
+    async with signed_in(db, BOB):
+        assert not await db.fetch("select from run_events where kind = 'log'")
+
+
+async def test_forged_workflow_id_shows_no_event(db):
+    """A client that may write events of other kinds names somebody's workflow in one; and its own in one of ours."""
+    async with signed_in(db, ANN):
+        await db.execute(INSERT_RUN, "ann-run", WORKFLOW)
+    async with signed_in(db, BOB):
+        await db.execute(INSERT_RUN, "bob-run", OTHER)
+        await db.execute(
+            "insert into run_events (id, run_id, kind, run_kind, workflow_id) values (gen_random_uuid(), 'research', 'log', 'image_gen', $1)",
+            WORKFLOW,
+        )
+        assert await db.execute("update run_events set workflow_id = $1 where run_id <> 'bob-run'", OTHER) == "UPDATE 2"
+        assert {row["run_id"] for row in await db.fetch("select run_id from run_events")} == {"research", "bob-run"}
+    assert await db.fetchval("select count(*) from run_events where run_id = 'research' and run_kind is not null") == 0
+    async with signed_in(db, ANN):
+        rows = await db.fetch("select run_id from run_events where run_kind = 'image_gen'")
+        assert {row["run_id"] for row in rows} == {"ann-run"}

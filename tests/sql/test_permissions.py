@@ -124,6 +124,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.can_access_run": EVERYBODY,
     "image_jobs.can_access_workflow": EVERYBODY,
     "image_jobs.my_workflows": EVERYBODY,
+    "image_jobs.refuse_founded": EVERYBODY,
     "image_jobs.broadcast": NOBODY,
     "image_jobs.broadcast_deleted_runs": NOBODY,
     "image_jobs.broadcast_runs": NOBODY,

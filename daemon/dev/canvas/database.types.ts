@@ -24,6 +24,7 @@ export type Database = {
           run_kind: string | null
           seq: number | null
           ts: string | null
+          workflow_id: string | null
         }
         Insert: {
           id?: string
@@ -33,6 +34,7 @@ export type Database = {
           run_kind?: string | null
           seq?: number | null
           ts?: string | null
+          workflow_id?: string | null
         }
         Update: {
           id?: string
@@ -42,6 +44,7 @@ export type Database = {
           run_kind?: string | null
           seq?: number | null
           ts?: string | null
+          workflow_id?: string | null
         }
         Relationships: [
           {
