@@ -214,6 +214,7 @@ declare
     runs           call            bigint       0 nullable
     runs           unheld          boolean      0 nullable
     runs           source_workflow uuid         0 nullable
+    runs           queue_state     text         7 nullable
     run_events     id              uuid         0 needed
     run_events     run_id          text        30 needed
     run_events     ts              timestamp    0 -
@@ -416,6 +417,7 @@ begin
             when 'runs.created_at' then 'now()'
             when 'runs.updated_at' then 'now()'
             when 'runs.lane' then 'split_part("~processor", '':'', 1)'
+            when 'runs.queue_state' then 'case when "~state" in (''pending'', ''running'') then "~state" end'
             when 'run_events.id' then 'gen_random_uuid()'
             when 'run_events.run_id' then '''job_1732770000000_0a1b2c3d4e5f'''
             when 'run_events.kind' then '"~state"'
@@ -777,7 +779,7 @@ end if;
 -- rows of other kinds pays for each check that it has to look at, though none of them is about those.
 create or replace function image_jobs.is_sound(
   p_id varchar, p_status varchar, p_finished_at timestamptz, p_claimed_by uuid, p_payload jsonb, p_progress integer, p_webhook text,
-  p_ticket bigint)
+  p_ticket bigint, p_queue_state text)
 returns boolean language plpgsql immutable set search_path = ''
 as $$
 declare
@@ -792,6 +794,8 @@ declare
     when v_ours and p_status = 'failed' and p_payload ->> 'error' is null then 'runs_reason_when_failed'
     when p_progress not between 0 and 100 then 'runs_progress_is_a_percentage'
     when p_webhook not in ('awaited', 'came') then 'runs_webhook_is_awaited_or_came'
+    when v_ours and p_queue_state is distinct from case when p_status in ('pending', 'running') then p_status end
+      then 'runs_queue_state_is_the_status'
   end;
 begin
   if v_rule is not null then
@@ -842,7 +846,8 @@ begin
       routed_to varchar,
       call bigint,
       unheld boolean,
-      source_workflow uuid
+      source_workflow uuid,
+      queue_state text
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
     revoke all on public.runs from public, anon, authenticated, service_role;
@@ -898,7 +903,8 @@ alter table public.runs
   add column if not exists routed_to varchar,
   add column if not exists call bigint,
   add column if not exists unheld boolean,
-  add column if not exists source_workflow uuid;
+  add column if not exists source_workflow uuid,
+  add column if not exists queue_state text;
 -- A default of its own stays.
 do $$
 begin
@@ -919,7 +925,7 @@ alter table public.runs
 alter table public.runs
   add constraint runs_are_sound
     check (kind is distinct from 'image_gen' or image_jobs.is_sound(
-      id, status, finished_at, claimed_by, payload, progress, webhook, ticket)) not valid,
+      id, status, finished_at, claimed_by, payload, progress, webhook, ticket, queue_state)) not valid,
   add constraint runs_payload_holds_no_base64
     check (kind is distinct from 'image_gen' or not image_jobs.has_base64(payload)) not valid,
   add constraint runs_metadata_holds_no_base64
@@ -971,6 +977,8 @@ comment on column public.runs.call is 'Of a run with a provider job: the claim u
 comment on column public.runs.unheld is 'A daemon has given it back as unheld since the last requeue: the next time costs an attempt.';
 comment on column public.runs.source_workflow is
   'Of the picture that promptSpec.previousImage named at insert, where it lies in storage: one that the creator may see.';
+comment on column public.runs.queue_state is
+  'The status while that is pending or running, else null. What indexes name instead: other kinds change theirs beside them.';
 
 -- On large tables `image-jobs migrate` makes these itself, afterwards and concurrently (daemon/indexes.py).
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
@@ -978,17 +986,18 @@ create index if not exists idx_runs_subject on public.runs (subject_id, kind);
 -- The newest of a workflow, for clients. Of all kinds: where others are open, no condition of a client's query implies ours. None
 -- stands in the order of time alone: a query for the newest would walk it past everybody else's.
 create index if not exists runs_of_a_workflow on public.runs (subject_id, created_at);
+-- Of the partial ones each names first what is null in rows of other kinds, which are written without a look at the rest.
 -- The claim walks this one and nothing else.
 create index if not exists runs_ready on public.runs (lane, priority, rank, ticket)
-  where kind = 'image_gen' and status = 'pending' and rank is not null;
+  where queue_state = 'pending' and kind = 'image_gen' and rank is not null;
 -- And this one while a model of the lane is blocked.
 create index if not exists runs_ready_by_name on public.runs (lane, priority, (coalesce(routed_to, processor)), rank, ticket)
-  where kind = 'image_gen' and status = 'pending' and rank is not null;
+  where queue_state = 'pending' and kind = 'image_gen' and rank is not null;
 create index if not exists runs_delayed on public.runs (due_at)
-  where kind = 'image_gen' and status = 'pending' and rank is null;
+  where queue_state = 'pending' and kind = 'image_gen' and rank is null;
 -- Parked runs by the time of their next check; held ones have no due_at and stand at the end.
 create index if not exists runs_running on public.runs (lane, due_at)
-  where kind = 'image_gen' and status = 'running';
+  where queue_state = 'running' and kind = 'image_gen';
 create index if not exists runs_held on public.runs (claimed_by) where claimed_by is not null;
 -- Places of a user, and of one of the user's workflows; what operators insert for nobody counts by its workflow.
 -- Only a query that names a user implies the last condition: without statistics others would take one of these for runs_ready.
@@ -999,15 +1008,15 @@ create index if not exists runs_last_of_workflow
   where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_waiting_of_user
   on public.runs ((coalesce(created_by, subject_id)), (num_nulls(rank)), lane, priority, workflow_rank, ticket)
-  where kind = 'image_gen' and status = 'pending' and coalesce(created_by, subject_id) is not null;
+  where queue_state = 'pending' and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 -- Which runs start from pictures of a workflow: those are not pruned.
 create index if not exists runs_that_refine on public.runs (source_workflow)
-  where kind = 'image_gen' and status in ('pending', 'running') and source_workflow is not null;
+  where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
-  where kind = 'image_gen' and ticket is not null;
+  where ticket is not null and kind = 'image_gen';
 create unique index if not exists runs_idempotency
   on public.runs (created_by, subject_id, (metadata ->> 'idempotencyKey')) nulls not distinct
-  where kind = 'image_gen' and ticket is not null and metadata ->> 'idempotencyKey' is not null;
+  where ticket is not null and kind = 'image_gen' and metadata ->> 'idempotencyKey' is not null;
 end if;
 
 alter table public.runs set (
@@ -1556,7 +1565,7 @@ as $$
 begin
   with misplaced as materialized (
     select r.id from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.ticket is not null
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.ticket is not null
       and split_part(coalesce(r.routed_to, r.processor), ':', 1) in (new.provider, old.provider)
       and r.lane is distinct from image_jobs.lane_of(coalesce(r.routed_to, r.processor))
     order by r.id
@@ -2319,7 +2328,7 @@ begin
         select count(*) into v_count
         from (
           select from public.runs r
-          where r.kind = 'image_gen' and r.status = 'pending'
+          where r.kind = 'image_gen' and r.queue_state = 'pending'
             and coalesce(r.created_by, r.subject_id) = (v_limit ->> 'id')::uuid and r.created_by is not null
           limit (v_limit ->> 'max_waiting')::bigint + 1
         ) counted;
@@ -2327,13 +2336,13 @@ begin
         select count(*) into v_count
         from (
           select from public.runs r
-          where r.kind = 'image_gen' and r.status = 'pending' and r.subject_id = (v_limit ->> 'id')::uuid
+          where r.kind = 'image_gen' and r.queue_state = 'pending' and r.subject_id = (v_limit ->> 'id')::uuid
           limit (v_limit ->> 'max_waiting')::bigint + 1
         ) counted;
       else
         select count(*) into v_count
         from (
-          select from public.runs r where r.kind = 'image_gen' and r.status = 'pending'
+          select from public.runs r where r.kind = 'image_gen' and r.queue_state = 'pending'
           limit (v_limit ->> 'max_waiting')::bigint + 1
         ) counted;
     end case;
@@ -2521,6 +2530,7 @@ begin
       or new.finished_at is not null or new.message is not null or new.preview_url is not null or new.lane is not null
       or new.rank is not null or new.workflow_rank is not null or new.submitted_at is not null or new.refused_since is not null or new.webhook is not null
       or new.routed_to is not null or new.call is not null or new.unheld is not null or new.source_workflow is not null
+      or new.queue_state is not null
       or coalesce(new.priority, 0) <> 0 or coalesce(new.created_by, v_user) is distinct from v_user then
       perform image_jobs.refuse(
         'This insert sets a column that belongs to the orchestrator.',
@@ -2538,6 +2548,7 @@ begin
   perform image_jobs.keep_files_of(new.subject_id, new.id);
 
   new.source_workflow := image_jobs.source_workflow(new.metadata, v_operator);
+  new.queue_state := 'pending';
   new.created_by := coalesce(v_user, new.created_by);
   new.created_at := v_now;
   new.updated_at := v_now;
@@ -2594,6 +2605,7 @@ begin
     new := image_jobs.resume_provider_job(old, new);
   end if;
   new.updated_at := image_jobs.now();
+  new.queue_state := case when new.status in ('pending', 'running') then new.status end;
   if current_setting('image_jobs.writer', true) = 'daemon' then
     if old.claimed_by is not null and new.status = 'running' and new.claimed_by is null and new.provider_job_id is not null then
       new := image_jobs.consume_deliveries(new);
@@ -3483,7 +3495,7 @@ if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 -- Waiting runs by that. Runs without a fallback are not in it.
 create index if not exists runs_may_be_rerouted
   on public.runs (lane, (image_jobs.route_hash(metadata, processor, routed_to)), due_at)
-  where kind = 'image_gen' and status = 'pending' and metadata ? 'fallback';
+  where queue_state = 'pending' and kind = 'image_gen' and metadata ? 'fallback';
 end if;
 
 -- Returns why nothing will start soon at a provider, or at one model of it: {error, code}; null if it is open. Neither a block of
@@ -3582,7 +3594,7 @@ begin
         image_jobs.remaining_fallbacks(r.metadata, r.processor, r.routed_to) as steps
       into v_route
       from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.metadata ? 'fallback' and r.lane = v_lane
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.metadata ? 'fallback' and r.lane = v_lane
         and image_jobs.route_hash(r.metadata, r.processor, r.routed_to) > v_after
       order by image_jobs.route_hash(r.metadata, r.processor, r.routed_to) limit 1;
       if not found and not v_wrapped then
@@ -3597,7 +3609,7 @@ begin
       select array_agg(m.id) into v_runs
       from (
         select r.id from public.runs r
-        where r.kind = 'image_gen' and r.status = 'pending' and r.metadata ? 'fallback' and r.lane = v_lane
+        where r.kind = 'image_gen' and r.queue_state = 'pending' and r.metadata ? 'fallback' and r.lane = v_lane
           and image_jobs.route_hash(r.metadata, r.processor, r.routed_to) = v_route.hash
           and r.due_at <= v_now and not r.id = any (v_aside)
         order by r.due_at limit 200
@@ -3645,7 +3657,7 @@ begin
     select count(*)
     from (
       select from public.runs r
-      where r.kind = 'image_gen' and r.status = 'running'
+      where r.kind = 'image_gen' and r.queue_state = 'running'
         and r.lane in (select distinct n.lane from image_jobs.lanes n where split_part(n.lane, ':', 1) = p_provider)
         and (p_model is null or coalesce(r.routed_to, r.processor) = p_provider || ':' || p_model)
       limit p_limit
@@ -3750,7 +3762,7 @@ declare
 begin
   with put_off as materialized (
     select r.lane, r.priority from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at <= v_now
     order by r.due_at limit 200
   ),
   -- A run that was put off has opened no lane; it is to be claimed with the others of its priority.
@@ -3769,7 +3781,7 @@ begin
     and (
       exists (
         select from public.runs r
-        where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+        where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
           and r.lane = l.lane and r.priority = l.priority
           and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
       or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
@@ -3790,7 +3802,7 @@ begin
   select array_agg(due.id) into v_runs
   from (
     select r.id from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at <= v_now
       and not r.id = any (v_aside)
     order by r.due_at limit 200
     for update skip locked
@@ -3838,7 +3850,7 @@ begin
   select array_agg(next.id) into v_runs
   from (
     select r.id, coalesce(r.routed_to, r.processor) as processor from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
       and r.lane = p_lane.lane and r.priority = p_lane.priority and not r.id = any (v_aside)
     order by r.rank, r.ticket limit p_limit
     for update skip locked
@@ -3887,7 +3899,7 @@ begin
   for v_look in 1..1000 loop
     v_name := (
       select coalesce(r.routed_to, r.processor) from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority and coalesce(r.routed_to, r.processor) > v_name
       order by coalesce(r.routed_to, r.processor) limit 1);
     exit when v_name is null or cardinality(v_names) = 100;
@@ -3908,7 +3920,7 @@ begin
   if p_names is null then
     return array(
       select r.id from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority and r.rank >= p_from and not r.id = any (p_aside)
       order by r.rank, r.ticket limit p_limit);
   end if;
@@ -3917,7 +3929,7 @@ begin
     from unnest(p_names) as open (name)
     cross join lateral (
       select r.id, r.rank, r.ticket from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority
         and coalesce(r.routed_to, r.processor) = open.name and r.rank >= p_from and not r.id = any (p_aside)
       order by r.rank, r.ticket limit p_limit
@@ -3948,7 +3960,7 @@ begin
   cross join lateral (
     select w.id, w.processor from (
       select r.id, coalesce(r.routed_to, r.processor) as processor, r.workflow_rank, r.ticket from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and coalesce(r.created_by, r.subject_id) = o.owner
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and coalesce(r.created_by, r.subject_id) = o.owner
         and num_nulls(r.rank) = 0 and r.lane = p_lane.lane and r.priority = p_lane.priority
         and r.workflow_rank >= case when p_full_scan then 0
           else coalesce(image_jobs.served_rank(o.owner, p_lane.lane, p_lane.priority), 0) end
@@ -4040,7 +4052,7 @@ begin
   from (select distinct l.lane from image_jobs.lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
   cross join lateral (
     select r.id, r.priority, r.due_at from public.runs r
-    where r.kind = 'image_gen' and r.status = 'running' and r.lane = o.lane
+    where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = o.lane
       and r.due_at <= v_now and r.claimed_by is null and not r.id = any (v_aside)
     order by r.due_at limit greatest(p_limit, 50)
   ) due
@@ -4113,7 +4125,7 @@ begin
     select array_agg(next.id), max(next.rank) into v_runs, v_last
     from (
       select r.id, r.rank from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority and r.rank >= v_from
         and (not v_models or image_jobs.lane_of(coalesce(r.routed_to, r.processor)) = r.lane)
         and not r.id = any (v_aside)
@@ -4126,7 +4138,7 @@ begin
     select array_agg(next.id), max(next.rank) into v_runs, v_last
     from (
       select r.id, r.rank from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null and r.id = any (v_first)
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null and r.id = any (v_first)
         and (not v_models or image_jobs.lane_of(coalesce(r.routed_to, r.processor)) = r.lane)
       order by case when p_probe then r.attempt end, r.rank, r.ticket limit p_limit
       for update skip locked
@@ -4945,7 +4957,7 @@ begin
     select from image_jobs.lanes l
     where l.lane = p_lane and exists (
       select from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = l.lane and r.priority = l.priority and r.rank >= least(l.watermark, l.passed_over)));
 end
 $$;
@@ -5801,7 +5813,7 @@ comment on column image_jobs.webhook_counters.slot is '0 counts good calls, 1 to
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 -- Finds the run whose provider job a delivery is about.
 create index if not exists runs_provider_job on public.runs (provider_job_id)
-  where kind = 'image_gen' and provider_job_id is not null;
+  where provider_job_id is not null and kind = 'image_gen';
 end if;
 
 -- Match open deliveries to their runs: those of one provider job, or all (null), which the daemons' sweeps do. A locked
@@ -6546,7 +6558,7 @@ begin
   ), sources as materialized (
     select image_jobs.pictured_run(living.metadata #>> '{promptSpec,previousImage}') as run_id
     from public.runs living
-    where living.kind = 'image_gen' and living.status in ('pending', 'running')
+    where living.kind = 'image_gen' and living.queue_state is not null
       and living.source_workflow = any (array(select old.subject_id from old))
   )
   select array_agg(old.id order by old.id) into v_old
@@ -6935,7 +6947,7 @@ revoke all on function
   image_jobs.first_waiting(image_jobs.lanes, varchar[], bigint, varchar[], integer), image_jobs.found_workflow(uuid), image_jobs.guard_run(),
   image_jobs.guard_status(), image_jobs.has_base64(jsonb), image_jobs.has_room(text, text), image_jobs.heartbeat(uuid, integer, boolean, boolean),
   image_jobs.hmac_sha256(bytea, bytea), image_jobs.image_job_record(varchar), image_jobs.is_image_run(varchar),
-  image_jobs.is_operator(), image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint),
+  image_jobs.is_operator(), image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text),
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
   image_jobs.json_or_null(text),
   image_jobs.keep_node(), image_jobs.lane_of(text), image_jobs.leave(uuid),
@@ -7039,7 +7051,7 @@ grant usage on schema image_jobs to anon, authenticated, service_role;
 -- Functions that the checks, the defaults and the policies of these tables call run with the rights of the writer. The checks are
 -- looked up for rows of other kinds, too, whoever writes them; who may not use the schema cannot call these by name.
 grant execute on function image_jobs.has_base64(jsonb),
-  image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint) to public;
+  image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text) to public;
 -- On tables that were there before, the writer may be anybody.
 do $$
 begin

@@ -42,6 +42,7 @@ begin
             when 'runs.created_at' then 'now()'
             when 'runs.updated_at' then 'now()'
             when 'runs.lane' then 'split_part("~processor", '':'', 1)'
+            when 'runs.queue_state' then 'case when "~state" in (''pending'', ''running'') then "~state" end'
             when 'run_events.id' then 'gen_random_uuid()'
             when 'run_events.run_id' then '''job_1732770000000_0a1b2c3d4e5f'''
             when 'run_events.kind' then '"~state"'

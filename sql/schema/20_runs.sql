@@ -5,7 +5,7 @@
 -- rows of other kinds pays for each check that it has to look at, though none of them is about those.
 create or replace function image_jobs.is_sound(
   p_id varchar, p_status varchar, p_finished_at timestamptz, p_claimed_by uuid, p_payload jsonb, p_progress integer, p_webhook text,
-  p_ticket bigint)
+  p_ticket bigint, p_queue_state text)
 returns boolean language plpgsql immutable set search_path = ''
 as $$
 declare
@@ -20,6 +20,8 @@ declare
     when v_ours and p_status = 'failed' and p_payload ->> 'error' is null then 'runs_reason_when_failed'
     when p_progress not between 0 and 100 then 'runs_progress_is_a_percentage'
     when p_webhook not in ('awaited', 'came') then 'runs_webhook_is_awaited_or_came'
+    when v_ours and p_queue_state is distinct from case when p_status in ('pending', 'running') then p_status end
+      then 'runs_queue_state_is_the_status'
   end;
 begin
   if v_rule is not null then
@@ -65,13 +67,14 @@ create table public.runs (
   routed_to varchar,
   call bigint,
   unheld boolean,
-  source_workflow uuid
+  source_workflow uuid,
+  queue_state text
 );
 
 alter table public.runs
   add constraint runs_are_sound
     check (kind is distinct from 'image_gen' or image_jobs.is_sound(
-      id, status, finished_at, claimed_by, payload, progress, webhook, ticket)) not valid,
+      id, status, finished_at, claimed_by, payload, progress, webhook, ticket, queue_state)) not valid,
   add constraint runs_payload_holds_no_base64
     check (kind is distinct from 'image_gen' or not image_jobs.has_base64(payload)) not valid,
   add constraint runs_metadata_holds_no_base64
@@ -100,22 +103,25 @@ comment on column public.runs.call is 'Of a run with a provider job: the claim u
 comment on column public.runs.unheld is 'A daemon has given it back as unheld since the last requeue: the next time costs an attempt.';
 comment on column public.runs.source_workflow is
   'Of the picture that promptSpec.previousImage named at insert, where it lies in storage: one that the creator may see.';
+comment on column public.runs.queue_state is
+  'The status while that is pending or running, else null. What indexes name instead: other kinds change theirs beside them.';
 
 create index if not exists idx_runs_subject on public.runs (subject_id, kind);
 -- The newest of a workflow, for clients. Of all kinds: where others are open, no condition of a client's query implies ours. None
 -- stands in the order of time alone: a query for the newest would walk it past everybody else's.
 create index if not exists runs_of_a_workflow on public.runs (subject_id, created_at);
+-- Of the partial ones each names first what is null in rows of other kinds, which are written without a look at the rest.
 -- The claim walks this one and nothing else.
 create index if not exists runs_ready on public.runs (lane, priority, rank, ticket)
-  where kind = 'image_gen' and status = 'pending' and rank is not null;
+  where queue_state = 'pending' and kind = 'image_gen' and rank is not null;
 -- And this one while a model of the lane is blocked.
 create index if not exists runs_ready_by_name on public.runs (lane, priority, (coalesce(routed_to, processor)), rank, ticket)
-  where kind = 'image_gen' and status = 'pending' and rank is not null;
+  where queue_state = 'pending' and kind = 'image_gen' and rank is not null;
 create index if not exists runs_delayed on public.runs (due_at)
-  where kind = 'image_gen' and status = 'pending' and rank is null;
+  where queue_state = 'pending' and kind = 'image_gen' and rank is null;
 -- Parked runs by the time of their next check; held ones have no due_at and stand at the end.
 create index if not exists runs_running on public.runs (lane, due_at)
-  where kind = 'image_gen' and status = 'running';
+  where queue_state = 'running' and kind = 'image_gen';
 create index if not exists runs_held on public.runs (claimed_by) where claimed_by is not null;
 -- Places of a user, and of one of the user's workflows; what operators insert for nobody counts by its workflow.
 -- Only a query that names a user implies the last condition: without statistics others would take one of these for runs_ready.
@@ -126,15 +132,15 @@ create index if not exists runs_last_of_workflow
   where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_waiting_of_user
   on public.runs ((coalesce(created_by, subject_id)), (num_nulls(rank)), lane, priority, workflow_rank, ticket)
-  where kind = 'image_gen' and status = 'pending' and coalesce(created_by, subject_id) is not null;
+  where queue_state = 'pending' and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 -- Which runs start from pictures of a workflow: those are not pruned.
 create index if not exists runs_that_refine on public.runs (source_workflow)
-  where kind = 'image_gen' and status in ('pending', 'running') and source_workflow is not null;
+  where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
-  where kind = 'image_gen' and ticket is not null;
+  where ticket is not null and kind = 'image_gen';
 create unique index if not exists runs_idempotency
   on public.runs (created_by, subject_id, (metadata ->> 'idempotencyKey')) nulls not distinct
-  where kind = 'image_gen' and ticket is not null and metadata ->> 'idempotencyKey' is not null;
+  where ticket is not null and kind = 'image_gen' and metadata ->> 'idempotencyKey' is not null;
 
 alter table public.runs set (
   fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05

@@ -124,7 +124,7 @@ as $$
 begin
   with misplaced as materialized (
     select r.id from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.ticket is not null
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.ticket is not null
       and split_part(coalesce(r.routed_to, r.processor), ':', 1) in (new.provider, old.provider)
       and r.lane is distinct from image_jobs.lane_of(coalesce(r.routed_to, r.processor))
     order by r.id

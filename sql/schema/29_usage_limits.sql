@@ -71,7 +71,7 @@ begin
         select count(*) into v_count
         from (
           select from public.runs r
-          where r.kind = 'image_gen' and r.status = 'pending'
+          where r.kind = 'image_gen' and r.queue_state = 'pending'
             and coalesce(r.created_by, r.subject_id) = (v_limit ->> 'id')::uuid and r.created_by is not null
           limit (v_limit ->> 'max_waiting')::bigint + 1
         ) counted;
@@ -79,13 +79,13 @@ begin
         select count(*) into v_count
         from (
           select from public.runs r
-          where r.kind = 'image_gen' and r.status = 'pending' and r.subject_id = (v_limit ->> 'id')::uuid
+          where r.kind = 'image_gen' and r.queue_state = 'pending' and r.subject_id = (v_limit ->> 'id')::uuid
           limit (v_limit ->> 'max_waiting')::bigint + 1
         ) counted;
       else
         select count(*) into v_count
         from (
-          select from public.runs r where r.kind = 'image_gen' and r.status = 'pending'
+          select from public.runs r where r.kind = 'image_gen' and r.queue_state = 'pending'
           limit (v_limit ->> 'max_waiting')::bigint + 1
         ) counted;
     end case;

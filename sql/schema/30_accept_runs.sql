@@ -173,6 +173,7 @@ begin
       or new.finished_at is not null or new.message is not null or new.preview_url is not null or new.lane is not null
       or new.rank is not null or new.workflow_rank is not null or new.submitted_at is not null or new.refused_since is not null or new.webhook is not null
       or new.routed_to is not null or new.call is not null or new.unheld is not null or new.source_workflow is not null
+      or new.queue_state is not null
       or coalesce(new.priority, 0) <> 0 or coalesce(new.created_by, v_user) is distinct from v_user then
       perform image_jobs.refuse(
         'This insert sets a column that belongs to the orchestrator.',
@@ -190,6 +191,7 @@ begin
   perform image_jobs.keep_files_of(new.subject_id, new.id);
 
   new.source_workflow := image_jobs.source_workflow(new.metadata, v_operator);
+  new.queue_state := 'pending';
   new.created_by := coalesce(v_user, new.created_by);
   new.created_at := v_now;
   new.updated_at := v_now;

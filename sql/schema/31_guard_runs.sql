@@ -17,6 +17,7 @@ begin
     new := image_jobs.resume_provider_job(old, new);
   end if;
   new.updated_at := image_jobs.now();
+  new.queue_state := case when new.status in ('pending', 'running') then new.status end;
   if current_setting('image_jobs.writer', true) = 'daemon' then
     if old.claimed_by is not null and new.status = 'running' and new.claimed_by is null and new.provider_job_id is not null then
       new := image_jobs.consume_deliveries(new);

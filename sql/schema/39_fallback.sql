@@ -43,7 +43,7 @@ $$;
 -- Waiting runs by that. Runs without a fallback are not in it.
 create index if not exists runs_may_be_rerouted
   on public.runs (lane, (image_jobs.route_hash(metadata, processor, routed_to)), due_at)
-  where kind = 'image_gen' and status = 'pending' and metadata ? 'fallback';
+  where queue_state = 'pending' and kind = 'image_gen' and metadata ? 'fallback';
 
 -- Returns why nothing will start soon at a provider, or at one model of it: {error, code}; null if it is open. Neither a block of
 -- less than 30 s (LONGEST_RATE_LIMIT in daemon/worker/retries.py) nor a daemon that restarts within its lease closes anything,
@@ -141,7 +141,7 @@ begin
         image_jobs.remaining_fallbacks(r.metadata, r.processor, r.routed_to) as steps
       into v_route
       from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.metadata ? 'fallback' and r.lane = v_lane
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.metadata ? 'fallback' and r.lane = v_lane
         and image_jobs.route_hash(r.metadata, r.processor, r.routed_to) > v_after
       order by image_jobs.route_hash(r.metadata, r.processor, r.routed_to) limit 1;
       if not found and not v_wrapped then
@@ -156,7 +156,7 @@ begin
       select array_agg(m.id) into v_runs
       from (
         select r.id from public.runs r
-        where r.kind = 'image_gen' and r.status = 'pending' and r.metadata ? 'fallback' and r.lane = v_lane
+        where r.kind = 'image_gen' and r.queue_state = 'pending' and r.metadata ? 'fallback' and r.lane = v_lane
           and image_jobs.route_hash(r.metadata, r.processor, r.routed_to) = v_route.hash
           and r.due_at <= v_now and not r.id = any (v_aside)
         order by r.due_at limit 200

@@ -10,7 +10,7 @@ begin
     select count(*)
     from (
       select from public.runs r
-      where r.kind = 'image_gen' and r.status = 'running'
+      where r.kind = 'image_gen' and r.queue_state = 'running'
         and r.lane in (select distinct n.lane from image_jobs.lanes n where split_part(n.lane, ':', 1) = p_provider)
         and (p_model is null or coalesce(r.routed_to, r.processor) = p_provider || ':' || p_model)
       limit p_limit
@@ -115,7 +115,7 @@ declare
 begin
   with put_off as materialized (
     select r.lane, r.priority from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at <= v_now
     order by r.due_at limit 200
   ),
   -- A run that was put off has opened no lane; it is to be claimed with the others of its priority.
@@ -134,7 +134,7 @@ begin
     and (
       exists (
         select from public.runs r
-        where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+        where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
           and r.lane = l.lane and r.priority = l.priority
           and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
       or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
@@ -155,7 +155,7 @@ begin
   select array_agg(due.id) into v_runs
   from (
     select r.id from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is null and r.due_at <= v_now
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at <= v_now
       and not r.id = any (v_aside)
     order by r.due_at limit 200
     for update skip locked
@@ -203,7 +203,7 @@ begin
   select array_agg(next.id) into v_runs
   from (
     select r.id, coalesce(r.routed_to, r.processor) as processor from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
       and r.lane = p_lane.lane and r.priority = p_lane.priority and not r.id = any (v_aside)
     order by r.rank, r.ticket limit p_limit
     for update skip locked
@@ -252,7 +252,7 @@ begin
   for v_look in 1..1000 loop
     v_name := (
       select coalesce(r.routed_to, r.processor) from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority and coalesce(r.routed_to, r.processor) > v_name
       order by coalesce(r.routed_to, r.processor) limit 1);
     exit when v_name is null or cardinality(v_names) = 100;
@@ -273,7 +273,7 @@ begin
   if p_names is null then
     return array(
       select r.id from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority and r.rank >= p_from and not r.id = any (p_aside)
       order by r.rank, r.ticket limit p_limit);
   end if;
@@ -282,7 +282,7 @@ begin
     from unnest(p_names) as open (name)
     cross join lateral (
       select r.id, r.rank, r.ticket from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority
         and coalesce(r.routed_to, r.processor) = open.name and r.rank >= p_from and not r.id = any (p_aside)
       order by r.rank, r.ticket limit p_limit
@@ -313,7 +313,7 @@ begin
   cross join lateral (
     select w.id, w.processor from (
       select r.id, coalesce(r.routed_to, r.processor) as processor, r.workflow_rank, r.ticket from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and coalesce(r.created_by, r.subject_id) = o.owner
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and coalesce(r.created_by, r.subject_id) = o.owner
         and num_nulls(r.rank) = 0 and r.lane = p_lane.lane and r.priority = p_lane.priority
         and r.workflow_rank >= case when p_full_scan then 0
           else coalesce(image_jobs.served_rank(o.owner, p_lane.lane, p_lane.priority), 0) end

@@ -40,7 +40,7 @@ begin
   from (select distinct l.lane from image_jobs.lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
   cross join lateral (
     select r.id, r.priority, r.due_at from public.runs r
-    where r.kind = 'image_gen' and r.status = 'running' and r.lane = o.lane
+    where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = o.lane
       and r.due_at <= v_now and r.claimed_by is null and not r.id = any (v_aside)
     order by r.due_at limit greatest(p_limit, 50)
   ) due
@@ -113,7 +113,7 @@ begin
     select array_agg(next.id), max(next.rank) into v_runs, v_last
     from (
       select r.id, r.rank from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority and r.rank >= v_from
         and (not v_models or image_jobs.lane_of(coalesce(r.routed_to, r.processor)) = r.lane)
         and not r.id = any (v_aside)
@@ -126,7 +126,7 @@ begin
     select array_agg(next.id), max(next.rank) into v_runs, v_last
     from (
       select r.id, r.rank from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null and r.id = any (v_first)
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null and r.id = any (v_first)
         and (not v_models or image_jobs.lane_of(coalesce(r.routed_to, r.processor)) = r.lane)
       order by case when p_probe then r.attempt end, r.rank, r.ticket limit p_limit
       for update skip locked

@@ -33,7 +33,7 @@ begin
     select from image_jobs.lanes l
     where l.lane = p_lane and exists (
       select from public.runs r
-      where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = l.lane and r.priority = l.priority and r.rank >= least(l.watermark, l.passed_over)));
 end
 $$;

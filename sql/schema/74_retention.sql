@@ -174,7 +174,7 @@ begin
   ), sources as materialized (
     select image_jobs.pictured_run(living.metadata #>> '{promptSpec,previousImage}') as run_id
     from public.runs living
-    where living.kind = 'image_gen' and living.status in ('pending', 'running')
+    where living.kind = 'image_gen' and living.queue_state is not null
       and living.source_workflow = any (array(select old.subject_id from old))
   )
   select array_agg(old.id order by old.id) into v_old

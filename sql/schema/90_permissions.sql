@@ -50,7 +50,7 @@ revoke all on function
   image_jobs.first_waiting(image_jobs.lanes, varchar[], bigint, varchar[], integer), image_jobs.found_workflow(uuid), image_jobs.guard_run(),
   image_jobs.guard_status(), image_jobs.has_base64(jsonb), image_jobs.has_room(text, text), image_jobs.heartbeat(uuid, integer, boolean, boolean),
   image_jobs.hmac_sha256(bytea, bytea), image_jobs.image_job_record(varchar), image_jobs.is_image_run(varchar),
-  image_jobs.is_operator(), image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint),
+  image_jobs.is_operator(), image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text),
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
   image_jobs.json_or_null(text),
   image_jobs.keep_node(), image_jobs.lane_of(text), image_jobs.leave(uuid),
@@ -154,7 +154,7 @@ grant usage on schema image_jobs to anon, authenticated, service_role;
 -- Functions that the checks, the defaults and the policies of these tables call run with the rights of the writer. The checks are
 -- looked up for rows of other kinds, too, whoever writes them; who may not use the schema cannot call these by name.
 grant execute on function image_jobs.has_base64(jsonb),
-  image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint) to public;
+  image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text) to public;
 -- As are the keys of an index.
 grant execute on function image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.route_hash(jsonb, varchar, varchar) to authenticated, service_role;

@@ -22,11 +22,11 @@ ROUNDS = 30
 # Rows as inserts and claims leave them, without the minutes that these would take.
 ROWS = """
 insert into runs (id, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt, max_attempts,
-  claim, ticket, provider_job_id, created_at, updated_at, lane, rank)
+  claim, ticket, provider_job_id, created_at, updated_at, lane, rank, queue_state)
 select 'old_' || n, 'image_gen', md5((n % 100)::text)::uuid, $1::text, $2::text,
   '{"promptSpec": {"basePrompt": "a red fox"}}', 0, 0, now() + $3::interval, 1, 3, nextval('image_jobs.claims'),
   nextval('image_jobs.tickets'), case when $1::text = 'running' then 'job' end, now(), now(),
-  split_part($2::text, ':', 1), case when $1::text = 'pending' and $3::interval = interval '0' then n / 100 end
+  split_part($2::text, ':', 1), case when $1::text = 'pending' and $3::interval = interval '0' then n / 100 end, $1::text
 from generate_series(1, $4::integer) n
 """
 NOW = timedelta()
@@ -50,7 +50,7 @@ async def dead_entries(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
     await old.execute("begin isolation level repeatable read")
     await old.execute("select from runs limit 1")
     await sudo.execute(
-        """update runs set status = 'completed', rank = null, due_at = null, finished_at = now(),
+        """update runs set status = 'completed', queue_state = null, rank = null, due_at = null, finished_at = now(),
         payload = '{"imageUrl": "https://example.supabase.co/x.png"}'"""
     )
     await sudo.execute("update image_jobs.lanes set watermark = $1 where lane = 'demo'", MANY // 100)

@@ -30,10 +30,10 @@ as $$ insert into public.kept (body) values ($1::text) returning jsonb_build_obj
 """
 RUNS = """
 insert into runs (id, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt, max_attempts,
-  claim, ticket, provider_job_id, created_at, updated_at, lane)
+  claim, ticket, provider_job_id, created_at, updated_at, lane, queue_state)
 select 'old_' || n, 'image_gen', md5((n % 100)::text)::uuid, 'running', 'openai:gpt-image-2',
   '{"promptSpec": {"basePrompt": "a red fox"}}', 0, 0, now() + interval '1 hour', 1, 3, nextval('image_jobs.claims'),
-  nextval('image_jobs.tickets'), 'job_' || n, now(), now(), 'openai'
+  nextval('image_jobs.tickets'), 'job_' || n, now(), now(), 'openai', 'running'
 from generate_series(1, $1) n
 """
 DELIVERIES = """

@@ -67,7 +67,7 @@ async def test_grid_and_quarters_are_adopted_after_a_lost_settlement(
     # As if the daemon had died between storage and settlement.
     await harness.db.execute("alter table runs disable trigger user")
     await harness.db.execute(
-        "update runs set status = 'pending', attempt = 1, payload = null, provider_job_id = null, finished_at = null,"
+        "update runs set status = 'pending', queue_state = 'pending', attempt = 1, payload = null, provider_job_id = null, finished_at = null,"
         " due_at = now() where id = $1",
         run,
     )

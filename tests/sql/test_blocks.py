@@ -147,9 +147,9 @@ async def fill(db: Db, count: int, processor: str) -> None:
     await db.execute("alter table runs disable trigger user")
     await db.execute(
         """insert into runs (id, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt,
-            max_attempts, claim, ticket, lane, rank)
+            max_attempts, claim, ticket, lane, rank, queue_state)
         select 'many-' || n, 'image_gen', md5((n % 100)::text)::uuid, 'pending', replace($1, '%', n::text), '{}', 0, 0,
-            image_jobs.now(), 0, 3, n, n, 'openai', 0
+            image_jobs.now(), 0, 3, n, n, 'openai', 0, 'pending'
         from generate_series(1, $2) n""",
         processor,
         count,

@@ -124,6 +124,8 @@ async def test_identity_and_processor_of_a_run_never_change(db: Db, daemon: Daem
         "rank = 5",
         "lane = 'other'",
         "webhook = 'came'",
+        "queue_state = 'pending'",
+        "queue_state = null",
         "updated_at = 'epoch'",
     ],
 )

@@ -188,11 +188,11 @@ async def test_a_users_dead_entries_cost_the_next_claim_nothing(database: str, d
             await db.execute(
                 """update runs set rank = rank + 5000, workflow_rank = workflow_rank + 5000;
                 insert into runs (id, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt,
-                    max_attempts, claim, ticket, lane, rank, workflow_rank, created_by)
+                    max_attempts, claim, ticket, lane, rank, workflow_rank, created_by, queue_state)
                 select 'many-' || n, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt,
-                    max_attempts, claim, ticket, lane, n, n, created_by
+                    max_attempts, claim, ticket, lane, n, n, created_by, queue_state
                 from generate_series(0, 4999) n, (select * from runs limit 1) first;
-                update runs set status = 'running', due_at = null where id like 'many-%';
+                update runs set status = 'running', queue_state = 'running', due_at = null where id like 'many-%';
                 update image_jobs.lanes set watermark = 4999 where lane = 'demo'"""
             )
             await db.execute("alter table runs enable trigger user")

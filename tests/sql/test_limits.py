@@ -210,9 +210,9 @@ async def fill(db: asyncpg.Connection, count: int, status: str, due: str = "imag
     await db.execute("alter table runs disable trigger user")
     await db.execute(
         f"""insert into runs (id, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt,
-            max_attempts, claim, ticket, provider_job_id, lane, rank)
+            max_attempts, claim, ticket, provider_job_id, lane, rank, queue_state)
         select 'many-' || n, 'image_gen', md5((n % 100)::text)::uuid, $1::varchar, 'openai:gpt-image-2', '{{}}', 0, 0, {due}, 0, 3, n, n,
-            case $1 when 'running' then 'order' end, 'openai', case $1 when 'pending' then n / 100 end
+            case $1 when 'running' then 'order' end, 'openai', case $1 when 'pending' then n / 100 end, $1
         from generate_series(1, $2) n""",
         status,
         count,
@@ -255,11 +255,11 @@ async def test_a_claim_costs_the_same_however_many_wait(db):
 
 
 HOT = {
-    "claim": "select id from runs where kind = 'image_gen' and status = 'pending' and rank is not null "
+    "claim": "select id from runs where kind = 'image_gen' and queue_state = 'pending' and rank is not null "
     "and lane = 'openai' and priority = 0 and rank >= 0 order by rank, ticket limit 5",
-    "what was put off": "select id from runs where kind = 'image_gen' and status = 'pending' and rank is null "
+    "what was put off": "select id from runs where kind = 'image_gen' and queue_state = 'pending' and rank is null "
     "and due_at <= now() order by due_at limit 200",
-    "check": "select id from runs where kind = 'image_gen' and status = 'running' and lane = 'openai' "
+    "check": "select id from runs where kind = 'image_gen' and queue_state = 'running' and lane = 'openai' "
     "and due_at <= now() and claimed_by is null order by due_at limit 5",
     "place in line": "select rank from runs where kind = 'image_gen' "
     "and coalesce(created_by, subject_id) = '00000000-0000-4000-8000-000000000000' and lane = 'openai' and priority = 0 "
@@ -268,7 +268,7 @@ HOT = {
     "and coalesce(created_by, subject_id) = '00000000-0000-4000-8000-000000000000' "
     "and subject_id = '00000000-0000-4000-8000-000000000000' and lane = 'openai' and priority = 0 "
     "and workflow_rank is not null order by workflow_rank desc limit 1",
-    "first of one's own": "select id from runs where kind = 'image_gen' and status = 'pending' "
+    "first of one's own": "select id from runs where kind = 'image_gen' and queue_state = 'pending' "
     "and coalesce(created_by, subject_id) = '00000000-0000-4000-8000-000000000000' and num_nulls(rank) = 0 "
     "and lane = 'openai' and priority = 0 and workflow_rank between 5 and 9 order by workflow_rank, ticket limit 5",
     "newest run of a node": "select id from runs where kind = 'image_gen' and ticket is not null "

@@ -139,3 +139,29 @@ async def test_statements_about_other_kinds_pay_for_little_of_ours(db: Db) -> No
     ]
     for trigger in triggers:
         assert trigger["by_row"] or trigger["settings"] == ["search_path"], trigger["tgname"]
+
+
+async def test_no_index_names_a_column_of_the_application(db: Db) -> None:
+    """A change of an indexed column cannot be HOT: it writes an entry into every index, and asks the condition of each."""
+    named = await db.fetch(
+        """
+        select distinct a.attname from pg_index i
+        join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = d.refobjsubid
+        where i.indrelid = 'runs'::regclass
+        """
+    )
+    columns = {row["attname"] for row in named}
+    assert {"queue_state", "kind"} <= columns
+    assert columns.isdisjoint({"status", "payload", "started_at", "finished_at", "progress", "updated_at"})
+
+
+async def test_updates_of_other_kinds_are_hot(db: Db) -> None:
+    await db.execute(RESEARCH + " values ('r', 'research', $1, 'new', null, null, null, null, null)", WORKFLOW)
+    async with db.transaction():
+        for status in ("pending", "running", "completed", "pending", "cancelled"):
+            await db.execute("update runs set status = $1, payload = '{}' where kind = 'research'", status)
+        counted = await db.fetchrow(
+            "select n_tup_upd, n_tup_hot_upd from pg_stat_xact_user_tables where relid = 'runs'::regclass"
+        )
+    assert tuple(counted) == (5, 5)

@@ -271,6 +271,7 @@ OWN_COLUMNS = {
     "call": "1",
     "unheld": "true",
     "source_workflow": str(BOBS),
+    "queue_state": "pending",
 }
 
 

@@ -86,8 +86,9 @@ async def test_bulk_statements_are_projected_in_slices(db: Db, counting: Db) -> 
     await insert_runs(db, 1)
     await db.execute(
         """insert into runs (id, kind, subject_id, status, processor, metadata, progress, priority, due_at, attempt,
-            max_attempts, claim, ticket, lane, rank, created_at)
-        select 'many-' || n, 'image_gen', $1, 'pending', 'demo:painter', '{}', 0, 0, now(), 0, 3, n, n, 'demo', n, now()
+            max_attempts, claim, ticket, lane, rank, created_at, queue_state)
+        select 'many-' || n, 'image_gen', $1, 'pending', 'demo:painter', '{}', 0, 0, now(), 0, 3, n, n, 'demo', n, now(),
+            'pending'
         from generate_series(1, 2500) n""",
         WORKFLOW,
     )

@@ -83,6 +83,7 @@ export type Database = {
           processor: string | null
           progress: number | null
           provider_job_id: string | null
+          queue_state: string | null
           rank: number | null
           refused_since: string | null
           routed_to: string | null
@@ -118,6 +119,7 @@ export type Database = {
           processor?: string | null
           progress?: number | null
           provider_job_id?: string | null
+          queue_state?: string | null
           rank?: number | null
           refused_since?: string | null
           routed_to?: string | null
@@ -153,6 +155,7 @@ export type Database = {
           processor?: string | null
           progress?: number | null
           provider_job_id?: string | null
+          queue_state?: string | null
           rank?: number | null
           refused_since?: string | null
           routed_to?: string | null
