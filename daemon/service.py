@@ -27,6 +27,7 @@ from daemon.queue.heartbeat import Heartbeat, State
 from daemon.queue.identity import Identity
 from daemon.queue.lease import Lease
 from daemon.queue.listener import Listener
+from daemon.queue.obstacles import Obstacles
 from daemon.queue.outage import Outage, describe
 from daemon.queue.outbox import Outbox
 from daemon.queue.signals import Signals
@@ -161,6 +162,7 @@ class Service:
             slots=self._settings.concurrency,
             lease=self._settings.lease,
             providers=sorted(clients.providers),
+            unserved_grace=self._settings.unserved_grace,
         )
 
     async def _join_in_time(self, clients: Clients, identity: Identity) -> bool:
@@ -242,6 +244,8 @@ class Service:
             lease,
             lambda: State(dispatcher.held, listener.session_lock, self._shutdown.draining.is_set()),
         )
+        breaker = clients.breaker
+        obstacles = Obstacles(queue, identity, unreachable, lambda: breaker.closed and breaker.reason is not None)
         orphans = Orphans(queue, signals, providers)
         cancellations = Cancellations(queue, signals, providers)
         buckets = (settings.bucket, settings.conversation_bucket, settings.kept_bucket)
@@ -251,7 +255,8 @@ class Service:
             tasks = [
                 infra.create_task(listener.run(), name="listener"),
                 infra.create_task(heartbeat.run(), name="heartbeat"),
-                infra.create_task(clients.breaker.run(clients.storage.probe), name="storage"),
+                infra.create_task(breaker.run(clients.storage.probe), name="storage"),
+                infra.create_task(obstacles.run(), name="obstacles"),
                 infra.create_task(late.run(), name="late uploads"),
                 infra.create_task(dispatcher.run(), name="dispatcher"),
                 infra.create_task(orphans.run(), name="orphans"),

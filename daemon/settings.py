@@ -106,6 +106,11 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = Field(
         timedelta(seconds=240), alias="IMAGE_JOBS_DRAIN_TIMEOUT", description="seconds to finish runs after SIGTERM"
     )
+    unserved_grace: Seconds = Field(
+        timedelta(minutes=2),
+        alias="IMAGE_JOBS_UNSERVED_GRACE",
+        description="seconds that runs wait for a provider which the last daemon has left, before this one fails them",
+    )
     run_timeout: Seconds = Field(
         timedelta(minutes=10), alias="IMAGE_JOBS_RUN_TIMEOUT", description="seconds one call to a provider may take"
     )

@@ -8,5 +8,6 @@
 6. `heartbeat.py` beats meanwhile, renews the `lease.py`, and takes over the runs of silent daemons.
 7. A daemon that was taken for dead (`DaemonFenced`) gets a new id: `identity.py`.
 8. Of a provider that this daemon cannot reach it claims nothing for a while: `unreachable.py`.
-9. `client.py` has one method per SQL function; all it writes goes through `sanitize.py`, by the rule of `base64_rule.py`.
+9. `obstacles.py` reports that every second, and lets the database tell who waits why.
+10. `client.py` has one method per SQL function; all it writes goes through `sanitize.py`, by the rule of `base64_rule.py`.
 """

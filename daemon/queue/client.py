@@ -154,18 +154,34 @@ class Queue:
             self._beside.release()
 
     async def register_daemon(
-        self, daemon: UUID, *, name: str, version: str, slots: int, lease: timedelta, providers: Sequence[str]
+        self,
+        daemon: UUID,
+        *,
+        name: str,
+        version: str,
+        slots: int,
+        lease: timedelta,
+        providers: Sequence[str],
+        unserved_grace: timedelta = timedelta(minutes=2),
     ) -> None:
-        """Register this process as a daemon."""
+        """Register this process as a daemon. It fails runs of a provider `unserved_grace` after the last daemon that served it."""
         async with self._connected() as connection:
             await connection.execute(
-                "select image_jobs.register_daemon($1, $2, $3, $4, $5, $6)",
+                "select image_jobs.register_daemon($1, $2, $3, $4, $5, $6, $7)",
                 daemon,
                 name,
                 version,
                 slots,
                 lease,
                 list(providers),
+                unserved_grace,
+            )
+
+    async def report_daemon(self, daemon: UUID, *, storage_closed: bool, unreachable: Sequence[str]) -> None:
+        """Say what keeps this daemon from claiming, and have the database tell what has changed for those who wait."""
+        async with self._connected_beside() as connection:
+            await connection.execute(
+                "select image_jobs.report_daemon($1, $2, $3)", daemon, storage_closed, list(unreachable)
             )
 
     async def heartbeat(self, daemon: UUID, *, in_flight: int, session_lock: bool, draining: bool) -> None:

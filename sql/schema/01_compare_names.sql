@@ -9,7 +9,7 @@ do $compare$
 declare
   v_marker constant text := 'Image Job Orchestrator: ';
   -- The one list of our names in public: a test keeps it complete. Triggers of ours begin with image_jobs_.
-  v_relations constant text[] := array['workflow_members', 'image_jobs', 'image_models', 'image_provider_status'];
+  v_relations constant text[] := array['workflow_members', 'image_jobs', 'image_models', 'image_provider_status', 'image_usage'];
   v_adopted constant text[] := array['runs', 'run_events', 'workflow_nodes'];
   v_functions constant text[] := array[
     'start_image_job', 'cancel_run', 'requeue_run', 'estimate_cost',

@@ -36,7 +36,9 @@ comment on column image_jobs.calls.state is 'open; charged; free; unknown: it ma
 comment on column image_jobs.calls.ticket is 'The ticket of the run that the cost belongs to.';
 comment on column image_jobs.calls.sent is 'Whether the daemon has said that the request goes out.';
 comment on column image_jobs.calls.image is 'Whether an image came.';
-create index if not exists calls_of_a_user on image_jobs.calls (user_id) where user_id is not null;
+create index if not exists calls_of_a_user on image_jobs.calls (user_id, opened_at) where user_id is not null;
+create index if not exists calls_of_a_workflow on image_jobs.calls (workflow_id, opened_at);
+create index if not exists calls_by_time on image_jobs.calls (opened_at);
 create index if not exists calls_of_a_run on image_jobs.calls (run_id);
 create index if not exists calls_open on image_jobs.calls (id) where state = 'open';
 create index if not exists calls_of_a_provider_job on image_jobs.calls (provider_job_id) where provider_job_id is not null;

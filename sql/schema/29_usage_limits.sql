@@ -1,4 +1,7 @@
 -- What users may use. Operators are never refused; but what they insert for a user counts as that user's.
+--
+-- Days and months are those of UTC. Of a period count its calls (their cost; the estimate while that is not known), and runs that
+-- wait and have no call of their present ticket that could be charged.
 
 create table if not exists image_jobs.usage_limits (
   id bigint generated always as identity primary key,
@@ -7,6 +10,9 @@ create table if not exists image_jobs.usage_limits (
   user_id uuid,
   workflow_id uuid,
   max_waiting integer check (max_waiting >= 0),
+  images_per_day integer check (images_per_day >= 0),
+  usd_per_day numeric check (usd_per_day >= 0),
+  usd_per_month numeric check (usd_per_month >= 0),
   constraint usage_limits_name_what_they_apply_to
     check ((user_id is not null) = (applies_to = 'user') and (workflow_id is not null) = (applies_to = 'workflow')),
   constraint usage_limits_one_row_each unique nulls not distinct (applies_to, user_id, workflow_id)
@@ -14,86 +20,303 @@ create table if not exists image_jobs.usage_limits (
 comment on table image_jobs.usage_limits is
   'Change by SQL at any time. A null limit: unlimited. A row for one user holds instead of the one for each.';
 comment on column image_jobs.usage_limits.max_waiting is 'Runs in status pending; exact.';
+comment on column image_jobs.usage_limits.images_per_day is 'Calls that made an image, or may have, and runs in line; exact.';
+comment on column image_jobs.usage_limits.usd_per_day is
+  'What has no known price counts nothing. Of all together, claims ask too: then runs wait.';
+comment on column image_jobs.usage_limits.usd_per_month is 'As usd_per_day.';
 insert into image_jobs.usage_limits (applies_to, max_waiting) values ('each user', 500);
 
--- Returns how many runs of a user may wait; null: without limit. Whether a user is anonymous, only their own token says.
-create or replace function image_jobs.max_waiting_of(p_user uuid)
-returns integer language sql volatile set search_path = ''
+-- What all calls together have used, by hours that are over: to add up a month of calls takes too long for each claim. What is
+-- final never changes; of the others their present state counts.
+create table if not exists image_jobs.used_hours (
+  hour timestamptz primary key,
+  images bigint not null,
+  usd numeric not null,
+  unsettled bigint[] not null
+);
+comment on table image_jobs.used_hours is 'What the calls of an hour have used; unsettled: those that were not final when they were added up.';
+
+-- Returns the beginning of the day or the month (UTC).
+create or replace function image_jobs.period_start(p_period text)
+returns timestamptz language sql volatile set search_path = ''
 as $$
-  select l.max_waiting from image_jobs.usage_limits l
+  select date_trunc(p_period, image_jobs.now(), 'UTC')
+$$;
+
+-- Returns the end of the day or the month (UTC).
+create or replace function image_jobs.period_end(p_period text)
+returns timestamptz language sql volatile set search_path = ''
+as $$
+  select ((image_jobs.period_start(p_period) at time zone 'UTC') + ('1 ' || p_period)::interval) at time zone 'UTC'
+$$;
+
+-- Returns what a call counts: images, and USD.
+create or replace function image_jobs.used_by(p_call image_jobs.calls, out images integer, out usd numeric)
+language sql immutable set search_path = ''
+as $$
+  select case when p_call.state = 'free' or p_call.state = 'charged' and not p_call.image then 0 else 1 end,
+    case when p_call.state = 'free' then 0 else coalesce(p_call.cost, p_call.estimate, 0) end
+$$;
+
+-- Add up the hours of this month that have been over for ten minutes, in which no transaction began that is not done yet.
+create or replace function image_jobs.add_up_hours()
+returns void language sql volatile set search_path = ''
+as $$
+  insert into image_jobs.used_hours (hour, images, usd, unsettled)
+  select h.hour, coalesce(sum(u.images) filter (where c.state in ('charged', 'free')), 0),
+    coalesce(sum(u.usd) filter (where c.state in ('charged', 'free')), 0),
+    coalesce(array_agg(c.id) filter (where c.state in ('open', 'unknown')), '{}')
+  from generate_series(
+    greatest(image_jobs.period_start('month'), (select max(d.hour) + interval '1 hour' from image_jobs.used_hours d)),
+    date_trunc('hour', image_jobs.now() - interval '10 minutes', 'UTC') - interval '1 hour', interval '1 hour') as h (hour)
+  left join image_jobs.calls c on c.opened_at >= h.hour and c.opened_at < h.hour + interval '1 hour'
+  left join lateral image_jobs.used_by(c) u on true
+  group by h.hour
+  on conflict (hour) do nothing
+$$;
+
+-- Returns what all calls since the beginning of a day or month have used.
+create or replace function image_jobs.used_together(p_since timestamptz, out images bigint, out usd numeric)
+language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+declare
+  v_from timestamptz := greatest(p_since, (select max(h.hour) + interval '1 hour' from image_jobs.used_hours h where h.hour >= p_since));
+begin
+  select coalesce(sum(u.images), 0), coalesce(sum(u.usd), 0) into images, usd
+  from (
+    select h.images, h.usd from image_jobs.used_hours h where h.hour >= p_since
+    union all
+    select each.images, each.usd
+    from image_jobs.used_hours h
+    cross join lateral unnest(h.unsettled) as o (id)
+    join image_jobs.calls c on c.id = o.id
+    cross join lateral image_jobs.used_by(c) each
+    where h.hour >= p_since
+    union all
+    select each.images, each.usd from image_jobs.calls c cross join lateral image_jobs.used_by(c) each where c.opened_at >= v_from
+  ) u;
+end
+$$;
+
+-- Returns what a user, or a workflow, or (both null) all together have used since the beginning of a day or month, with what
+-- waits. Equal requests are priced once.
+create or replace function image_jobs.used_since(
+  p_user uuid, p_workflow uuid, p_since timestamptz, out images bigint, out usd numeric)
+language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_custom_plan
+as $$
+begin
+  select coalesce(sum(u.images), 0), coalesce(sum(u.usd), 0) into images, usd
+  from (
+    select t.images, t.usd from image_jobs.used_together(p_since) t where p_user is null and p_workflow is null
+    union all
+    select each.images, each.usd
+    from image_jobs.calls c cross join lateral image_jobs.used_by(c) each
+    where num_nonnulls(p_user, p_workflow) > 0 and c.opened_at >= p_since
+      and (p_user is null or c.user_id = p_user) and (p_workflow is null or c.workflow_id = p_workflow)
+    union all
+    select w.images, w.images * coalesce(image_jobs.estimate_cost(w.processor, w.spec), 0)
+    from (
+      select count(*) as images, coalesce(r.routed_to, r.processor) as processor, jsonb_build_object(
+        'quality', r.metadata #> '{promptSpec,quality}', 'size', r.metadata #> '{promptSpec,size}',
+        'aspectRatio', r.metadata #> '{promptSpec,aspectRatio}') as spec
+      from public.runs r
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and coalesce(r.created_by, r.subject_id) is not null
+        and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null)
+        and (p_workflow is null or r.subject_id = p_workflow)
+        and not exists (
+          select from image_jobs.calls c where c.run_id = r.id and c.ticket = r.ticket and c.state <> 'free')
+      group by 2, 3
+    ) w
+  ) u;
+end
+$$;
+
+-- Returns how many runs of a user, or in a workflow, or (both null) of all together wait; counted no further than p_limit.
+create or replace function image_jobs.count_waiting(p_user uuid, p_workflow uuid, p_limit bigint)
+returns bigint language plpgsql volatile set search_path = ''
+  set plan_cache_mode = force_custom_plan
+as $$
+begin
+  return (
+    select count(*)
+    from (
+      select from public.runs r
+      where r.kind = 'image_gen' and r.queue_state = 'pending'
+        and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null)
+        and (p_workflow is null or r.subject_id = p_workflow)
+      limit p_limit
+    ) counted);
+end
+$$;
+
+-- Returns the limits of a user; null: none. Whether a user is anonymous, only their own token says.
+create or replace function image_jobs.limits_of_user(p_user uuid)
+returns image_jobs.usage_limits language sql volatile set search_path = ''
+as $$
+  select l from image_jobs.usage_limits l
   where l.user_id = p_user or l.applies_to = 'each user'
     or l.applies_to = 'each anonymous user' and p_user = image_jobs.current_user_id()
       and nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'is_anonymous' = 'true'
   order by case l.applies_to when 'user' then 1 when 'each anonymous user' then 2 else 3 end limit 1
 $$;
 
--- Refuse more runs than a limit allows: PT429, which PostgREST returns as 429.
-create or replace function image_jobs.refuse_waiting(p_whose text, p_max integer)
+-- Refuse more than a limit allows: PT429, which PostgREST returns as 429. The hint says when there is more again.
+create or replace function image_jobs.refuse_usage(p_message text, p_hint text)
 returns void language plpgsql volatile set search_path = ''
 as $$
 begin
-  raise exception using errcode = 'PT429',
-    message = format('At most %s runs%s may wait at a time, and this would make more.', p_max, p_whose),
-    -- No time to try again: a limit of 0, or a closed provider, would make it a promise that is not kept.
-    hint = 'Cancel runs that wait, or wait until some have started.';
+  raise exception using errcode = 'PT429', message = p_message, hint = p_hint;
 end
 $$;
 
--- Refuse the caller if more runs of these users, or in these workflows, wait than may; p_more: how many are about to be added.
--- Locks what it counts until the end of the transaction, sorted: two statements never wait for each other's.
-create or replace function image_jobs.check_waiting(p_users uuid[], p_workflows uuid[], p_more integer)
-returns void language plpgsql volatile security definer set search_path = ''
+-- Refuse the caller if a limit of a user, a workflow, or (both null) of all together is passed; p_more runs, which cost p_usd, are
+-- about to be added. The caller holds the lock of the limit.
+create or replace function image_jobs.check_limit(
+  p_limit image_jobs.usage_limits, p_user uuid, p_workflow uuid, p_more integer, p_usd numeric)
+returns void language plpgsql volatile set search_path = ''
 as $$
 declare
-  v_limits jsonb[];
-  v_limit jsonb;
-  v_key bigint;
-  v_count bigint;
+  v_whose text := case when p_user is not null then 'One user' when p_workflow is not null then 'This workflow' else 'All together' end;
+  v_used record;
+  v_max numeric;
+  v_period text;
 begin
-  select array_agg(to_jsonb(l)) into v_limits
-  from (
-    select 'user' as applies_to, u.id, image_jobs.max_waiting_of(u.id) as max_waiting from unnest(p_users) as u (id)
-    union
-    select w.applies_to, w.workflow_id, w.max_waiting from image_jobs.usage_limits w
-    where w.workflow_id = any (p_workflows) or w.applies_to = 'all together'
-  ) l
-  where l.max_waiting is not null;
-  for v_key in
-    select distinct hashtextextended(concat_ws(' ', 'image_jobs waiting', l ->> 'applies_to', l ->> 'id'), 0)
-    from unnest(v_limits) as l order by 1
-  loop
-    perform pg_advisory_xact_lock(v_key);
-  end loop;
-  foreach v_limit in array coalesce(v_limits, '{}') loop
-    -- Counted no further than needed, whatever else waits.
-    case v_limit ->> 'applies_to'
-      when 'user' then
-        select count(*) into v_count
-        from (
-          select from public.runs r
-          where r.kind = 'image_gen' and r.queue_state = 'pending'
-            and coalesce(r.created_by, r.subject_id) = (v_limit ->> 'id')::uuid and r.created_by is not null
-          limit (v_limit ->> 'max_waiting')::bigint + 1
-        ) counted;
-      when 'workflow' then
-        select count(*) into v_count
-        from (
-          select from public.runs r
-          where r.kind = 'image_gen' and r.queue_state = 'pending' and r.subject_id = (v_limit ->> 'id')::uuid
-          limit (v_limit ->> 'max_waiting')::bigint + 1
-        ) counted;
-      else
-        select count(*) into v_count
-        from (
-          select from public.runs r where r.kind = 'image_gen' and r.queue_state = 'pending'
-          limit (v_limit ->> 'max_waiting')::bigint + 1
-        ) counted;
-    end case;
-    if v_count + p_more > (v_limit ->> 'max_waiting')::bigint then
-      perform image_jobs.refuse_waiting(
-        case v_limit ->> 'applies_to' when 'user' then ' of one user' when 'workflow' then ' of this workflow' else '' end,
-        (v_limit ->> 'max_waiting')::integer);
+  if p_limit.max_waiting is not null
+    and image_jobs.count_waiting(p_user, p_workflow, p_limit.max_waiting + 1::bigint) + p_more > p_limit.max_waiting
+  then
+    perform image_jobs.refuse_usage(
+      format('At most %s runs%s may wait at a time, and this would make more.', p_limit.max_waiting,
+        case when p_user is not null then ' of one user' when p_workflow is not null then ' of this workflow' else '' end),
+      -- No time to try again: a limit of 0, or a closed provider, would make it a promise that is not kept.
+      'Cancel runs that wait, or wait until some have started.');
+  end if;
+  foreach v_period in array array['day', 'month'] loop
+    v_max := case v_period when 'day' then p_limit.usd_per_day else p_limit.usd_per_month end;
+    continue when v_max is null and (v_period = 'month' or p_limit.images_per_day is null);
+    select u.images, u.usd into v_used from image_jobs.used_since(p_user, p_workflow, image_jobs.period_start(v_period)) u;
+    if v_period = 'day' and v_used.images + p_more > p_limit.images_per_day then
+      perform image_jobs.refuse_usage(
+        format('%s may make %s images a day, and this would be more.', v_whose, p_limit.images_per_day),
+        image_jobs.opens_again('day', p_limit.images_per_day));
+    elsif v_used.usd + coalesce(p_usd, 0) > v_max then
+      perform image_jobs.refuse_usage(
+        format('%s may spend %s USD a %s, and this would be more.', v_whose, v_max, v_period),
+        image_jobs.opens_again(v_period, v_max));
     end if;
   end loop;
 end
 $$;
+
+-- Returns the hint that says when a limit of a period opens again; one of 0 never does.
+create or replace function image_jobs.opens_again(p_period text, p_max numeric)
+returns text language sql volatile set search_path = ''
+as $$
+  select case when p_max > 0
+    then to_char(image_jobs.period_end(p_period) at time zone 'UTC', '"It opens again at "YYYY-MM-DD"T"HH24:MI:SS"Z."')
+    else 'Ask an operator for a larger limit.' end
+$$;
+
+-- Refuse the caller if these users, or these workflows, use more than they may; p_more runs, which cost p_usd, are about to be
+-- added. Locks what it counts until the end of the transaction, sorted: two statements never wait for each other's.
+create or replace function image_jobs.check_usage(p_users uuid[], p_workflows uuid[], p_more integer, p_usd numeric)
+returns void language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_limits image_jobs.usage_limits[];
+  v_limit image_jobs.usage_limits;
+  v_users uuid[];
+  v_key bigint;
+begin
+  select array_agg(w.l order by w.who), array_agg(w.who order by w.who) into v_limits, v_users
+  from (
+    select image_jobs.limits_of_user(u.id) as l, u.id as who from unnest(p_users) as u (id)
+    union all
+    select w, null from image_jobs.usage_limits w where w.workflow_id = any (p_workflows) or w.applies_to = 'all together'
+  ) w
+  where num_nonnulls((w.l).max_waiting, (w.l).images_per_day, (w.l).usd_per_day, (w.l).usd_per_month) > 0;
+  for v_key in
+    select distinct hashtextextended(concat_ws(' ', 'image_jobs usage', case when o.who is null then o.applies_to else 'user' end,
+      coalesce(o.who, o.workflow_id)), 0)
+    from unnest(v_limits) with ordinality as l
+    cross join lateral (select v_users[l.ordinality] as who, l.applies_to, l.workflow_id) o
+    order by 1
+  loop
+    perform pg_advisory_xact_lock(v_key);
+  end loop;
+  for v_place in 1..coalesce(cardinality(v_limits), 0) loop
+    v_limit := v_limits[v_place];
+    perform image_jobs.check_limit(v_limit, v_users[v_place], v_limit.workflow_id, p_more, p_usd);
+  end loop;
+end
+$$;
+
+-- Returns whether all together have a limit in dollars.
+create or replace function image_jobs.has_budget()
+returns boolean language sql volatile set search_path = ''
+as $$
+  select exists (
+    select from image_jobs.usage_limits l
+    where l.applies_to = 'all together' and num_nonnulls(l.usd_per_day, l.usd_per_month) > 0)
+$$;
+
+-- Returns how many USD all together may still spend on starts, and if none, when there are more; nulls without such a limit.
+-- What waits is not counted: it is what asks.
+create or replace function image_jobs.budget_left(out usd numeric, out opens_at timestamptz)
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_limit image_jobs.usage_limits;
+  v_period text;
+  v_left numeric;
+begin
+  select l.* into v_limit from image_jobs.usage_limits l where l.applies_to = 'all together';
+  foreach v_period in array array['day', 'month'] loop
+    v_left := case v_period when 'day' then v_limit.usd_per_day else v_limit.usd_per_month end;
+    continue when v_left is null;
+    v_left := v_left - (select u.usd from image_jobs.used_together(image_jobs.period_start(v_period)) u);
+    usd := least(usd, v_left);
+    opens_at := case when v_left <= 0 then image_jobs.period_end(v_period) else opens_at end;
+  end loop;
+end
+$$;
+
+-- Returns what the caller has used and may use: of the caller, and of each of the caller's workflows that has limits.
+create or replace function image_jobs.usage_of_caller()
+returns table (
+  scope text, period text, workflow_id uuid, used_images bigint, max_images integer, used_usd numeric, max_usd numeric,
+  waiting bigint, max_waiting integer, resets_at timestamptz)
+language plpgsql volatile security definer set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  v_user uuid := image_jobs.current_user_id();
+begin
+  if v_user is null then
+    return;
+  end if;
+  return query
+  select case when o.workflow_id is null then 'user' else 'workflow' end, p.period, o.workflow_id, u.images,
+    case p.period when 'day' then o.images_per_day end, u.usd,
+    case p.period when 'day' then o.usd_per_day else o.usd_per_month end,
+    image_jobs.count_waiting(case when o.workflow_id is null then v_user end, o.workflow_id, 1000000), o.max_waiting,
+    image_jobs.period_end(p.period)
+  from (
+    select l.max_waiting, l.images_per_day, l.usd_per_day, l.usd_per_month, null::uuid as workflow_id
+    from (select) nothing left join image_jobs.limits_of_user(v_user) l on true
+    union all
+    select w.max_waiting, w.images_per_day, w.usd_per_day, w.usd_per_month, w.workflow_id from image_jobs.usage_limits w
+    where w.workflow_id = any (array(select image_jobs.my_workflows()))
+  ) o
+  cross join lateral (select unnest(case when o.usd_per_month is null then array['day'] else array['day', 'month'] end) as period) p
+  cross join lateral image_jobs.used_since(
+    case when o.workflow_id is null then v_user end, o.workflow_id, image_jobs.period_start(p.period)) u;
+end
+$$;
+
+create or replace view public.image_usage with (security_invoker = on) as
+select u.scope, u.used_images, u.max_images, u.used_usd, u.max_usd, u.waiting, u.max_waiting, u.resets_at, u.period, u.workflow_id
+from image_jobs.usage_of_caller() u;
+comment on view public.image_usage is
+  'Image Job Orchestrator: what the caller has used and may use, of the day, and of the month where that is limited. Null: unlimited.';

@@ -293,9 +293,9 @@ begin
   end if;
   -- Limits lead the lock order. When the rows are there: a repeat of an idempotencyKey has added none, and is not refused.
   if not image_jobs.is_operator() then
-    perform image_jobs.check_waiting(
+    perform image_jobs.check_usage(
       array(select distinct n.created_by from new_rows n where n.kind = 'image_gen' and n.created_by is not null),
-      array(select distinct n.subject_id from new_rows n where n.kind = 'image_gen'), 0);
+      array(select distinct n.subject_id from new_rows n where n.kind = 'image_gen'), 0, 0);
   end if;
   -- One slice at a time: a bulk insert would not fit into memory.
   open v_slices for

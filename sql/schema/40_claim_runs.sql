@@ -94,8 +94,9 @@ $$;
 
 -- Start the first p_limit runs of one lane, passing over those of blocked models, counts them in the limits, and moves the
 -- lane's watermark. With p_probe, one that has lost the fewest attempts. The caller holds the locks of the limits.
+-- p_budget: USD; one starts while those before it leave some. Null: without limit.
 create or replace function image_jobs.claim_starts(
-  p_daemon uuid, p_lane image_jobs.lanes, p_limit integer, p_full_scan boolean, p_probe boolean)
+  p_daemon uuid, p_lane image_jobs.lanes, p_limit integer, p_full_scan boolean, p_probe boolean, p_budget numeric)
 returns setof jsonb language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -131,6 +132,15 @@ begin
       order by case when p_probe then r.attempt end, r.rank, r.ticket limit p_limit
       for update skip locked
     ) next;
+  end if;
+  if p_budget is not null then
+    select array_agg(b.id), max(b.rank) into v_runs, v_last
+    from (
+      select r.id, r.rank, coalesce(sum(image_jobs.estimate_cost(coalesce(r.routed_to, r.processor), r.metadata -> 'promptSpec'))
+        over (order by r.rank, r.ticket rows between unbounded preceding and 1 preceding), 0) as before
+      from unnest(v_runs) as p (id) join public.runs r on r.id = p.id
+    ) b
+    where b.before < p_budget;
   end if;
   if v_runs is null then
     return;
@@ -196,7 +206,7 @@ $$;
 -- least once a second of idleness, since a slow transaction may commit a lower rank.
 -- Nothing of the providers that this daemon cannot reach (p_unreachable).
 -- Never claims more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
--- Locks: the daemon's row (against a take-over), then provider_limits, provider_streaks (skipping locked ones: another
+-- Locks: the daemon's row (against a take-over), the budget of all together, then provider_limits, provider_streaks (skipping locked ones: another
 -- daemon is at it), and only then runs (skipping locked ones).
 create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
@@ -221,6 +231,7 @@ declare
   v_provider text;
   v_probing text[];
   v_probe boolean;
+  v_budget numeric;
 begin
   if p_slots <= 0 then
     return;
@@ -235,6 +246,14 @@ begin
     select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace)) as p (name)
     where p.name <> all (coalesce(p_unreachable, '{}')));
   v_lanes := coalesce(image_jobs.open_lanes(v_providers, p_full_scan), '{}');
+  if v_lanes <> '{}' and image_jobs.has_budget() then
+    -- One at a time: another would spend the same.
+    perform pg_advisory_xact_lock(hashtextextended('image_jobs budget', 0));
+    v_budget := (select b.usd from image_jobs.budget_left() b);
+    if v_budget <= 0 then
+      v_lanes := '{}';
+    end if;
+  end if;
   -- The locks of the limits, all at once and in order.
   perform from image_jobs.provider_limits l
   where l.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
@@ -275,10 +294,13 @@ begin
         v_quota := least(v_quota, image_jobs.available_starts(v_provider, v_lane.lane));
         v_peers := v_peers - 1;
         v_probe := exists (select from image_jobs.provider_streaks s where s.provider = v_provider and s.closings > 0);
-        continue when v_quota <= 0 or v_probe and not v_provider = any (v_probing);
-        return query select image_jobs.claim_starts(p_daemon, v_lane, v_quota, p_full_scan, v_probe);
+        continue when v_quota <= 0 or v_budget <= 0 or v_probe and not v_provider = any (v_probing);
+        return query select image_jobs.claim_starts(p_daemon, v_lane, v_quota, p_full_scan, v_probe, v_budget);
         get diagnostics v_count = row_count;
         v_left := v_left - v_count;
+        if v_budget is not null and v_count > 0 then
+          v_budget := (select b.usd from image_jobs.budget_left() b);
+        end if;
       end loop;
     end loop;
     if v_left > 0 and cardinality(v_due) > 0 then

@@ -83,7 +83,9 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := image_jobs.now();
+  v_budget record;
 begin
+  select b.usd, b.opens_at into v_budget from image_jobs.budget_left() b;
   return query
   with living as materialized (
     select d.providers, d.seen_at + d.lease as until, d.storage_closed_at, d.unreachable
@@ -128,6 +130,10 @@ begin
         then 'No images are made at the moment. They wait, and start by themselves when it goes on.'
         else format('%s is not served here at the moment. Images wait a little, and start by themselves if that changes.', named.name) end
     where not exists (select from living v where s.provider = any (v.providers))
+    union all
+    select 3, 'budget', null, v_budget.opens_at,
+      'The budget of all together is used up. Images wait, and start by themselves when there is one again.'
+    where v_budget.usd <= 0
     union all
     select 4, 'storage', min(v.storage_closed_at), null,
       'Storage takes no images at the moment. New ones wait, and start by themselves when it does.'
@@ -176,6 +182,9 @@ declare
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('image_jobs provider states', 0)) then
     return;
+  end if;
+  if image_jobs.has_budget() then
+    perform image_jobs.add_up_hours();
   end if;
   with status as materialized (
     select s.* from image_jobs.provider_status() s
@@ -227,6 +236,8 @@ $$;
 -- Not of what claims count there.
 create or replace trigger limits_changed
   after insert or delete or update of provider, model, per_minute, max_running, paused on image_jobs.provider_limits
+  for each statement execute function image_jobs.limits_changed();
+create or replace trigger usage_limits_changed after insert or update or delete on image_jobs.usage_limits
   for each statement execute function image_jobs.limits_changed();
 create or replace trigger blocks_changed after insert or update or delete on image_jobs.provider_blocks
   for each statement execute function image_jobs.limits_changed();

@@ -28,11 +28,11 @@ declare
 begin
   -- Limits before the row, as inserts have it.
   if not v_operator then
-    select r.created_by, r.subject_id into v_run from public.runs r
+    select r.created_by, r.subject_id, image_jobs.estimate_cost(r.processor, r.metadata -> 'promptSpec') as usd into v_run from public.runs r
     where r.id = p_run_id and r.kind = 'image_gen' and r.status in ('failed', 'cancelled')
       and image_jobs.can_access_workflow(r.subject_id);
     if found then
-      perform image_jobs.check_waiting(array_remove(array[v_run.created_by], null), array[v_run.subject_id], 1);
+      perform image_jobs.check_usage(array_remove(array[v_run.created_by], null), array[v_run.subject_id], 1, v_run.usd);
     end if;
   end if;
   select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;

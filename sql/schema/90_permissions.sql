@@ -37,10 +37,10 @@ revoke all on function
   image_jobs.can_subscribe(text),
   image_jobs.cancel_provider_job(text, text, varchar, bigint), image_jobs.cancel_run(varchar),
   image_jobs.change_lanes(), image_jobs.change_runs(text, varchar[], uuid), image_jobs.check_prompt(jsonb),
-  image_jobs.check_runs(varchar[], uuid), image_jobs.check_waiting(uuid[], uuid[], integer),
-  image_jobs.max_waiting_of(uuid), image_jobs.refuse_waiting(text, integer), image_jobs.claim_checks(uuid, varchar[], integer),
+  image_jobs.check_runs(varchar[], uuid), image_jobs.check_usage(uuid[], uuid[], integer, numeric),
+  image_jobs.claim_checks(uuid, varchar[], integer),
   image_jobs.claim_runs(uuid, integer, boolean, text[]),
-  image_jobs.claim_starts(uuid, image_jobs.lanes, integer, boolean, boolean),
+  image_jobs.claim_starts(uuid, image_jobs.lanes, integer, boolean, boolean, numeric),
   image_jobs.claimable_providers(text[], interval), image_jobs.claimed_run(public.runs, timestamptz),
   image_jobs.closed_reason(text), image_jobs.consume_deliveries(public.runs),
   image_jobs.count_running(text, text, integer), image_jobs.count_webhook(text, integer, integer, integer),
@@ -101,8 +101,16 @@ revoke all on function
   image_jobs.unshare_workflow(uuid), public.join_workflow(text), public.leave_workflow(uuid), public.share_workflow(uuid),
   public.unshare_workflow(uuid)
   from public, anon, authenticated, service_role;
-revoke all on image_jobs.provider_states, public.image_provider_status from public, anon, authenticated, service_role;
+revoke all on image_jobs.provider_states, image_jobs.used_hours, public.image_provider_status, public.image_usage
+  from public, anon, authenticated, service_role;
 revoke all on sequence image_jobs.provider_states_id_seq from public, anon, authenticated, service_role;
+revoke all on function
+  image_jobs.add_up_hours(), image_jobs.budget_left(), image_jobs.check_limit(image_jobs.usage_limits, uuid, uuid, integer, numeric),
+  image_jobs.count_waiting(uuid, uuid, bigint), image_jobs.has_budget(), image_jobs.limits_of_user(uuid),
+  image_jobs.opens_again(text, numeric), image_jobs.period_end(text), image_jobs.period_start(text),
+  image_jobs.refuse_usage(text, text), image_jobs.usage_of_caller(), image_jobs.used_by(image_jobs.calls),
+  image_jobs.used_since(uuid, uuid, timestamptz), image_jobs.used_together(timestamptz)
+  from public, anon, authenticated, service_role;
 revoke all on function
   image_jobs.has_waiting(text), image_jobs.limit_reached(image_jobs.provider_limits), image_jobs.limits_changed(),
   image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),
@@ -179,8 +187,8 @@ grant execute on function
   image_jobs.join_workflow(text), image_jobs.leave_workflow(uuid), image_jobs.share_workflow(uuid), image_jobs.unshare_workflow(uuid),
   public.join_workflow(text), public.leave_workflow(uuid), public.share_workflow(uuid), public.unshare_workflow(uuid)
   to authenticated, service_role;
-grant select on public.image_provider_status to authenticated, service_role;
-grant execute on function image_jobs.provider_status() to authenticated, service_role;
+grant select on public.image_provider_status, public.image_usage to authenticated, service_role;
+grant execute on function image_jobs.provider_status(), image_jobs.usage_of_caller() to authenticated, service_role;
 
 -- Anybody may post a webhook, and only through these functions. The inbox and the secrets are closed to all.
 grant execute on function image_jobs.receive_webhook(text, jsonb, text) to anon, service_role;
@@ -207,6 +215,7 @@ alter table image_jobs.provider_streaks enable row level security;
 alter table image_jobs.workflows enable row level security;
 alter table image_jobs.workflow_links enable row level security;
 alter table image_jobs.provider_states enable row level security;
+alter table image_jobs.used_hours enable row level security;
 alter table image_jobs.set_aside enable row level security;
 alter table image_jobs.stale_nodes enable row level security;
 alter table image_jobs.providers enable row level security;

@@ -336,6 +336,21 @@ export type Database = {
         }
         Relationships: []
       }
+      image_usage: {
+        Row: {
+          max_images: number | null
+          max_usd: number | null
+          max_waiting: number | null
+          period: string | null
+          resets_at: string | null
+          scope: string | null
+          used_images: number | null
+          used_usd: number | null
+          waiting: number | null
+          workflow_id: string | null
+        }
+        Relationships: []
+      }
     }
     Functions: {
       can_open_workflow: { Args: { workflow_id: string }; Returns: boolean }
