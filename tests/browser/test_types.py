@@ -14,7 +14,7 @@ from tests.support.database_types import COMMAND, TYPES, database_types
 from tests.support.postgres import ROOT, signed_in
 
 CANVAS = ROOT / "daemon/dev/canvas"
-COPIED = ("database.types.ts", "nodes.ts", "workflow.ts", "useWorkflow.ts", "ImageNode.tsx")
+COPIED = ("database.types.ts", "nodes.ts", "pictures.ts", "workflow.ts", "useWorkflow.ts", "ImageNode.tsx")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def snippets() -> list[str]:
 
 def test_the_sources_and_the_readmes_snippets_compile(copy):
     found = snippets()
-    assert len(found) == 6
+    assert len(found) == 7
     for number, snippet in enumerate(found):
         (copy / f"Snippet{number}.tsx").write_text(snippet)
     (copy / "globals.d.ts").write_text(GLOBALS)
@@ -89,7 +89,7 @@ async def test_the_types_are_those_of_the_schema(database):
 def test_the_copied_files_import_three_packages_alone():
     for name in COPIED:
         imported = set(re.findall(r'^(?:import|}).* from "([^"]+)"', (CANVAS / name).read_text(), re.MULTILINE))
-        packages = {"@supabase/supabase-js", "./database.types", "./nodes", "./workflow"}
+        packages = {"@supabase/supabase-js", "./database.types", "./nodes", "./pictures", "./workflow"}
         assert imported <= (
             packages | {"react", "@xyflow/react"} if name.endswith("tsx") or "use" in name else packages
         )

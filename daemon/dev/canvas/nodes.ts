@@ -18,7 +18,10 @@ export interface PromptSpec {
   previousImage?: string;
 }
 
-/** The orchestrator's keys of `node_data`, read-only: the database keeps them, whatever a client sends. */
+/**
+ * The orchestrator's keys of `node_data`, read-only: the database keeps them, whatever a client sends. Paths are those in the
+ * bucket; where it is private, the store signs them, and its nodes have signed addresses.
+ */
 export interface NodeState {
   status?: Status;
   runId?: string;
@@ -27,6 +30,9 @@ export interface NodeState {
   previewUrl?: string;
   imageUrl?: string;
   thumbnailUrl?: string;
+  previewPath?: string;
+  imagePath?: string;
+  thumbnailPath?: string;
   error?: string;
   updatedAt?: string;
 }
@@ -122,6 +128,8 @@ export interface Actions {
   share(): Promise<string | undefined>;
   /** Ends the user's membership. */
   leave(): Promise<void>;
+  /** To be called when a picture's address did not load (`onError` of an image): it may have expired. */
+  retryPicture(url: string): void;
   /** Connects and loads again, for example after the user has become a member. */
   refresh(): void;
 }
@@ -147,6 +155,9 @@ export interface RunMessage {
   message?: string | null;
   previewUrl?: string | null;
   imageUrl?: string | null;
+  previewPath?: string | null;
+  imagePath?: string | null;
+  thumbnailPath?: string | null;
   error?: string | null;
 }
 
@@ -158,11 +169,17 @@ export interface PendingEdit {
 }
 
 const STATE_KEYS: ReadonlySet<string> = new Set<keyof NodeState>([
-  "status", "runId", "progress", "message", "previewUrl", "imageUrl", "thumbnailUrl", "error", "updatedAt",
+  "status", "runId", "progress", "message", "previewUrl", "imageUrl", "thumbnailUrl", "previewPath", "imagePath",
+  "thumbnailPath", "error", "updatedAt",
 ]);
 
 export function isUnfinished(node: WorkflowNode): boolean {
   return node.node_data.status === "pending" || node.node_data.status === "running";
+}
+
+/** Whether it has an image, which may not be signed yet. */
+export function hasImage({ node_data: { imageUrl, imagePath } }: WorkflowNode): boolean {
+  return imageUrl !== undefined || imagePath !== undefined;
 }
 
 /** Whether its run starts as soon as the image of its source is there. */

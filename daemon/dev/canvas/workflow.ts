@@ -1,6 +1,6 @@
 /**
  * The store of a workflow: loads its nodes, keeps them up to date, edits them, and starts runs. It needs supabase-js and no
- * framework. Copy this file with nodes.ts and database.types.ts.
+ * framework. Copy this file with nodes.ts, pictures.ts and database.types.ts.
  *
  *     const workflow = new Workflow(supabase, workflowId);
  *     const unsubscribe = workflow.subscribe(({ nodes }) => draw(nodes)); // now, and at each change
@@ -18,6 +18,7 @@ import type {
   Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, PendingEdit, Position, Problem, RunMessage,
   Snapshot, WorkflowNode,
 } from "./nodes";
+import { Pictures } from "./pictures";
 
 /** Before anything is loaded, and on a server. */
 export const EMPTY: Snapshot = { nodes: [], models: [], connection: "connecting", isLoading: true, error: null, unsent: 0 };
@@ -44,6 +45,7 @@ export class Workflow implements Actions {
   readonly #supabase: SupabaseClient<Database>;
   readonly #nodes = new NodeCache(({ id, node_data: { error, message } }) =>
     this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }));
+  readonly #pictures: Pictures;
   #snapshot = EMPTY;
   #models: readonly ImageModel[] = [];
   #connection: Connection = "connecting";
@@ -78,6 +80,7 @@ export class Workflow implements Actions {
   constructor(supabase: SupabaseClient<any, any, any>, workflowId: string) {
     this.#supabase = supabase as unknown as SupabaseClient<Database>;
     this.id = workflowId;
+    this.#pictures = new Pictures(this.#supabase, () => this.#scheduleRender(), problem => this.#tell(problem));
   }
 
   /** Returns the same object until something changes. */
@@ -112,8 +115,11 @@ export class Workflow implements Actions {
   refresh = (): void => {
     if (this.#connection !== "live") void this.#resubscribe();
     this.#endPause?.();
+    this.#pictures.resume();
     void this.#load();
   };
+
+  retryPicture = (url: string): void => this.#pictures.retry(url);
 
   get #isOpen(): boolean {
     return this.#listeners.size > 0;
@@ -140,6 +146,7 @@ export class Workflow implements Actions {
       listen(window, "pagehide", this.#flush);
     }
     const watch = setInterval(() => {
+      void this.#pictures.sign();
       const quiet = Date.now() - this.#lastMessageAt > STALE_AFTER;
       const open = this.#nodes.rows().some(row => isUnfinished(row) || isWaiting(row));
       if (!this.#error && (this.#writeFailed || this.#hasLostChannel || (quiet && open))) void this.#load();
@@ -163,7 +170,7 @@ export class Workflow implements Actions {
         if (before && before !== this.#userId) this.#era += 1;
         // Later: supabase-js holds a lock meanwhile.
         if (before !== undefined && before !== this.#userId) setTimeout(() => this.#restart(before !== null));
-        else if (session && this.#error) setTimeout(() => this.refresh());
+        else if (session) setTimeout(() => (this.#error ? this.refresh() : this.#pictures.resume()));
       });
       return () => data.subscription.unsubscribe();
     } catch {
@@ -175,6 +182,7 @@ export class Workflow implements Actions {
     if (!this.#isOpen) return;
     if (forget) {
       this.#nodes.clear();
+      this.#pictures.clear();
       this.#isLoading = true;
     }
     this.#connection = "connecting";
@@ -258,6 +266,7 @@ export class Workflow implements Actions {
   #refetch = (): void => {
     if (globalThis.document?.visibilityState === "hidden") return;
     this.#endPause?.();
+    this.#pictures.resume();
     void this.#load();
   };
 
@@ -342,7 +351,7 @@ export class Workflow implements Actions {
     const render = () => {
       this.#renderScheduled = false;
       this.#snapshot = {
-        nodes: this.#nodes.render(),
+        nodes: this.#pictures.show(this.#nodes.render()),
         models: this.#models,
         connection: this.#connection,
         isLoading: this.#isLoading,
@@ -350,6 +359,7 @@ export class Workflow implements Actions {
         unsent: this.#nodes.pendingEdits().length,
       };
       this.#listeners.forEach(call => call());
+      if (this.#isOpen) void this.#pictures.sign();
     };
     if (globalThis.document?.visibilityState === "visible") requestAnimationFrame(render);
     else setTimeout(render);
@@ -466,6 +476,7 @@ export class Workflow implements Actions {
     const unsubscribed = this.#unsubscribe();
     this.#era += 1;
     this.#nodes.clear();
+    this.#pictures.clear();
     this.#connection = "denied";
     this.#isLoading = false;
     this.#scheduleRender();
@@ -489,7 +500,10 @@ export class Workflow implements Actions {
     return id;
   };
 
-  restore = (node: WorkflowNode): void => this.#insert({ ...node, node_data: { ...node.node_data, pendingRunId: null } });
+  restore = (node: WorkflowNode): void => {
+    const row = this.#pictures.original(node);
+    this.#insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } });
+  };
 
   edit = (id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void => {
     const now = this.#nodes.get(id)?.node_data; // with the latest edit, which may not be rendered yet
