@@ -10,6 +10,9 @@ from uuid import UUID
 Webhook = Literal["awaited", "came"]
 """Of a provider job: a webhook is awaited until its next check, or it came and made the check due."""
 
+LONGEST_NODE_ID = 200
+"""Characters of it in a line of the log."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
@@ -42,6 +45,12 @@ class ClaimedRun:
     contested: bool = False
     """Whether a claim that was taken away may still be storing its picture, before a requeue or since."""
 
+    @property
+    def node_id(self) -> str | None:
+        """The node that it is for, as far as the caller names one."""
+        node = self.metadata.get("nodeId")
+        return node[:LONGEST_NODE_ID] if isinstance(node, str) else None
+
     @classmethod
     def read(cls, daemon: UUID, run: Mapping[str, Any]) -> Self:
         """Read the JSON that `image_jobs.claimed_run` wrote."""
@@ -67,6 +76,18 @@ class ClaimedRun:
             generated=run["generated"],
             contested=run["contested"],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """The fate of a run that was settled: the daemon asks, the database decides."""
+
+    outcome: Literal["completed", "failed", "cancelled", "retried", "parked", "released", "fallback"]
+    code: str | None = None
+    """Of a run that failed or is tried again."""
+    error: str | None = None
+    timings: Mapping[str, int] | None = None
+    """Of a completed run, in milliseconds: `queuedMs`, `generateMs`, `storeMs`, `settleMs`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import asyncpg
 from daemon.database import CONNECTIONS
 from daemon.dsn import address
 from daemon.queue.sanitize import sanitize_charge, sanitize_progress, sanitize_settlement, sanitize_text
-from daemon.run import ClaimedRun, ProviderJob
+from daemon.run import ClaimedRun, Fate, ProviderJob
 
 REFUSED: tuple[type[BaseException], ...] = (
     asyncpg.DataError,
@@ -40,11 +40,18 @@ Result = Literal["settled", "already", "lost", "busy", "recorded", "set_aside"]
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """The result of one settlement or progress entry."""
+    """The result of one settlement or progress entry; `fate` of a settlement that was written."""
 
     id: str
     claim: int
     result: Result
+    fate: Fate | None = None
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> Self:
+        """Read the JSON that `image_jobs.settle_runs` and `image_jobs.record_progress` write."""
+        fate = entry.get("fate")
+        return cls(entry["id"], entry["claim"], entry["result"], None if fate is None else Fate(**fate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,5 +363,5 @@ class Queue:
                 case "lost":
                     lost.add(run["claim"])
                 case _:
-                    acknowledgements.append(Acknowledgement(**run))
+                    acknowledgements.append(Acknowledgement.read(run))
         return SyncResult(claimed, acknowledgements, lost)

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from daemon.errors import DaemonFenced
-from daemon.queue.client import Acknowledgement, Queue, Result
+from daemon.queue.client import Acknowledgement, Queue
 from daemon.queue.culprits import Culprits
 from daemon.queue.identity import Identity
 from daemon.queue.outage import Outage, describe
@@ -251,9 +251,8 @@ class Dispatcher:
         log.warning("settlement.set_aside", run_id=item.run.id, reason=describe(error), again_in=pause)
         self._held.pop(item.run.claim, None)
         self._aside[item.run.claim] = item.run
-        if not item.done.done():
-            item.done.set_result("set_aside")
-        again: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        item.resolve(Acknowledgement(item.run.id, item.run.claim, "set_aside"))
+        again: asyncio.Future[Acknowledgement] = asyncio.get_running_loop().create_future()
         self._outbox.put_off(replace(item, done=again), pause)
         self._written.set()
 

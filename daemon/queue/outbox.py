@@ -1,18 +1,21 @@
 """The entries that wait for the next sync: settlements and progress of runs that are held."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
+import structlog
+
 from daemon.calls import Call
 from daemon.events import Event
 from daemon.queue.client import Acknowledgement, Result
 from daemon.queue.signals import Signals
 from daemon.run import ClaimedRun
+
+log = structlog.stdlib.get_logger()
 
 BATCH = 400
 """Settlements in one sync at most. Larger batches were slower (a plan flip at 500 was measured)."""
@@ -21,12 +24,13 @@ BATCH = 400
 class Outcome(Protocol):
     """How a run ends. `daemon/worker/outcomes.py` has the ways."""
 
-    def following(self, earlier: Sequence[Event]) -> "Outcome":
-        """Return the outcome with `earlier` events in front of its own."""
+    @property
+    def events(self) -> Sequence[Event]:
+        """Events that are written before the outcome's own."""
         ...
 
-    def with_settle_ms(self, settle_ms: int) -> "Outcome":
-        """Return the outcome with the milliseconds that its settlement waited to be written."""
+    def following(self, earlier: Sequence[Event]) -> "Outcome":
+        """Return the outcome with `earlier` events in front of its own."""
         ...
 
     def unwritable(self, reason: str) -> "Outcome":
@@ -44,19 +48,22 @@ class Outcome(Protocol):
 
 @dataclass(slots=True)
 class Settlement:
-    """The outcome of a run, and the future that gets the result once it is written."""
+    """The outcome of a run, and the future that gets the database's acknowledgement once it is written."""
 
     run: ClaimedRun
     outcome: Outcome
-    done: asyncio.Future[Result]
-    since: float = field(default_factory=time.monotonic)
+    done: asyncio.Future[Acknowledgement]
     refusals: int = 0
     """How often the database has refused this settlement alone."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settlement as `image_jobs.settle_runs` takes it, with the time that it waited for its sync."""
-        waited = round(1000 * (time.monotonic() - self.since))
-        return {**self.outcome.with_settle_ms(waited).to_json(), "id": self.run.id, "claim": self.run.claim}
+        """Return the settlement as `image_jobs.settle_runs` takes it."""
+        return {**self.outcome.to_json(), "id": self.run.id, "claim": self.run.claim}
+
+    def resolve(self, acknowledgement: Acknowledgement) -> None:
+        """Give the waiter what became of the settlement."""
+        if not self.done.done():
+            self.done.set_result(acknowledgement)
 
 
 @dataclass(slots=True)
@@ -149,19 +156,20 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._settlements or self._progress)
 
-    async def settle(self, run: ClaimedRun, outcome: Outcome) -> Result:
+    async def settle(self, run: ClaimedRun, outcome: Outcome) -> Acknowledgement:
         """Write a run's outcome back; return once the database has it.
 
         The run stays held until then, and its slot taken: a cancelled caller does not cancel the write.
         """
         return await asyncio.shield(self.post(run, outcome))
 
-    def post(self, run: ClaimedRun, outcome: Outcome) -> asyncio.Future[Result]:
+    def post(self, run: ClaimedRun, outcome: Outcome) -> asyncio.Future[Acknowledgement]:
         """Add a settlement without waiting for it; events of the run that still wait go with it, in front.
 
         What waits to be said of its calls does not: a settlement that names none goes by its outcome.
         """
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Acknowledgement] = asyncio.get_running_loop().create_future()
+        _warn_of_incidents(run, outcome.events)
         waiting = self._progress.pop(run.claim, None)
         if waiting is not None:
             outcome = outcome.following(waiting.events)
@@ -243,20 +251,21 @@ class Outbox:
         Returns:
             The claims that are settled, and those of progress that turned out to be lost.
         """
-        results: dict[int, Result] = {each.claim: each.result for each in acknowledgements}
+        results = {each.claim: each for each in acknowledgements}
         settled: set[int] = set()
         for item in batch.settlements:
-            result: Result = results.get(item.run.claim, "lost")
-            if result == "busy":
+            claim = item.run.claim
+            acknowledgement = results.get(claim) or Acknowledgement(item.run.id, claim, "lost")
+            if acknowledgement.result == "busy":
                 item.outcome = item.outcome.noted()
                 self.put_back(Batch([item]))
                 continue
-            settled.add(item.run.claim)
-            if not item.done.done():
-                item.done.set_result(result)
+            settled.add(claim)
+            item.resolve(acknowledgement)
         lost: set[int] = set()
         for entry in batch.progress:
-            result = results.get(entry.run.claim, "recorded")
+            recorded = results.get(entry.run.claim)
+            result: Result = "recorded" if recorded is None else recorded.result
             if result == "busy":
                 self.put_back(
                     Batch((), [Progress(entry.run, events=entry.events, waiters=entry.waiters, calls=entry.calls)])
@@ -268,5 +277,13 @@ class Outbox:
         return settled, lost
 
     def _add(self, progress: Progress) -> None:
+        _warn_of_incidents(progress.run, progress.events)
         self._progress.setdefault(progress.run.claim, Progress(progress.run)).merge(progress)
         self._signals.work.set()
+
+
+def _warn_of_incidents(run: ClaimedRun, events: Sequence[Event]) -> None:
+    """Log incidents: an operator should look into them, and need not read events for that."""
+    for event in events:
+        if event.name == "incident":
+            log.warning("run.incident", run_id=run.id, error=event.message, workflow=run.workflow_id, node=run.node_id)

@@ -1,6 +1,5 @@
 """The steps of one attempt: choose the model, fetch the inputs, generate or check, store."""
 
-import time
 from asyncio import CancelledError, current_task
 from collections.abc import Mapping
 from dataclasses import replace
@@ -134,7 +133,6 @@ class Attempts:
         prompt = _prompt(run, reporter)
         request = Request(run.id, model.model, prompt, workdir, run.attempt, metadata=run.metadata, ticket=run.ticket)
 
-        started = time.monotonic()
         if run.provider_job_id is not None:
             made = await self._polling.check(run, provider, run.provider_job_id, request, reporter)
             if isinstance(made, Waiting):
@@ -151,12 +149,11 @@ class Attempts:
             if isinstance(made, Submitted):
                 return endings.submitted(made, run, reporter, due=self._policy.first_check(made))
         reporter.close()
-        generate_ms = round(1000 * (time.monotonic() - started))
         held = await reporter.generated(made)
         paid = reporter.call("charged", cost=made.cost, image=True)
         if not held:
             return endings.came_late(paid, reporter)
-        outcome = await self._publisher.publish(run, model, made, workdir, generate_ms=generate_ms)
+        outcome = await self._publisher.publish(run, model, made, workdir)
         return replace(outcome, calls=[paid])
 
     def _choose(self, run: ClaimedRun) -> tuple[Resolved, Provider]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeAlias
 
-from daemon.calls import Call
+from daemon.calls import Call, seconds_since
 from daemon.errors import RunError
 from daemon.events import Event
 
@@ -60,26 +60,6 @@ class Picture:
     cost: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Milliseconds that the parts of a run took; an adopted picture was generated and stored by an earlier attempt."""
-
-    queued_ms: int
-    generate_ms: int | None = None
-    store_ms: int | None = None
-    settle_ms: int | None = None
-
-    def to_json(self) -> dict[str, int]:
-        """Return the timings that are known, as `runs.payload.timings` has them."""
-        known = {
-            "queuedMs": self.queued_ms,
-            "generateMs": self.generate_ms,
-            "storeMs": self.store_ms,
-            "settleMs": self.settle_ms,
-        }
-        return {name: value for name, value in known.items() if value is not None}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ending:
     """The part that all outcomes have in common.
@@ -98,10 +78,6 @@ class _Ending:
     def following(self, earlier: Sequence[Event]) -> Self:
         """Return the outcome with `earlier` events in front of its own."""
         return replace(self, events=(*earlier, *self.events))
-
-    def with_settle_ms(self, settle_ms: int) -> Self:  # noqa: ARG002 - only a completed run has timings
-        """Return the outcome with the milliseconds that its settlement waited to be written."""
-        return self
 
     def noted(self) -> Self:
         """Return the outcome without the provider's response, which the database has noted: a response counts once."""
@@ -126,6 +102,7 @@ class Completed(_Ending):
     """The picture is stored. `requested_model` is what the caller asked for; `images` are URLs of further pictures.
 
     Paths are the keys in the bucket, which a client signs where the bucket is private.
+    `stored_at` is when storage had it, by the monotonic clock. The run's times are the database's.
     """
 
     name: ClassVar[str] = "completed"
@@ -138,12 +115,8 @@ class Completed(_Ending):
     provider: str
     model: str
     requested_model: str
-    timings: Timings
+    stored_at: float
     images: Sequence[str] = ()
-
-    def with_settle_ms(self, settle_ms: int) -> Self:
-        """Return the outcome with the milliseconds that its settlement waited to be written."""
-        return replace(self, timings=replace(self.timings, settle_ms=settle_ms))
 
     def unwritable(self, reason: str) -> "Failed":
         """Return the outcome to write instead, which keeps the URL of the stored picture."""
@@ -167,11 +140,10 @@ class Completed(_Ending):
             "model": self.model,
             "requestedModel": self.requested_model,
             "cost": self.picture.cost,
-            "timings": self.timings.to_json(),
         }
         if self.images:
             payload["images"] = list(self.images)
-        return self._to_json(payload=payload)
+        return self._to_json(payload=payload, stored_ago=seconds_since(self.stored_at))
 
 
 @dataclass(frozen=True, slots=True)

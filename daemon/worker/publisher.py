@@ -25,7 +25,7 @@ from daemon.storage.keys import object_key, preview_key, thumbnail_key
 from daemon.worker import object_metadata
 from daemon.worker.inspector import Inspection, Inspector
 from daemon.worker.keeper import Keeper
-from daemon.worker.outcomes import Completed, Failed, Failure, Picture, Released, Timings
+from daemon.worker.outcomes import Completed, Failed, Failure, Picture, Released
 from daemon.worker.uploads import Companion, Uploads
 
 log = structlog.stdlib.get_logger()
@@ -59,11 +59,10 @@ class Publisher:
         self._lease = lease
 
     async def publish(
-        self, run: ClaimedRun, model: Resolved, made: Generated, workdir: Path, *, generate_ms: int
+        self, run: ClaimedRun, model: Resolved, made: Generated, workdir: Path
     ) -> Completed | Failed | Released:
         """Store the picture; return the run's outcome, also where storing fails."""
         unused = Event("unused", "The run was taken away while its image was being stored; it was not used.")
-        started = time.monotonic()
         try:
             patience = self._uploads.patience()
             seen = await self._inspect(run, made, workdir)
@@ -78,6 +77,7 @@ class Publisher:
             error = not_stored(reason)
             failed = Event("store_failed", error.message, "error", error.data)
             return Failed(Failure.of(error), events=[failed], if_lost=unused)
+        stored_at = time.monotonic()
         stored = Event("stored", "The image is in storage.", data={"uploadTries": tries, "bytes": info.bytes})
         url, warnings = await self._announce(key, info.sha256)
         small = None if "thumbnailUrl" in beside else thumbnail_key(run.workflow_id, run.id)
@@ -98,7 +98,7 @@ class Publisher:
             provider=model.provider,
             model=model.model,
             requested_model=_requested_model(run, model),
-            timings=Timings(_queued_ms(run), generate_ms, round(1000 * (time.monotonic() - started))),
+            stored_at=stored_at,
             images=await self._urls(extra, info.sha256),
             events=[
                 stored,
@@ -140,6 +140,7 @@ class Publisher:
         return None
 
     async def _adopted(self, run: ClaimedRun, model: Resolved, found: StoredObject) -> Completed:
+        found_at = time.monotonic()
         version = object_metadata.sha256(found)
         thumbnail = await self._storage.find(thumbnail_key(run.workflow_id, run.id))
         small = thumbnail.key if thumbnail is not None and object_metadata.sha256(thumbnail) == version else None
@@ -154,7 +155,7 @@ class Publisher:
             provider=model.provider,
             model=model.model,
             requested_model=_requested_model(run, model),
-            timings=Timings(_queued_ms(run)),
+            stored_at=found_at,
             images=await self._urls(object_metadata.extra_keys(found), version),
             events=[Event("adopted", message, data={"imageUrl": url}), *warnings],
             calls=[Call(id=run.call, state="free"), *([drawn] if (drawn := object_metadata.call(found)) else [])],
@@ -203,10 +204,6 @@ class Publisher:
 def _requested_model(run: ClaimedRun, model: Resolved) -> str:
     """Return the model that was asked for: another than was used, if that is retired or the run fell back."""
     return model.requested if run.processor == run.requested else run.requested.partition(":")[2]
-
-
-def _queued_ms(run: ClaimedRun) -> int:
-    return round(1000 * run.waited.total_seconds())
 
 
 def _warning(message: str, field: str) -> Event:

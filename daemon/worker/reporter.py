@@ -24,7 +24,7 @@ class RunReporter:
 
     Providers call it from the event loop; their calls return at once.
 
-    `sent`: the request went out, so it may have been paid for. `deferred`: its response will be a provider job's id.
+    `deferred`: its response will be a provider job's id.
     `accounted`: the cost is written down, and the picture is being stored. `dropped`: the claim is lost. `model` draws;
     None where that was settled by an earlier claim. `lease`: nothing is sent without a fresh one. `paid`: the call of the
     picture that came. `asked`: the provider was asked about the provider job.
@@ -49,7 +49,8 @@ class RunReporter:
         self._preview: asyncio.Task[None] | None = None
         self._estimate: float | None = None
         self._closed = False
-        self.sent = False
+        self._sent_at: float | None = None
+        self._image_at: float | None = None
         self.deferred = False
         self.asked = False
         self.accounted = False
@@ -71,6 +72,11 @@ class RunReporter:
         return self._estimate
 
     @property
+    def sent(self) -> bool:
+        """Whether the request went out, so that it may have been paid for."""
+        return self._sent_at is not None
+
+    @property
     def requested(self) -> bool:
         """Whether anything of this run lies at the provider: by this attempt, or as a provider job that is checked."""
         return self.sent or self._run.provider_job_id is not None
@@ -86,8 +92,9 @@ class RunReporter:
             estimate=self._estimate,
             model=self.model,
             provider_job_id=provider_job_id,
-            sent=self.sent,
+            sent_at=self._sent_at,
             image=image,
+            image_at=self._image_at if image else None,
         )
 
     def submitted(self, request: Mapping[str, Any], *, estimate: float | None = None, deferred: bool = False) -> None:
@@ -103,7 +110,7 @@ class RunReporter:
                 hint="Nothing was sent or paid. It is tried again by itself.",
                 accepted=False,
             )
-        self.sent = True
+        self._sent_at = time.monotonic()
         self.deferred = deferred
         if not deferred:
             self.webhook_wait = None
@@ -111,7 +118,7 @@ class RunReporter:
         data: dict[str, Any] = {"request": dict(request), "estimate": estimate}
         if self.webhook_wait is not None:
             data["webhookWait"] = self.webhook_wait.total_seconds()
-        call = Call(id=self._run.call, estimate=estimate, model=self.model, sent=True)
+        call = Call(id=self._run.call, estimate=estimate, model=self.model, sent_at=self._sent_at)
         self._outbox.record(self._run, Event("submitted", "The request goes to the provider.", data=data), calls=[call])
 
     def progress(self, percent: float, message: str | None = None) -> None:
@@ -153,6 +160,7 @@ class RunReporter:
         data: dict[str, Any] = {"ticket": self._run.ticket, "cost": made.cost, "processor": self.processor}
         data |= {name: value for name, value in optional.items() if value is not None}
         event = Event("generated", "The provider made the image.", data=data)
+        self._image_at = time.monotonic()
         self.paid = self.call("charged", cost=made.cost, image=True)
         self.accounted = await self._outbox.confirm(self._run, event, message="Storing the image.", calls=[self.paid])
         return self.accounted

@@ -7,17 +7,16 @@ and then only records what it may have cost. Every failure is a `RunError` that 
 import asyncio
 import time
 from functools import partial
-from typing import assert_never
 
 import structlog
 
 from daemon.metrics import Metrics
-from daemon.queue.client import Result
+from daemon.queue.client import Acknowledgement
 from daemon.queue.outbox import Outbox
 from daemon.run import ClaimedRun
 from daemon.worker import endings
 from daemon.worker.attempt import Attempts
-from daemon.worker.outcomes import UNTOUCHED, Completed, Failed, Outcome, Parked, Released, Retry
+from daemon.worker.outcomes import UNTOUCHED
 from daemon.worker.publisher import Publisher
 from daemon.worker.reporter import RunReporter
 from daemon.worker.retries import Retries
@@ -97,29 +96,32 @@ class Worker:
             outcome = endings.crashed(reporter)
         reporter.close()
         self._settled.add(run.claim)
-        result = await self._outbox.settle(run, outcome)
+        acknowledgement = await self._outbox.settle(run, outcome)
         try:
-            self._finished(run, outcome, result, time.monotonic() - started)
+            self._finished(run, acknowledgement, time.monotonic() - started)
         except Exception:  # the run is settled: what is only told of it must end nothing
             log.exception("run.not_counted")
 
-    def _finished(self, run: ClaimedRun, outcome: Outcome, result: Result, seconds: float) -> None:
-        """Forget, count and log a run that is settled."""
-        code, link = None, {}
-        match outcome:
-            case Retry():
-                code = outcome.failure.code
-            case Failed():
-                code = outcome.failure.code
-                if self._app_url:
-                    link = {"link": f"{self._app_url}#{run.workflow_id}"}
-                self._retries.forget(run)
-            case Completed() | Parked() | Released():
-                self._retries.forget(run)
-            case _:
-                assert_never(outcome)
-        self._metrics.finished(run, outcome.name, seconds)
-        log.info("run.finished", outcome=outcome.name, result=result, code=code, seconds=round(seconds, 3), **link)
+    def _finished(self, run: ClaimedRun, acknowledgement: Acknowledgement, seconds: float) -> None:
+        """Forget, count and log a run that is settled, by what the database has made of it."""
+        fate = acknowledgement.fate
+        if fate is None or fate.outcome != "retried":
+            self._retries.forget(run)
+        if fate is None:  # it was taken away meanwhile, or cannot be written
+            log.info("run.finished", result=acknowledgement.result, seconds=round(seconds, 3))
+            return
+        self._metrics.finished(run, fate.outcome, seconds)
+        line = {
+            "outcome": fate.outcome,
+            "result": acknowledgement.result,
+            "code": fate.code,
+            "seconds": round(seconds, 3),
+        }
+        if fate.outcome != "failed":
+            log.info("run.finished", **line)
+            return
+        link = {"link": f"{self._app_url}#{run.workflow_id}"} if self._app_url else {}
+        log.warning("run.finished", error=fate.error, workflow=run.workflow_id, node=run.node_id, **line, **link)
 
     def _ended(self, run: ClaimedRun) -> None:
         """Release the run of a task that settled nothing: cancelled before its first step, or as its outcome was chosen. Its slot

@@ -215,6 +215,7 @@ declare
     runs           unheld          boolean      0 nullable
     runs           source_workflow uuid         0 nullable
     runs           queue_state     text         7 nullable
+    runs           queued_at       timestamptz  0 nullable
     run_events     id              uuid         0 needed
     run_events     run_id          text        30 needed
     run_events     ts              timestamp    0 -
@@ -847,7 +848,8 @@ begin
       call bigint,
       unheld boolean,
       source_workflow uuid,
-      queue_state text
+      queue_state text,
+      queued_at timestamptz
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
     revoke all on public.runs from public, anon, authenticated, service_role;
@@ -904,7 +906,8 @@ alter table public.runs
   add column if not exists call bigint,
   add column if not exists unheld boolean,
   add column if not exists source_workflow uuid,
-  add column if not exists queue_state text;
+  add column if not exists queue_state text,
+  add column if not exists queued_at timestamptz;
 -- A default of its own stays.
 do $$
 begin
@@ -975,6 +978,7 @@ comment on column public.runs.webhook is
 comment on column public.runs.routed_to is 'The step of metadata.fallback that the next attempt goes to, or the last went to. Null: processor.';
 comment on column public.runs.call is 'Of a run with a provider job: the claim under which that was made, which is the id of its call.';
 comment on column public.runs.unheld is 'A daemon has given it back as unheld since the last requeue: the next time costs an attempt.';
+comment on column public.runs.queued_at is 'Insert, or the latest requeue: its times are counted from then.';
 comment on column public.runs.source_workflow is
   'Of the picture that promptSpec.previousImage named at insert, where it lies in storage: one that the creator may see.';
 comment on column public.runs.queue_state is
@@ -1984,8 +1988,9 @@ create table if not exists image_jobs.calls (
   opened_at timestamptz not null,
   closed_at timestamptz,
   ticket bigint not null,
-  sent boolean not null default false,
+  sent_at timestamptz,
   image boolean not null default false,
+  image_at timestamptz,
   constraint calls_state_is_known check (state in ('open', 'charged', 'unknown', 'free')),
   constraint calls_cost_only_when_charged check (cost is null or state = 'charged'),
   constraint calls_closed_at_unless_open check ((closed_at is null) = (state = 'open'))
@@ -1998,8 +2003,9 @@ comment on column image_jobs.calls.estimate is 'USD; counts while the cost is no
 comment on column image_jobs.calls.cost is 'USD. Null of a charged call: the price is not known.';
 comment on column image_jobs.calls.state is 'open; charged; free; unknown: it may have been charged, and whoever learns more says so.';
 comment on column image_jobs.calls.ticket is 'The ticket of the run that the cost belongs to.';
-comment on column image_jobs.calls.sent is 'Whether the daemon has said that the request goes out.';
+comment on column image_jobs.calls.sent_at is 'When the request went out; null until the daemon has said so.';
 comment on column image_jobs.calls.image is 'Whether an image came.';
+comment on column image_jobs.calls.image_at is 'When the image was in a daemon''s hands; the latest time, if it was fetched twice.';
 create index if not exists calls_of_a_user on image_jobs.calls (user_id, opened_at) where user_id is not null;
 create index if not exists calls_of_a_workflow on image_jobs.calls (workflow_id, opened_at);
 create index if not exists calls_by_time on image_jobs.calls (opened_at);
@@ -2044,6 +2050,15 @@ as $$
   on conflict (id) do nothing
 $$;
 
+-- Returns the instant that a daemon means by so many seconds ago. A daemon counts by a clock that is never set, and this one
+-- is the database's, so no two clocks are compared. Null for null; what is no time, or longer ago than any run, is now.
+create or replace function image_jobs.seconds_ago(p_seconds double precision)
+returns timestamptz language sql volatile set search_path = ''
+as $$
+  select case when p_seconds is not null then
+    image_jobs.now() - make_interval(secs => case when p_seconds between 0 and 1e9 then p_seconds else 0 end) end
+$$;
+
 -- Write down what became of calls: [{"id", "state", …}, …], see sql/README.md. What is exact replaces what is unknown, and
 -- nothing replaces what is exact; so it may come twice, late, and in any order. The caller holds the locks of their runs.
 create or replace function image_jobs.close_calls(p_calls jsonb)
@@ -2054,7 +2069,8 @@ begin
   with said as materialized (
     select distinct on (k.id) k.*
     from jsonb_to_recordset(p_calls) as k (
-      id bigint, state text, cost numeric, estimate numeric, model text, provider_job_id text, sent boolean, image boolean)
+      id bigint, state text, cost numeric, estimate numeric, model text, provider_job_id text,
+      sent_ago double precision, image boolean, image_ago double precision)
     order by k.id, array_position(array['charged', 'free', 'unknown', 'open'], k.state)
   ),
   locked as materialized (
@@ -2072,7 +2088,8 @@ begin
     estimate = case when l.was in ('open', 'unknown') then coalesce(l.estimate, c.estimate) else c.estimate end,
     model = case when l.was in ('open', 'unknown') then coalesce(l.model, c.model) else c.model end,
     provider_job_id = coalesce(c.provider_job_id, l.provider_job_id),
-    sent = c.sent or coalesce(l.sent, false)
+    sent_at = least(c.sent_at, image_jobs.seconds_ago(l.sent_ago)),
+    image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
   from locked l
   where c.id = l.id;
 end
@@ -2120,6 +2137,37 @@ as $$
     else jsonb_build_object('possibleCost', sum(c.estimate) filter (where c.state = 'unknown')) end
   from image_jobs.calls c
   where c.run_id = p_run and c.ticket = p_ticket
+$$;
+
+-- Returns the times of a completed run in milliseconds, {queuedMs, generateMs, storeMs, settleMs}: from insert or requeue until
+-- the request of the call left that brought the picture, until that was in hand, until it was stored, until now. Each begins
+-- where the one before ends, so they add up to all of it.
+create or replace function image_jobs.timings_of(r public.runs, p_call bigint, p_stored_at timestamptz, p_now timestamptz)
+returns jsonb language plpgsql stable set search_path = ''
+as $$
+declare
+  v_call image_jobs.calls;
+  v_queued_at timestamptz := coalesce(r.queued_at, r.created_at, r.started_at);
+  v_sent_at timestamptz;
+  v_image_at timestamptz;
+  v_stored_at timestamptz;
+begin
+  select c.* into v_call from image_jobs.calls c where c.id = p_call;
+  -- Of a job whose submission nobody wrote down, the claim that made it, or the operator's word, is the nearest that is known.
+  v_sent_at := coalesce(v_call.sent_at, least(v_call.opened_at, r.submitted_at), v_queued_at);
+  v_sent_at := least(greatest(v_sent_at, v_queued_at), p_now);
+  v_stored_at := least(greatest(coalesce(p_stored_at, p_now), v_sent_at), p_now);
+  v_image_at := least(greatest(coalesce(v_call.image_at, v_stored_at), v_sent_at), v_stored_at);
+  return (
+    select jsonb_build_object('queuedMs', t.sent, 'generateMs', t.image - t.sent, 'storeMs', t.stored - t.image,
+      'settleMs', t.settled - t.stored)
+    from (
+      select round(1000 * extract(epoch from v_sent_at - v_queued_at))::bigint as sent,
+        round(1000 * extract(epoch from v_image_at - v_queued_at))::bigint as image,
+        round(1000 * extract(epoch from v_stored_at - v_queued_at))::bigint as stored,
+        round(1000 * extract(epoch from p_now - v_queued_at))::bigint as settled
+    ) t);
+end
 $$;
 
 -- Returns the cost of a run whose provider job another run has ordered, too, and pays for; nothing for any other run.
@@ -2755,7 +2803,7 @@ begin
       or new.finished_at is not null or new.message is not null or new.preview_url is not null or new.lane is not null
       or new.rank is not null or new.workflow_rank is not null or new.submitted_at is not null or new.refused_since is not null or new.webhook is not null
       or new.routed_to is not null or new.call is not null or new.unheld is not null or new.source_workflow is not null
-      or new.queue_state is not null
+      or new.queue_state is not null or new.queued_at is not null
       or coalesce(new.priority, 0) <> 0 or coalesce(new.created_by, v_user) is distinct from v_user then
       perform image_jobs.refuse(
         'This insert sets a column that belongs to the orchestrator.',
@@ -2778,6 +2826,7 @@ begin
   new.created_at := v_now;
   new.updated_at := v_now;
   new.started_at := v_now;
+  new.queued_at := v_now;
   new.finished_at := null;
   new.payload := nullif(new.payload, '{}');
   new.progress := 0;
@@ -2859,6 +2908,7 @@ begin
   new.routed_to := old.routed_to;
   new.call := old.call;
   new.unheld := old.unheld;
+  new.queued_at := old.queued_at;
   -- What the prompt names by now was not checked: a user's run reads what was.
   new.source_workflow := old.source_workflow;
   new.lane := old.lane;
@@ -2909,6 +2959,7 @@ begin
     new.finished_at := null;
     new.refused_since := null;
     new.unheld := null;
+    new.queued_at := v_now;
     new.created_at := coalesce(old.created_at, old.started_at, v_now);
     if new.due_at is null or new.due_at is not distinct from old.due_at then
       new.due_at := v_now;
@@ -4563,10 +4614,26 @@ as $$
   from jsonb_array_elements(p_events) with ordinality as e (value, place)
 $$;
 
+-- Returns what became of a run by a settlement of this outcome, for metrics and logs: the daemon asks, the database decides.
+-- Its state says it, so it is the same if the settlement comes twice. A reroute begins with attempt 0 and nothing refused.
+create or replace function image_jobs.fate_of(r public.runs, p_outcome text)
+returns jsonb language sql stable set search_path = ''
+as $$
+  select jsonb_strip_nulls(jsonb_build_object(
+    'outcome', case
+      when r.status in ('completed', 'failed', 'cancelled') then r.status
+      when p_outcome = 'released' then 'released'
+      when r.status = 'running' then 'parked'
+      when r.attempt = 0 and r.refused_since is null then 'fallback'
+      else 'retried' end,
+    'code', r.payload -> 'code', 'error', r.payload -> 'error', 'timings', r.payload -> 'timings'))
+$$;
+
 -- Settle (acknowledge) runs, fenced by the claim. The keys of a settlement, and what each outcome reads, stand in
 -- sql/README.md, "The daemon's JSON".
 -- Returns {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
 -- lost (the run has another claim by now); busy (the row is locked: send it again with the next sync, nothing waits for it).
+-- And of the settled, also where that is said for the second time, what became of the run: see image_jobs.fate_of.
 -- A retry beyond max_attempts fails the run instead, with the payload's reason.
 -- Plans are pinned: rows of runs by their ids, never by walking the table, and everything else hashed.
 create or replace function image_jobs.settle_runs(p_daemon uuid, p_settlements jsonb)
@@ -4650,7 +4717,10 @@ begin
     refused_since = case when fate = 'retry' and s.refund then coalesce(r.refused_since, v_now) end,
     payload = case
       when s.outcome not in ('parked', 'released') then s.payload || image_jobs.shared_cost(r) || image_jobs.costs_of(r.id, r.ticket)
-        || case when s.outcome = 'completed' then '{}' else jsonb_build_object('attempts', r.attempt) end end,
+        || case when s.outcome = 'completed' then jsonb_build_object('timings', image_jobs.timings_of(
+            r, coalesce((jsonb_path_query_first(s.calls, '$[*] ? (@.image == true).id'))::bigint, r.call, r.claim),
+            image_jobs.seconds_ago(s.stored_ago), v_now))
+          else jsonb_build_object('attempts', r.attempt) end end,
     message = case
       when fate = 'reroute' then image_jobs.reroute_message(s.payload, step)
       when fate in ('retry', 'parked', 'released') then s.message end,
@@ -4684,7 +4754,7 @@ begin
   join jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, payload jsonb, message text, due_in double precision, refund boolean,
     refund_for double precision,
-    fall_back boolean, provider_job_id text, progress integer, webhook boolean
+    fall_back boolean, provider_job_id text, progress integer, webhook boolean, stored_ago double precision, calls jsonb
   ) on s.id = o.id and s.claim = o.claim
   cross join lateral (
     select coalesce(s.refund, false)
@@ -4724,8 +4794,9 @@ begin
     when r.claim = s.claim and s.claim = any (v_held) then 'settled'
     when s.id = any (v_seen) and r.claim = s.claim then 'already'
     when s.id = any (v_seen) or r.id is null then 'lost'
-    else 'busy' end)
-  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint)
+    else 'busy' end,
+    'fate', case when s.id = any (v_seen) and r.claim = s.claim then image_jobs.fate_of(r, s.outcome) end)
+  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, outcome text)
   left join public.runs r on r.id = s.id and r.id = any (v_ids);
 end
 $$;
@@ -4845,8 +4916,8 @@ declare
   v_spent bigint[];
 begin
   select jsonb_agg(jsonb_build_object('id', r.claim,
-      'state', case when r.unheld or c.sent or c.state <> 'open' then 'unknown' else 'free' end)),
-    array_agg(r.claim) filter (where r.unheld or c.sent or c.state <> 'open')
+      'state', case when r.unheld or c.sent_at is not null or c.state <> 'open' then 'unknown' else 'free' end)),
+    array_agg(r.claim) filter (where r.unheld or c.sent_at is not null or c.state <> 'open')
   into v_calls, v_spent
   from unnest(p_runs) as p (id) join public.runs r on r.id = p.id left join image_jobs.calls c on c.id = r.claim
   where r.provider_job_id is null;
@@ -5484,6 +5555,7 @@ comment on view image_jobs.queue_stats is 'Counts of runs by provider and state;
 create or replace view image_jobs.run_timings with (security_invoker = on) as
 select
   split_part(coalesce(r.routed_to, r.processor), ':', 1) as provider,
+  coalesce(r.payload ->> 'model', substr(r.processor, strpos(r.processor, ':') + 1)) as model,
   stage.name as stage,
   count(*) as runs,
   percentile_cont(0.5) within group (order by (r.payload -> 'timings' ->> stage.name)::double precision) as p50,
@@ -5492,9 +5564,9 @@ select
 from public.runs r
 cross join unnest(array['queuedMs', 'generateMs', 'storeMs', 'settleMs']) as stage (name)
 where r.kind = 'image_gen' and r.status = 'completed' and r.payload -> 'timings' ->> stage.name is not null
-group by split_part(coalesce(r.routed_to, r.processor), ':', 1), stage.name;
+group by 1, 2, stage.name;
 comment on view image_jobs.run_timings is
-  'Milliseconds of each stage of completed runs, by provider. settleMs is the wait for the daemon''s sync, not the write.';
+  'Milliseconds of each stage of completed runs, by provider and the model that drew: in line, at the provider, to storage, from there to the node.';
 
 create or replace view image_jobs.run_costs with (security_invoker = on) as
 select
@@ -7243,6 +7315,10 @@ revoke all on function
   image_jobs.prune_runs(timestamptz, varchar, integer), image_jobs.remove_files(uuid[], varchar[], boolean[]), image_jobs.take_file_removals(integer), image_jobs.sees_files(), image_jobs.percent_decoded(text),
   image_jobs.walk(text[], interval, integer), image_jobs.webhook_key(text, text), image_jobs.webhook_wait(public.runs),
   image_jobs.write_events(image_jobs.event[]), image_jobs.write_nodes(varchar[])
+  from public, anon, authenticated, service_role;
+revoke all on function
+  image_jobs.fate_of(public.runs, text), image_jobs.seconds_ago(double precision),
+  image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar),
   public.estimate_cost(text, jsonb),

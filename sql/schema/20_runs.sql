@@ -68,7 +68,8 @@ create table public.runs (
   call bigint,
   unheld boolean,
   source_workflow uuid,
-  queue_state text
+  queue_state text,
+  queued_at timestamptz
 );
 
 alter table public.runs
@@ -101,6 +102,7 @@ comment on column public.runs.webhook is
 comment on column public.runs.routed_to is 'The step of metadata.fallback that the next attempt goes to, or the last went to. Null: processor.';
 comment on column public.runs.call is 'Of a run with a provider job: the claim under which that was made, which is the id of its call.';
 comment on column public.runs.unheld is 'A daemon has given it back as unheld since the last requeue: the next time costs an attempt.';
+comment on column public.runs.queued_at is 'Insert, or the latest requeue: its times are counted from then.';
 comment on column public.runs.source_workflow is
   'Of the picture that promptSpec.previousImage named at insert, where it lies in storage: one that the creator may see.';
 comment on column public.runs.queue_state is

@@ -20,8 +20,9 @@ create table if not exists image_jobs.calls (
   opened_at timestamptz not null,
   closed_at timestamptz,
   ticket bigint not null,
-  sent boolean not null default false,
+  sent_at timestamptz,
   image boolean not null default false,
+  image_at timestamptz,
   constraint calls_state_is_known check (state in ('open', 'charged', 'unknown', 'free')),
   constraint calls_cost_only_when_charged check (cost is null or state = 'charged'),
   constraint calls_closed_at_unless_open check ((closed_at is null) = (state = 'open'))
@@ -34,8 +35,9 @@ comment on column image_jobs.calls.estimate is 'USD; counts while the cost is no
 comment on column image_jobs.calls.cost is 'USD. Null of a charged call: the price is not known.';
 comment on column image_jobs.calls.state is 'open; charged; free; unknown: it may have been charged, and whoever learns more says so.';
 comment on column image_jobs.calls.ticket is 'The ticket of the run that the cost belongs to.';
-comment on column image_jobs.calls.sent is 'Whether the daemon has said that the request goes out.';
+comment on column image_jobs.calls.sent_at is 'When the request went out; null until the daemon has said so.';
 comment on column image_jobs.calls.image is 'Whether an image came.';
+comment on column image_jobs.calls.image_at is 'When the image was in a daemon''s hands; the latest time, if it was fetched twice.';
 create index if not exists calls_of_a_user on image_jobs.calls (user_id, opened_at) where user_id is not null;
 create index if not exists calls_of_a_workflow on image_jobs.calls (workflow_id, opened_at);
 create index if not exists calls_by_time on image_jobs.calls (opened_at);
@@ -80,6 +82,15 @@ as $$
   on conflict (id) do nothing
 $$;
 
+-- Returns the instant that a daemon means by so many seconds ago. A daemon counts by a clock that is never set, and this one
+-- is the database's, so no two clocks are compared. Null for null; what is no time, or longer ago than any run, is now.
+create or replace function image_jobs.seconds_ago(p_seconds double precision)
+returns timestamptz language sql volatile set search_path = ''
+as $$
+  select case when p_seconds is not null then
+    image_jobs.now() - make_interval(secs => case when p_seconds between 0 and 1e9 then p_seconds else 0 end) end
+$$;
+
 -- Write down what became of calls: [{"id", "state", …}, …], see sql/README.md. What is exact replaces what is unknown, and
 -- nothing replaces what is exact; so it may come twice, late, and in any order. The caller holds the locks of their runs.
 create or replace function image_jobs.close_calls(p_calls jsonb)
@@ -90,7 +101,8 @@ begin
   with said as materialized (
     select distinct on (k.id) k.*
     from jsonb_to_recordset(p_calls) as k (
-      id bigint, state text, cost numeric, estimate numeric, model text, provider_job_id text, sent boolean, image boolean)
+      id bigint, state text, cost numeric, estimate numeric, model text, provider_job_id text,
+      sent_ago double precision, image boolean, image_ago double precision)
     order by k.id, array_position(array['charged', 'free', 'unknown', 'open'], k.state)
   ),
   locked as materialized (
@@ -108,7 +120,8 @@ begin
     estimate = case when l.was in ('open', 'unknown') then coalesce(l.estimate, c.estimate) else c.estimate end,
     model = case when l.was in ('open', 'unknown') then coalesce(l.model, c.model) else c.model end,
     provider_job_id = coalesce(c.provider_job_id, l.provider_job_id),
-    sent = c.sent or coalesce(l.sent, false)
+    sent_at = least(c.sent_at, image_jobs.seconds_ago(l.sent_ago)),
+    image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
   from locked l
   where c.id = l.id;
 end
@@ -156,6 +169,37 @@ as $$
     else jsonb_build_object('possibleCost', sum(c.estimate) filter (where c.state = 'unknown')) end
   from image_jobs.calls c
   where c.run_id = p_run and c.ticket = p_ticket
+$$;
+
+-- Returns the times of a completed run in milliseconds, {queuedMs, generateMs, storeMs, settleMs}: from insert or requeue until
+-- the request of the call left that brought the picture, until that was in hand, until it was stored, until now. Each begins
+-- where the one before ends, so they add up to all of it.
+create or replace function image_jobs.timings_of(r public.runs, p_call bigint, p_stored_at timestamptz, p_now timestamptz)
+returns jsonb language plpgsql stable set search_path = ''
+as $$
+declare
+  v_call image_jobs.calls;
+  v_queued_at timestamptz := coalesce(r.queued_at, r.created_at, r.started_at);
+  v_sent_at timestamptz;
+  v_image_at timestamptz;
+  v_stored_at timestamptz;
+begin
+  select c.* into v_call from image_jobs.calls c where c.id = p_call;
+  -- Of a job whose submission nobody wrote down, the claim that made it, or the operator's word, is the nearest that is known.
+  v_sent_at := coalesce(v_call.sent_at, least(v_call.opened_at, r.submitted_at), v_queued_at);
+  v_sent_at := least(greatest(v_sent_at, v_queued_at), p_now);
+  v_stored_at := least(greatest(coalesce(p_stored_at, p_now), v_sent_at), p_now);
+  v_image_at := least(greatest(coalesce(v_call.image_at, v_stored_at), v_sent_at), v_stored_at);
+  return (
+    select jsonb_build_object('queuedMs', t.sent, 'generateMs', t.image - t.sent, 'storeMs', t.stored - t.image,
+      'settleMs', t.settled - t.stored)
+    from (
+      select round(1000 * extract(epoch from v_sent_at - v_queued_at))::bigint as sent,
+        round(1000 * extract(epoch from v_image_at - v_queued_at))::bigint as image,
+        round(1000 * extract(epoch from v_stored_at - v_queued_at))::bigint as stored,
+        round(1000 * extract(epoch from p_now - v_queued_at))::bigint as settled
+    ) t);
+end
 $$;
 
 -- Returns the cost of a run whose provider job another run has ordered, too, and pays for; nothing for any other run.

@@ -46,6 +46,7 @@ begin
   new.routed_to := old.routed_to;
   new.call := old.call;
   new.unheld := old.unheld;
+  new.queued_at := old.queued_at;
   -- What the prompt names by now was not checked: a user's run reads what was.
   new.source_workflow := old.source_workflow;
   new.lane := old.lane;
@@ -96,6 +97,7 @@ begin
     new.finished_at := null;
     new.refused_since := null;
     new.unheld := null;
+    new.queued_at := v_now;
     new.created_at := coalesce(old.created_at, old.started_at, v_now);
     if new.due_at is null or new.due_at is not distinct from old.due_at then
       new.due_at := v_now;

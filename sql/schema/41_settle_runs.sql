@@ -10,10 +10,26 @@ as $$
   from jsonb_array_elements(p_events) with ordinality as e (value, place)
 $$;
 
+-- Returns what became of a run by a settlement of this outcome, for metrics and logs: the daemon asks, the database decides.
+-- Its state says it, so it is the same if the settlement comes twice. A reroute begins with attempt 0 and nothing refused.
+create or replace function image_jobs.fate_of(r public.runs, p_outcome text)
+returns jsonb language sql stable set search_path = ''
+as $$
+  select jsonb_strip_nulls(jsonb_build_object(
+    'outcome', case
+      when r.status in ('completed', 'failed', 'cancelled') then r.status
+      when p_outcome = 'released' then 'released'
+      when r.status = 'running' then 'parked'
+      when r.attempt = 0 and r.refused_since is null then 'fallback'
+      else 'retried' end,
+    'code', r.payload -> 'code', 'error', r.payload -> 'error', 'timings', r.payload -> 'timings'))
+$$;
+
 -- Settle (acknowledge) runs, fenced by the claim. The keys of a settlement, and what each outcome reads, stand in
 -- sql/README.md, "The daemon's JSON".
 -- Returns {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
 -- lost (the run has another claim by now); busy (the row is locked: send it again with the next sync, nothing waits for it).
+-- And of the settled, also where that is said for the second time, what became of the run: see image_jobs.fate_of.
 -- A retry beyond max_attempts fails the run instead, with the payload's reason.
 -- Plans are pinned: rows of runs by their ids, never by walking the table, and everything else hashed.
 create or replace function image_jobs.settle_runs(p_daemon uuid, p_settlements jsonb)
@@ -97,7 +113,10 @@ begin
     refused_since = case when fate = 'retry' and s.refund then coalesce(r.refused_since, v_now) end,
     payload = case
       when s.outcome not in ('parked', 'released') then s.payload || image_jobs.shared_cost(r) || image_jobs.costs_of(r.id, r.ticket)
-        || case when s.outcome = 'completed' then '{}' else jsonb_build_object('attempts', r.attempt) end end,
+        || case when s.outcome = 'completed' then jsonb_build_object('timings', image_jobs.timings_of(
+            r, coalesce((jsonb_path_query_first(s.calls, '$[*] ? (@.image == true).id'))::bigint, r.call, r.claim),
+            image_jobs.seconds_ago(s.stored_ago), v_now))
+          else jsonb_build_object('attempts', r.attempt) end end,
     message = case
       when fate = 'reroute' then image_jobs.reroute_message(s.payload, step)
       when fate in ('retry', 'parked', 'released') then s.message end,
@@ -131,7 +150,7 @@ begin
   join jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, payload jsonb, message text, due_in double precision, refund boolean,
     refund_for double precision,
-    fall_back boolean, provider_job_id text, progress integer, webhook boolean
+    fall_back boolean, provider_job_id text, progress integer, webhook boolean, stored_ago double precision, calls jsonb
   ) on s.id = o.id and s.claim = o.claim
   cross join lateral (
     select coalesce(s.refund, false)
@@ -171,8 +190,9 @@ begin
     when r.claim = s.claim and s.claim = any (v_held) then 'settled'
     when s.id = any (v_seen) and r.claim = s.claim then 'already'
     when s.id = any (v_seen) or r.id is null then 'lost'
-    else 'busy' end)
-  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint)
+    else 'busy' end,
+    'fate', case when s.id = any (v_seen) and r.claim = s.claim then image_jobs.fate_of(r, s.outcome) end)
+  from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, outcome text)
   left join public.runs r on r.id = s.id and r.id = any (v_ids);
 end
 $$;

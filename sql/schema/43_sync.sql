@@ -39,8 +39,8 @@ declare
   v_spent bigint[];
 begin
   select jsonb_agg(jsonb_build_object('id', r.claim,
-      'state', case when r.unheld or c.sent or c.state <> 'open' then 'unknown' else 'free' end)),
-    array_agg(r.claim) filter (where r.unheld or c.sent or c.state <> 'open')
+      'state', case when r.unheld or c.sent_at is not null or c.state <> 'open' then 'unknown' else 'free' end)),
+    array_agg(r.claim) filter (where r.unheld or c.sent_at is not null or c.state <> 'open')
   into v_calls, v_spent
   from unnest(p_runs) as p (id) join public.runs r on r.id = p.id left join image_jobs.calls c on c.id = r.claim
   where r.provider_job_id is null;

@@ -54,6 +54,7 @@ comment on view image_jobs.queue_stats is 'Counts of runs by provider and state;
 create or replace view image_jobs.run_timings with (security_invoker = on) as
 select
   split_part(coalesce(r.routed_to, r.processor), ':', 1) as provider,
+  coalesce(r.payload ->> 'model', substr(r.processor, strpos(r.processor, ':') + 1)) as model,
   stage.name as stage,
   count(*) as runs,
   percentile_cont(0.5) within group (order by (r.payload -> 'timings' ->> stage.name)::double precision) as p50,
@@ -62,9 +63,9 @@ select
 from public.runs r
 cross join unnest(array['queuedMs', 'generateMs', 'storeMs', 'settleMs']) as stage (name)
 where r.kind = 'image_gen' and r.status = 'completed' and r.payload -> 'timings' ->> stage.name is not null
-group by split_part(coalesce(r.routed_to, r.processor), ':', 1), stage.name;
+group by 1, 2, stage.name;
 comment on view image_jobs.run_timings is
-  'Milliseconds of each stage of completed runs, by provider. settleMs is the wait for the daemon''s sync, not the write.';
+  'Milliseconds of each stage of completed runs, by provider and the model that drew: in line, at the provider, to storage, from there to the node.';
 
 create or replace view image_jobs.run_costs with (security_invoker = on) as
 select

@@ -89,6 +89,10 @@ revoke all on function
   image_jobs.walk(text[], interval, integer), image_jobs.webhook_key(text, text), image_jobs.webhook_wait(public.runs),
   image_jobs.write_events(image_jobs.event[]), image_jobs.write_nodes(varchar[])
   from public, anon, authenticated, service_role;
+revoke all on function
+  image_jobs.fate_of(public.runs, text), image_jobs.seconds_ago(double precision),
+  image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
+  from public, anon, authenticated, service_role;
 revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar),
   public.estimate_cost(text, jsonb),
   public.webhook_openai(json), public.webhook_midjourney(json), public.webhook_hmac(json),

@@ -53,7 +53,7 @@ class IdleProvider:
         task.add_done_callback(self._settling.discard)
 
     async def _settle(self, run: ClaimedRun) -> None:
-        assert await self.outbox.settle(run, outcome()) == "settled"
+        assert (await self.outbox.settle(run, outcome())).result == "settled"
         self.settled += 1
 
 

@@ -106,7 +106,7 @@ async def assert_working(loops: Loops, db: "asyncpg.Connection[asyncpg.Record]")
         return loops.listener.hears and loops.wiring.lease.fresh
 
     for each in await wait_until(claimed, timeout=20):
-        assert await loops.wiring.outbox.settle(each, completed()) == "settled"
+        assert (await loops.wiring.outbox.settle(each, completed())).result == "settled"
     await wait_until(back, timeout=20)
 
 

@@ -80,7 +80,7 @@ async def test_settled_run_frees_its_slot_for_the_next(database: str, db: Db) ->
     async with running(database, slots=4) as it:
         await wait_until(lambda: len(it.claimed) == 4)
         for run in list(it.claimed):
-            assert await it.outbox.settle(run, completed()) == "settled"
+            assert (await it.outbox.settle(run, completed())).result == "settled"
         await wait_until(lambda: len(it.claimed) == 6)
         for run in it.claimed[4:]:
             await it.outbox.settle(run, completed())
@@ -104,7 +104,7 @@ async def test_settlement_of_a_cancelled_run_is_lost_but_keeps_cost(database: st
         await wait_until(lambda: it.claimed)
         await db.execute("update runs set status = 'cancelled' where id = $1", run)
         late = Event("late", "too late", data={"cost": 0.04})
-        assert await it.outbox.settle(it.claimed[0], completed(cost=0.04, if_lost=late)) == "lost"
+        assert (await it.outbox.settle(it.claimed[0], completed(cost=0.04, if_lost=late))).result == "lost"
     assert (await run_row(db, run))["status"] == "cancelled"
     assert (await event_names(db, run))[-1] == "late"
     assert float(await db.fetchval("select cost from image_jobs.run_costs")) == 0.04
@@ -130,9 +130,9 @@ async def test_locked_row_does_not_delay_other_settlements(database: str, db: Db
             async with locker.transaction():
                 await locker.execute("select from runs where id = $1 for update", first.id)
                 waiting = asyncio.create_task(it.outbox.settle(first, completed()))
-                assert await it.outbox.settle(second, completed()) == "settled"
+                assert (await it.outbox.settle(second, completed())).result == "settled"
                 assert not waiting.done()
-            assert await waiting == "settled"
+            assert (await waiting).result == "settled"
         finally:
             await locker.close()
 
@@ -151,7 +151,7 @@ async def test_success_of_a_locked_row_ends_streaks_once(database: str, db: Db) 
                 waiting = asyncio.create_task(it.outbox.settle(it.claimed[0], replace(completed(), http_status=200)))
                 await wait_until(lambda: db.fetchval(f"select ({streaks}) = 0"))
                 await db.execute(begin)
-            assert await waiting == "settled"
+            assert (await waiting).result == "settled"
         finally:
             await locker.close()
     assert await db.fetchval(streaks) == 1
@@ -162,12 +162,14 @@ async def test_calls_that_wait_are_written_beside_a_settlement(database: str, db
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
         (run,) = it.claimed
-        it.outbox.record(run, Event("submitted", "Sent."), calls=[Call(id=run.call, model="drawn", sent=True)])
+        it.outbox.record(run, Event("submitted", "Sent."), calls=[Call(id=run.call, model="drawn", sent_at=0)])
         held = asyncio.create_task(it.outbox.confirm(run, calls=[Call(id=run.call, state="charged", cost=0.04)]))
         await asyncio.sleep(0)
-        assert await it.outbox.settle(run, Released("Handed back.")) == "settled"
+        assert (await it.outbox.settle(run, Released("Handed back."))).result == "settled"
         await held
-    row = await db.fetchrow("select state, cost, model, sent from image_jobs.calls where id = $1", run.call)
+    row = await db.fetchrow(
+        "select state, cost, model, sent_at is not null from image_jobs.calls where id = $1", run.call
+    )
     assert tuple(row) == ("charged", Decimal("0.04"), "drawn", True)
 
 
@@ -180,7 +182,7 @@ async def test_refused_settlement_does_not_sink_its_batch(database: str, db: Db,
         await wait_until(lambda: len(it.claimed) == count)
         outcomes = [poison, *(completed() for _ in range(count - 1))]
         results = await asyncio.gather(*map(it.outbox.settle, it.claimed, outcomes))
-        assert results == ["settled"] * count
+        assert [each.result for each in results] == ["settled"] * count
         culprit = await run_row(db, it.claimed[0].id)
         assert culprit["status"] == "failed"
         assert culprit["payload"]["code"] == "internal"
@@ -195,7 +197,7 @@ async def test_unindexable_job_id_fails_its_run_alone(database: str, db: Db) -> 
         first, second = it.claimed
         parked = Parked(ENDLESS, 60, "The provider is at work.")
         results = await asyncio.gather(it.outbox.settle(first, parked), it.outbox.settle(second, completed()))
-        assert results == ["settled"] * 2
+        assert [each.result for each in results] == ["settled"] * 2
         assert (await run_row(db, first.id))["status"] == "failed"
         assert (await run_row(db, second.id))["status"] == "completed"
 
@@ -205,7 +207,7 @@ async def test_nul_and_lone_surrogates_are_sanitized(database: str, db: Db) -> N
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
         outcome = completed(revised_prompt="a\x00b\ud800c \\u0000 and é")
-        assert await it.outbox.settle(it.claimed[0], outcome) == "settled"
+        assert (await it.outbox.settle(it.claimed[0], outcome)).result == "settled"
         assert (await run_row(db, it.claimed[0].id))["payload"]["revisedPrompt"] == "ab?c \\u0000 and é"
 
 
@@ -247,8 +249,8 @@ async def test_sync_that_is_done_late_takes_no_newer_claim_away(database: str, d
             assert queue.first is not None
             await Queue.sync(queue, it.daemon, **{**queue.first, "slots": 0})
             (run,) = it.claimed
-            paid = Call(id=run.call, state="charged", cost=0.04, sent=True)
-            assert await it.outbox.settle(run, replace(completed(), calls=[paid])) == "settled"
+            paid = Call(id=run.call, state="charged", cost=0.04, sent_at=0)
+            assert (await it.outbox.settle(run, replace(completed(), calls=[paid]))).result == "settled"
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -266,7 +268,7 @@ async def test_outage_loses_neither_settlement_nor_slot(database: str, db: Db) -
             await wait_until(lambda: len(it.claimed) == 3)
             proxy.close_all_connections()
             results = await asyncio.gather(*(it.outbox.settle(run, completed()) for run in it.claimed))
-            assert set(results) <= {"settled", "already"}
+            assert {each.result for each in results} <= {"settled", "already"}
             assert it.dispatcher.idle
     finally:
         proxy.stop()
@@ -280,7 +282,7 @@ async def test_repeated_settlement_returns_already(database: str, db: Db) -> Non
         run = it.claimed[0]
         entry = {**completed().to_json(), "id": run.id, "claim": run.claim}
         await it.queue.sync(it.daemon, slots=0, settlements=[entry])
-        assert await it.outbox.settle(run, completed()) == "already"
+        assert (await it.outbox.settle(run, completed())).result == "already"
         assert (await event_names(db, run.id)).count("completed") == 1
 
 
@@ -357,7 +359,7 @@ async def test_endless_nesting_does_not_break_the_sync(database: str, db: Db) ->
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
         generated = Event("generated", "The provider made the image.", data={"usage": nested})
-        assert await it.outbox.settle(it.claimed[0], completed(cost=0.04, events=[generated])) == "settled"
+        assert (await it.outbox.settle(it.claimed[0], completed(cost=0.04, events=[generated]))).result == "settled"
     assert (await run_row(db, run))["status"] == "completed"
 
 

@@ -252,7 +252,7 @@ async def test_a_run_named_like_a_secret_is_settled_once(database: str, db: Db, 
     async with running(database, mask=masker(["demo", "painter", "completed", "eyJh-bGci"])) as it:
         await wait_until(lambda: it.claimed)
         assert await it.outbox.confirm(it.claimed[0], Event("generated", "by demo", data={"processor": "demo:painter"}))
-        assert await it.outbox.settle(it.claimed[0], completed()) == "settled"
+        assert (await it.outbox.settle(it.claimed[0], completed())).result == "settled"
     row = await run_row(db, run)
     assert (row["status"], row["attempt"], row["payload"]["provider"]) == ("completed", 1, "demo")
     assert await data_of(db, run, "generated") == [{"processor": "demo:painter"}]
@@ -263,7 +263,7 @@ async def test_a_revised_prompt_with_a_picture_keeps_its_run(database: str, db: 
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
         outcome = completed(revised_prompt=f"A fox. ![fox]({FILE}) The end.", cost=0.04)
-        assert await it.outbox.settle(it.claimed[0], outcome) == "settled"
+        assert (await it.outbox.settle(it.claimed[0], outcome)).result == "settled"
     row = await run_row(db, run)
     assert row["status"] == "completed"
     assert row["payload"]["revisedPrompt"] == "A fox. ![fox](data:image/png; base64,…) The end."
@@ -286,7 +286,7 @@ async def test_a_foreign_error_keeps_code_hint_and_details(database: str, db: Db
     async with running(database) as it:
         await wait_until(lambda: it.claimed)
         assert await it.outbox.confirm(it.claimed[0], event)
-        assert await it.outbox.settle(it.claimed[0], outcome) == "settled"
+        assert (await it.outbox.settle(it.claimed[0], outcome)).result == "settled"
     row = await run_row(db, run)
     assert row["status"] == {"failed": "failed", "retry": "pending", "parked": "running"}[kind]
     if kind != "parked":

@@ -44,10 +44,11 @@ async def test_only_an_unknown_call_changes_once_it_is_closed(db: Db, daemon: Da
 
 async def test_the_daemons_estimate_and_model_replace_the_guess(db: Db, daemon: Daemon) -> None:
     claim = await claimed(db, daemon)
-    said = {"id": claim["call"], "estimate": 0.19, "model": "painter-2", "sent": True}
+    said = {"id": claim["call"], "estimate": 0.19, "model": "painter-2", "sent_ago": 0}
     assert await daemon.record(claim, calls=[said]) == "recorded"
     row = await call(db, claim["claim"])
-    assert (row["estimate"], row["model"], row["sent"], row["state"]) == (Decimal("0.19"), "painter-2", True, "open")
+    assert (row["estimate"], row["model"], row["state"]) == (Decimal("0.19"), "painter-2", "open")
+    assert row["sent_at"] is not None
 
 
 async def test_a_cost_that_is_recorded_survives_a_take_over(db: Db, daemon: Daemon) -> None:
@@ -142,7 +143,7 @@ async def test_the_second_time_unheld_costs_an_attempt(db: Db, daemon: Daemon) -
 
 async def test_an_unheld_run_whose_request_went_out_costs_an_attempt(db: Db, daemon: Daemon) -> None:
     claim = await claimed(db, daemon)
-    await daemon.record(claim, calls=[{"id": claim["call"], "sent": True}])
+    await daemon.record(claim, calls=[{"id": claim["call"], "sent_ago": 0}])
     await daemon.sync(held=[])
     assert (await run_row(db, claim["id"]))["attempt"] == 1
     assert await state(db, claim["claim"]) == ("unknown", None)

@@ -132,8 +132,7 @@ async def test_the_views_show_the_state_of_the_queue(db: Db, daemon: Daemon) -> 
     await insert_runs(db, 4)
     claimed, *_ = await daemon.claim(2)
     stored = {"kind": "log", "payload": {"event": "stored", "message": "Stored.", "data": {"uploadTries": 2}}}
-    timings = {"queuedMs": 10, "generateMs": 2000, "storeMs": 300, "settleMs": 4}
-    payload = {"imageUrl": "https://example.com/i.png", "timings": timings, "cost": 0.04}
+    payload = {"imageUrl": "https://example.com/i.png", "model": "painter-2", "cost": 0.04}
     await daemon.settle(claimed, "completed", payload=payload, events=[stored])
     for statement in recipe("See how it goes").strip().split(";\n"):
         assert (await db.fetch(statement) == []) == ("storage_violations" in statement)
@@ -143,8 +142,10 @@ async def test_the_views_show_the_state_of_the_queue(db: Db, daemon: Daemon) -> 
     assert (costs["provider"], costs["model"], costs["images"], float(costs["cost"])) == ("demo", "painter", 1, 0.04)
     uploads = await db.fetchrow("select * from image_jobs.storage_stats")
     assert (uploads["tried"], uploads["failed"], float(uploads["success_rate"])) == (2, 1, 0.5)
-    stages = await db.fetch("select stage, p50, p99 from image_jobs.run_timings")
+    stages = await db.fetch("select provider, model, stage, p50 from image_jobs.run_timings")
+    timings = (await run_row(db, claimed["id"]))["payload"]["timings"]
     assert {row["stage"]: row["p50"] for row in stages} == timings
+    assert {(row["provider"], row["model"]) for row in stages} == {("demo", "painter-2")}
     assert await db.fetchval("select state from image_jobs.daemon_status") == "alive"
 
 

@@ -272,6 +272,7 @@ OWN_COLUMNS = {
     "unheld": "true",
     "source_workflow": str(BOBS),
     "queue_state": "pending",
+    "queued_at": "2020-01-01",
 }
 
 

@@ -25,7 +25,7 @@ from daemon.worker.inspector import Inspector
 from daemon.worker.intake import Intake
 from daemon.worker.keeper import Keeper
 from daemon.worker.late_uploads import LateUploads
-from daemon.worker.outcomes import Completed, Picture, Timings
+from daemon.worker.outcomes import Completed, Picture
 from daemon.worker.polling import Policy, Polling
 from daemon.worker.publisher import Publisher
 from daemon.worker.retries import Retries
@@ -128,7 +128,6 @@ def completed(
 ) -> Completed:
     """Return the outcome of a run whose picture is stored; `fields` are the outcome's own."""
     picture = Picture(None, revised_prompt, 1024, 1024, "image/png", 1_234_567, cost)
-    timings = Timings(queued_ms=3, generate_ms=9000, store_ms=300)
     thumbnail = url.replace(".png", ".thumb.webp")
     paths = ("w/x.png", "w/x.thumb.webp")
-    return Completed(picture, url, paths[0], thumbnail, paths[1], "demo", "painter", "painter", timings, **fields)
+    return Completed(picture, url, paths[0], thumbnail, paths[1], "demo", "painter", "painter", 0.0, **fields)

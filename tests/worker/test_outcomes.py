@@ -30,7 +30,7 @@ CALLS = [Call(id=1, state="charged", cost=0.04)]
 FULL: list[tuple[Outcome, set[str]]] = [
     (
         completed(events=[EVENT], if_lost=EVENT, http_status=200, calls=CALLS),
-        {"payload", "if_lost", "http_status", "calls"},
+        {"payload", "if_lost", "http_status", "calls", "stored_ago"},
     ),
     (Failed(FAILURE, fall_back=True, events=[EVENT], if_lost=EVENT), {"payload", "fall_back", "if_lost"}),
     (
@@ -110,17 +110,10 @@ def test_values_that_are_none_are_left_out() -> None:
 def test_completed_payload_is_that_of_the_public_contract() -> None:
     payload = completed(images=["https://example.supabase.co/x.1.png"]).to_json()["payload"]
     assert payload.keys() == {
-        "imageUrl", "thumbnailUrl", "originalUrl", "revisedPrompt", "width", "height", "contentType", "bytes",
-        "provider", "model", "requestedModel", "cost", "timings", "images",
+        "imageUrl", "imagePath", "thumbnailUrl", "thumbnailPath", "originalUrl", "revisedPrompt", "width", "height", "contentType", "bytes",
+        "provider", "model", "requestedModel", "cost", "images",
     }  # fmt: skip
     assert "images" not in completed().to_json()["payload"]
-
-
-def test_only_a_completed_run_has_timings() -> None:
-    timings = completed().with_settle_ms(7).to_json()["payload"]["timings"]
-    assert timings == {"queuedMs": 3, "generateMs": 9000, "storeMs": 300, "settleMs": 7}
-    retry = Retry(FAILURE, 2.5, "Again.")
-    assert retry.with_settle_ms(7) == retry
 
 
 def test_earlier_events_come_first() -> None:

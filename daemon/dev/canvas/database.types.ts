@@ -84,6 +84,7 @@ export type Database = {
           progress: number | null
           provider_job_id: string | null
           queue_state: string | null
+          queued_at: string | null
           rank: number | null
           refused_since: string | null
           routed_to: string | null
@@ -120,6 +121,7 @@ export type Database = {
           progress?: number | null
           provider_job_id?: string | null
           queue_state?: string | null
+          queued_at?: string | null
           rank?: number | null
           refused_since?: string | null
           routed_to?: string | null
@@ -156,6 +158,7 @@ export type Database = {
           progress?: number | null
           provider_job_id?: string | null
           queue_state?: string | null
+          queued_at?: string | null
           rank?: number | null
           refused_since?: string | null
           routed_to?: string | null
