@@ -66,7 +66,7 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing around us that is wanted: a bucket, a policy of Realtime, a table in its publication.
+    """One thing around us that is wanted: a bucket, a policy of Storage or Realtime, a table in a publication.
 
     Attributes:
         step: Its name, with its article.
@@ -126,7 +126,7 @@ async def pending(dsn: str) -> list[str]:
         return [str(migration) for migration in await _missing(connection)]
 
 
-async def migrate(dsn: str, *, bucket: str = DEFAULT_BUCKET) -> Migrated:
+async def migrate(dsn: str, *, bucket: str = DEFAULT_BUCKET, private: bool = False) -> Migrated:
     """Run what is pending, each file in a transaction of its own, and make what is missing around it.
 
     Two at once do no harm: one waits for the other, then finds it done.
@@ -138,13 +138,14 @@ async def migrate(dsn: str, *, bucket: str = DEFAULT_BUCKET) -> Migrated:
         missing = await _missing(connection)
         applied = [str(migration) for migration in missing if await _run(connection, migration)]
         await _build_indexes(connection)
-        steps = await connection.fetch("select * from image_jobs.set_up($1)", bucket)
+        steps = await connection.fetch("select * from image_jobs.set_up($1, $2)", bucket, private)
     return Migrated(applied, [Step(**row) for row in steps])
 
 
-async def check_set_up(connection: Connection, bucket: str) -> list[Step]:
+async def check_set_up(connection: Connection, bucket: str, *, private: bool) -> list[Step]:
     """Return the state of what is wanted around us. Makes nothing."""
-    return [Step(**row) for row in await connection.fetch("select * from image_jobs.check_set_up($1)", bucket)]
+    rows = await connection.fetch("select * from image_jobs.check_set_up($1, $2)", bucket, private)
+    return [Step(**row) for row in rows]
 
 
 def export(directory: Path) -> list[Path]:

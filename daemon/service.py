@@ -135,13 +135,17 @@ class Service:
         storage, conversations, kept = [
             await stack.enter_async_context(
                 Storage(
-                    settings.supabase_url or "", _secret(settings.service_role_key), bucket=bucket, breaker=of_bucket
+                    settings.supabase_url or "",
+                    _secret(settings.service_role_key),
+                    bucket=bucket,
+                    breaker=of_bucket,
+                    private=private,
                 )
             )
-            for bucket, of_bucket in (
-                (settings.bucket, breaker),
-                (settings.conversation_bucket, None),
-                (settings.kept_bucket, None),
+            for bucket, of_bucket, private in (
+                (settings.bucket, breaker, settings.private),
+                (settings.conversation_bucket, None, True),
+                (settings.kept_bucket, None, True),
             )
         ]
         # It fetches user-supplied URLs: nothing is allow-listed (SSRF). Our own storage goes through `Storage`.

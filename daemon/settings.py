@@ -133,7 +133,12 @@ class Settings(BaseSettings):
     bucket: Bucket = Field(
         "images",
         alias="IMAGE_JOBS_BUCKET",
-        description="the Storage bucket; beside it, `…-context` and `…-kept` are private",
+        description="the Storage bucket; beside it, `…-context`, `…-kept` and `image-sources` are private",
+    )
+    private: Flag = Field(
+        False,
+        alias="IMAGE_JOBS_PRIVATE",
+        description="images open to members of their workflow alone: `migrate` makes the bucket private",
     )
     retention: Days = Field(
         None,

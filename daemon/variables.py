@@ -163,6 +163,8 @@ def _directory(value: object) -> object:
 def _bucket(value: str) -> str:
     if not re.fullmatch(r"[^/\\?#%\x00-\x1f\x7f]{1,90}", value) or set(value) == {"."}:
         raise ValueError("a bucket's name has at most 90 characters, and none of / \\ ? # %")
+    if value == "image-sources":
+        raise ValueError("image-sources is the bucket of what users upload")
     return value
 
 

@@ -13,6 +13,7 @@ import typer
 from daemon.cli.console import AsJson, database_url, dollars, load_settings, note, print_json
 from daemon.database import Connection, connected
 from daemon.errors import ImageJobsError, Misconfigured
+from daemon.settings import Settings
 
 POLL_INTERVAL = 0.2
 """Seconds between two reads of the run."""
@@ -60,17 +61,23 @@ def generate(  # noqa: PLR0917 - typer makes options of them
         "previousImage": image,
     }
     metadata = {"promptSpec": {name: value for name, value in prompt_spec.items() if value is not None}}
-    dsn = database_url(load_settings())
+    settings = load_settings()
     try:
-        asyncio.run(_generate(dsn, processor, workflow or uuid4(), metadata, out, as_json=as_json))
+        asyncio.run(_generate(settings, processor, workflow or uuid4(), metadata, out, as_json=as_json))
     except KeyboardInterrupt:
         raise typer.Exit(1) from None
 
 
 async def _generate(
-    dsn: str, processor: str | None, workflow: UUID, metadata: dict[str, Any], out: Path | None, *, as_json: bool
+    settings: Settings,
+    processor: str | None,
+    workflow: UUID,
+    metadata: dict[str, Any],
+    out: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
-    async with connected(dsn) as connection:
+    async with connected(database_url(settings)) as connection:
         run_id = await _insert(connection, processor or await _default_processor(connection), workflow, metadata)
         try:
             if not await connection.fetchval(
@@ -86,7 +93,7 @@ async def _generate(
     payload: dict[str, Any] = run["payload"] or {}
     saved = run["status"] == "completed" and out is not None
     if saved and out is not None:
-        await _download(payload["imageUrl"], out)
+        await _download(settings, payload["imageUrl"], out)
     if as_json:
         ended = {"jobId": run_id, "status": run["status"], "file": str(out) if saved else None, "warnings": warnings}
         print_json({**ended, **payload})
@@ -168,14 +175,23 @@ def _progress() -> Generator[Show, None, None]:
         yield lambda percent, message: progress.update(bar, completed=percent, description=message)
 
 
-async def _download(url: str, out: Path) -> None:
+async def _download(settings: Settings, url: str, out: Path) -> None:
     import httpx
 
     from daemon.http_clients import client as http_client
 
+    headers: dict[str, str] = {}
+    if "/object/authenticated/" in url:
+        key, ours = settings.service_role_key, settings.supabase_url
+        if key is None or ours is None or not url.startswith(f"{ours.rstrip('/')}/"):
+            raise ImageJobsError(
+                f"The image is ready, and private: {url} opens with a key of its project alone.",
+                "Set SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY here, too.",
+            )
+        headers = {"apikey": key.get_secret_value(), "authorization": f"Bearer {key.get_secret_value()}"}
     try:
-        async with http_client(follow_redirects=True, timeout=60) as client:
-            response = await client.get(url)
+        async with http_client(follow_redirects=not headers, timeout=60) as client:
+            response = await client.get(url, headers=headers)
             response.raise_for_status()
     except httpx.HTTPError as error:
         raise ImageJobsError(

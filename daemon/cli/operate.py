@@ -86,7 +86,7 @@ def migrate(
 ) -> None:
     """Bring the database up to date. Running it again, or several at once, does no harm.
 
-    It makes the bucket, the policy and the publication, too, as soon as Storage and Realtime are there.
+    It makes the buckets, the policies and the publication, too, as soon as Storage and Realtime are there.
 
     Example: DATABASE_URL=postgresql://… image-jobs migrate
 
@@ -98,7 +98,7 @@ def migrate(
         _export(export, as_json=as_json)
         return
     settings = load_settings()
-    done = asyncio.run(apply(database_url(settings), bucket=settings.bucket))
+    done = asyncio.run(apply(database_url(settings), bucket=settings.bucket, private=settings.private))
     made = [step.step for step in done.steps if step.state == "made"]
     lacking = [step for step in done.steps if step.state in ("refused", "later")]
     if as_json:

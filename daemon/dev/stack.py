@@ -111,13 +111,14 @@ class Stack:
             loop.add_signal_handler(number, self._on_signal, number)
         async with connected(self._server.dsn()) as superuser:
             await superuser.execute((Path(__file__).parent / "supabase/project.sql").read_text())
-        await migrate(self._dsn, bucket=self._settings.bucket)
+        await migrate(self._dsn, bucket=self._settings.bucket, private=self._settings.private)
         keys = load_keys(self._home.directory)
         environment = {
             "DATABASE_URL": self._dsn,
             "SUPABASE_URL": self._url,
             "SUPABASE_ANON_KEY": keys.anon_key,
             "SUPABASE_SERVICE_ROLE_KEY": keys.service_role_key,
+            **({"IMAGE_JOBS_PRIVATE": "1"} if self._settings.private else {}),
         }
         as_gateway = self._server.dsn(user="authenticator")
         async with (
@@ -227,11 +228,14 @@ class Stack:
         """Print the first screen; on a fresh database, insert the first run."""
         here = await available(self._settings.model_copy(update={"demo": True}))
         keys = [f"{setting(name)} adds {name}" for name in PROVIDERS if name not in here]
+        bucket = self._settings.bucket
+        private = await connection.fetchval("select not b.public from storage.buckets b where b.id = $1", bucket)
         blocks = [
             ("Canvas", f"{self._url}/canvas", "<- open this"),
             ("Postgres", self._dsn, f"{self._server.version}, data in {self._home.directory}/"),
             ("API", self._url, "Auth, REST, Realtime, Storage"),
             ("Providers", ", ".join(here), ", ".join(keys)),
+            *([("Pictures", "private", "open for members of their workflow alone")] if private else []),
             ("Your app", f"cp {shlex.quote(str(self._home.environment))} .env.local", "Vite, Next.js: URL and key"),
             ("Environment", str(self._home.environment), "the same, DATABASE_URL and the service key"),
             ("Daemon's log", str(self._home.daemon_log), ""),

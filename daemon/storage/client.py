@@ -9,6 +9,7 @@ then the server cuts the upload, and its reason is lost.)
 import asyncio
 import base64
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import anyio
 import httpx
+import structlog
 from pydantic import BaseModel
 from storage3 import AsyncStorageClient
 from storage3.exceptions import StorageApiError
@@ -34,6 +36,8 @@ from daemon.http_clients import client
 from daemon.storage.breaker import LEASE_CODE, Breaker
 from daemon.storage.errors import not_understood, of_file, parsed, translated, unreachable
 
+log = structlog.stdlib.get_logger()
+
 T = TypeVar("T")
 
 TRIES = 3
@@ -42,6 +46,10 @@ LONGEST_PAUSE = 10.0
 """Seconds between two tries, unless Storage asks for more."""
 YEAR = "31536000"
 """Seconds a browser may keep an image: its URL changes with its bytes."""
+PRIVATE = "600, private"
+"""The same of a private image: no cache in between, and no longer than its signature. The client writes `max-age=` before it."""
+SOURCES = "image-sources"
+"""The bucket of pictures that users upload to start from; `image_jobs.storage_steps` names it like this."""
 _CHUNK = 1 << 20
 _TRANSPORT_ERRORS = (httpx.HTTPError, ssl.SSLError, anyio.EndOfStream)
 """All that the HTTP library raises when a request fails; the last two slip through it."""
@@ -54,6 +62,8 @@ PROBE_TIMEOUT = 10.0
 """Seconds for a probe."""
 VISIBILITY_TIMEOUT = 5.0
 """Seconds for a look at the bucket: a picture that is stored already may wait for it."""
+VISIBILITY_AGE = 60.0
+"""Seconds for which such a look holds."""
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
@@ -119,6 +129,7 @@ class Storage:
         timeout: For each silence of the server, not for a whole transfer.
         first_wait: Pause before the second try; doubled before each further one, with jitter.
         breaker: Is told of each upload; None for a bucket that no run depends on.
+        private: Whether its objects are for those with a signature or a right alone, wherever the bucket says otherwise.
     """
 
     def __init__(
@@ -130,6 +141,7 @@ class Storage:
         timeout: timedelta = timedelta(seconds=60),
         first_wait: timedelta = timedelta(seconds=1),
         breaker: Breaker | None = None,
+        private: bool = False,
     ) -> None:
         self.uploads_tried = 0
         self.uploads_failed = 0
@@ -137,6 +149,9 @@ class Storage:
         self._key = key
         self._bucket = bucket
         self._breaker = breaker
+        self._private = private
+        self._seen_private = False
+        self._look_again = 0.0
         self._first_wait = first_wait.total_seconds()
         seconds = timeout.total_seconds()
         self._http = client(
@@ -183,6 +198,7 @@ class Storage:
         *,
         content_type: str,
         metadata: Mapping[str, str] | None = None,
+        private: bool = False,
         may_write: Callable[[], Awaitable[bool]] | None = None,
         may_go_on: Callable[[], bool] = lambda: True,
         patience: Callable[[], float] = lambda: 0.0,
@@ -195,6 +211,7 @@ class Storage:
             file: Read in small pieces while it is sent.
             content_type: The object's content type.
             metadata: Stored with it; `find` returns it.
+            private: Whether no cache but a browser's may keep it, and that for minutes only.
             may_write: Called right before each try (fencing): a daemon that has lost its claim must not overwrite a newer
                 image.
             may_go_on: Asked before each piece of the file and before the end, without which storage keeps nothing: an upload
@@ -211,7 +228,7 @@ class Storage:
         """
         options: FileOptions = {
             "content-type": content_type,
-            "cache-control": YEAR,
+            "cache-control": PRIVATE if private else YEAR,
             "upsert": "true",
         }
         if metadata:
@@ -299,9 +316,31 @@ class Storage:
 
         await self._persist(once)
 
-    async def public_url(self, key: str, version: str) -> str:
-        """Return the public URL of an object; `version` makes it a new one for every content."""
-        return f"{await self._storage.from_(self._bucket).get_public_url(key)}?v={version[:8]}"
+    async def object_url(self, key: str, version: str) -> str:
+        """Return the URL of an object, the authenticated one of a private one; `version` makes it a new one for every content."""
+        url = await self._storage.from_(self._bucket).get_public_url(key)
+        if await self.is_private():
+            url = url.replace("/object/public/", "/object/authenticated/", 1)
+        return f"{url}?v={version[:8]}"
+
+    async def is_private(self, *, at_once: bool = False) -> bool:
+        """Return whether objects open for members alone: so it is set, or the bucket has been made private.
+
+        Args:
+            at_once: Look now; else once a minute. A server that says nothing leaves it as it was, public at first.
+        """
+        if self._private:
+            return True
+        if at_once or time.monotonic() >= self._look_again:
+            self._look_again = time.monotonic() + VISIBILITY_AGE
+            try:
+                public = await self.visibility()
+            except Exception as error:  # noqa: BLE001 - a look must not cost a picture that is paid for
+                log.warning("bucket.not_looked_at", error=f"{type(error).__name__}: {error}")
+                public = None
+            if public is not None:
+                self._seen_private = not public
+        return self._seen_private
 
     async def is_public(self, url: str) -> bool:
         """Return whether a GET of `url` has status 200; up to three tries, as a cache may be a moment behind.
@@ -344,14 +383,14 @@ class Storage:
         metadata = {name: str(value) for name, value in (info.metadata or {}).items()}
         return StoredObject(key, info.content_type or "", info.size or 0, metadata)
 
-    async def download(self, key: str, to: Path, *, max_bytes: int) -> None:
-        """Download an object into a file, piece by piece.
+    async def download(self, key: str, to: Path, *, max_bytes: int, bucket: str | None = None) -> None:
+        """Download an object of this bucket, or of another one, into a file, piece by piece.
 
         Raises:
             Refused: `storage_missing`, or `image_too_large` if it has more than `max_bytes`.
             Retryable, Refused: With a code `storage_…`.
         """
-        url = f"{self._url}/storage/v1/object/authenticated/{self._bucket}/{quote(key)}"
+        url = f"{self._url}/storage/v1/object/authenticated/{quote(bucket or self._bucket)}/{quote(key)}"
         headers = {"apikey": self._key, "authorization": f"Bearer {self._key}"}
 
         async def once() -> None:
@@ -373,8 +412,12 @@ class Storage:
 
         await self._persist(once)
 
-    def owns(self, url: str) -> str | None:
+    def owns(self, url: str, *, bucket: str | None = None) -> str | None:
         """Return the key, if `url` is the plain address of an object in our bucket, public, authenticated or signed; else None.
+
+        Args:
+            url: Of whatever a user has written.
+            bucket: Another one than this.
 
         `image_jobs.pictured_workflow` reads the workflow from every URL of which this returns a key below one.
         """
@@ -382,28 +425,28 @@ class Storage:
         if theirs is None or (theirs.scheme, theirs.netloc.lower()) != (ours.scheme, ours.netloc.lower()):
             return None
         for way in _WAYS:
-            prefix = f"{ours.path}/storage/v1/object/{way}/{self._bucket}/"
+            prefix = f"{ours.path}/storage/v1/object/{way}/{bucket or self._bucket}/"
             if theirs.path.startswith(prefix):
                 key = unquote(theirs.path.removeprefix(prefix))
                 return key if not {"", ".", ".."} & set(key.split("/")) else None
         return None
 
     def may_hold(self, url: str) -> bool:
-        """Return whether `url` may name anything in our bucket, however it is written."""
+        """Return whether `url` may name anything in our bucket, or in that of sources, however it is written."""
         ours, theirs = urlsplit(self._url), _split(url)
         if theirs is None or (theirs.hostname or "").rstrip(".") != ours.hostname:
             return False
         segments = {segment.lower() for segment in unquote(theirs.path).replace("\\", "/").split("/")}
-        return {"storage", self._bucket.lower()} <= segments
+        return "storage" in segments and not segments.isdisjoint({self._bucket.lower(), SOURCES})
 
     async def check(self) -> None:
-        """Check for `doctor` that the server is up, the bucket exists and is public, and the key may write into it.
+        """Check for `doctor` that the server is up, the bucket exists, and the key may write into it.
 
         Raises:
             ImageJobsError: With the first problem and its cure.
         """
         try:
-            bucket = await self._storage.get_bucket(self._bucket)
+            await self._storage.get_bucket(self._bucket)
             # The server checks the right to write before it signs, and nothing is written.
             await self._storage.from_(self._bucket).create_signed_upload_url("doctor/probe.png")
         except StorageApiError as error:
@@ -415,11 +458,6 @@ class Storage:
         except (ValueError, TypeError, KeyError) as error:
             found = not_understood(error)
             raise ImageJobsError(found.message, found.hint) from error
-        if not bucket.public:
-            raise ImageJobsError(
-                f"The bucket {self._bucket!r} is not public: nobody can see its images.",
-                "Make it public: in the dashboard under Storage, or by SQL in storage.buckets.",
-            )
 
     async def visibility(self) -> bool | None:
         """Return whether the bucket is public; None if it is not there, or the server is down or takes too long."""

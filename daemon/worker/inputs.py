@@ -8,7 +8,7 @@ from daemon.fetch.client import Fetcher
 from daemon.prompt import PromptSpec
 from daemon.providers import Conversational, Provider, Reporter
 from daemon.run import ClaimedRun
-from daemon.storage.client import Storage
+from daemon.storage.client import SOURCES, Storage
 from daemon.storage.keys import conversation_key_of
 from daemon.worker.inspector import Inspector
 
@@ -20,7 +20,7 @@ class Inputs:
     """Fetches inputs of runs.
 
     Args:
-        storage: Images of our own.
+        storage: Images of our own, and those that users have uploaded.
         conversations: Conversations that made them.
         fetcher: The guarded client for all other images.
         inspector: Inspects images; downloads have its limit, too.
@@ -44,15 +44,17 @@ class Inputs:
         if url is None:
             return None
         target = workdir / "previous"
-        key = self._storage.owns(url)
+        source = self._storage.owns(url, bucket=SOURCES)
+        key = source or self._storage.owns(url)
         if (key is not None or self._storage.may_hold(url)) and not _may_read(run, key):
             raise Refused(
                 "promptSpec.previousImage is of no workflow that this run may read.",
                 code="input_image_forbidden",
-                hint="Insert a new run with the imageUrl of a workflow that you are a member of, as it stands.",
+                hint="Insert a new run with an imageUrl, or the address of a source, of a workflow that you are a member of, as it stands.",
             )
         if key is not None:
-            await self._storage.download(key, target, max_bytes=self._inspector.max_bytes)
+            bucket = None if source is None else SOURCES
+            await self._storage.download(key, target, max_bytes=self._inspector.max_bytes, bucket=bucket)
         else:
             await self._fetcher.fetch(
                 url, target, max_bytes=self._inspector.max_bytes, timeout=_TIMEOUT, what="promptSpec.previousImage"
@@ -92,7 +94,7 @@ class Inputs:
 
 
 def _may_read(run: ClaimedRun, key: str | None) -> bool:
-    """Return whether a run may have an object of our bucket, which is read with a key that opens them all.
+    """Return whether a run may have an object of ours, which is read with a key that opens them all.
 
     A user's run has those of its own workflow and of the one that was checked at insert, whatever its prompt says by now.
     """

@@ -131,7 +131,10 @@ class LateUploads:
         with self._workdirs.new() as folder:
             file = Path(folder) / "copy"
             await self._kept.download(copy_key(key), file, max_bytes=self._max_bytes)
-            await self._storage.upload(key, file, content_type=copy.content_type, metadata=copy.metadata)
+            private = await self._storage.is_private()
+            await self._storage.upload(
+                key, file, content_type=copy.content_type, metadata=copy.metadata, private=private
+            )
         log.warning("late_upload.put_right", run_id=late.run.id, key=key)
 
 

@@ -1,6 +1,6 @@
-"""store: from a picture on disk to a public URL.
+"""store: from a picture on disk to its URL.
 
-Inspects what the provider made, uploads it with its thumbnail, makes sure that the URL is public, and returns the run's
+Inspects what the provider made, uploads it with its thumbnail, makes sure that a public URL opens, and returns the run's
 outcome. A picture that has been made is paid for: nothing here ever asks for another one.
 """
 
@@ -172,33 +172,31 @@ class Publisher:
                 if not await self._inspector.shrink(image, small):
                     return None
                 version = hashlib.sha256(await asyncio.to_thread(small.read_bytes)).hexdigest()[:8]
-                await self._storage.upload(key, small, content_type="image/webp", metadata=object_metadata.ours(run))
-                return await self._storage.public_url(key, version)
+                private = await self._storage.is_private()
+                metadata = object_metadata.ours(run)
+                await self._storage.upload(key, small, content_type="image/webp", metadata=metadata, private=private)
+                return await self._storage.object_url(key, version)
         except (RunError, OSError) as error:  # also TimeoutError
             log.info("preview.failed", error=str(error) or type(error).__name__)
             return None
 
     async def _announce(self, key: str, version: str) -> tuple[str, list[Event]]:
-        """Return the picture's address, and a warning where it is not public, or not yet."""
-        url = await self._storage.public_url(key, version)
-        message = "The public URL does not answer yet."
+        """Return the picture's address, and a warning where it should be public, and is not yet. A private one is not asked."""
+        url = await self._storage.object_url(key, version)
         try:
-            if await self._storage.is_public(url):
+            if await self._storage.is_private() or await self._storage.is_public(url):
                 return url, []
-            if await self._storage.visibility() is False:
-                message = (
-                    f"The bucket {self._storage.bucket!r} is private, so the image's address opens for nobody: make it "
-                    "public, in the dashboard under Storage or by SQL in storage.buckets."
-                )
+            if await self._storage.is_private(at_once=True):
+                return await self._storage.object_url(key, version), []
         except Exception:  # the picture is stored and paid for: a look at it must not fail the run
             log.exception("public_url.not_checked")
-        return url, [Event("warning", message, data={"imageUrl": url})]
+        return url, [Event("warning", "The public URL does not answer yet.", data={"imageUrl": url})]
 
     async def _thumbnail_url(self, key: str | None, version: str) -> str | None:
-        return None if key is None else await self._storage.public_url(key, version)
+        return None if key is None else await self._storage.object_url(key, version)
 
     async def _urls(self, keys: Sequence[str], version: str) -> list[str]:
-        return [await self._storage.public_url(key, version[:8]) for key in keys]
+        return [await self._storage.object_url(key, version[:8]) for key in keys]
 
 
 def _requested_model(run: ClaimedRun, model: Resolved) -> str:

@@ -99,6 +99,7 @@ class Uploads:
             file,
             content_type=content_type,
             metadata={**object_metadata.ours(run), **(metadata or {})},
+            private=await self._storage.is_private(),
             may_write=held,
             may_go_on=lambda: self._lease.fresh,
             patience=patience,

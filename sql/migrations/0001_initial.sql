@@ -70,7 +70,9 @@ declare
     'No client deletes events of image runs',
     'Members see the nodes of their workflows', 'Members add nodes to their workflows',
     'Members change the nodes of their workflows', 'Members delete the nodes of their workflows',
-    'Nobody else touches nodes', 'Members hear the nodes of their workflows'];
+    'Nobody else touches nodes', 'Members hear the nodes of their workflows',
+    'Members see the pictures of their workflows', 'Members see the sources of their workflows',
+    'Members add sources to their workflows', 'Members delete the sources of their workflows'];
 
   v_schema oid := to_regnamespace('image_jobs');
   v_owner oid;
@@ -162,7 +164,7 @@ begin
       select format('policy %I on %s', p.polname, p.polrelid::regclass), v_ours,
         format('Rename it: alter policy %I on %s rename to …;', p.polname, p.polrelid::regclass)
       from pg_policy p
-      where p.polrelid = any (v_tables || to_regclass('realtime.messages')::oid) and p.polname = any (v_policies)
+      where p.polrelid = any (v_tables || to_regclass('realtime.messages')::oid || to_regclass('storage.objects')::oid) and p.polname = any (v_policies)
     ) f
     where not f.ours);
 
@@ -7046,54 +7048,118 @@ begin
 end
 $$;
 
--- The buckets. Images are public to read by URL; what lies in the buckets beside them is not. Only the service role writes
--- into any, or reads the private ones, as there is no policy for any other role.
+-- The buckets, and who sees what lies in them. Images are public to read by URL, unless they are wanted private; what lies in
+-- the buckets beside them is not. Only the service role writes into any but that of sources, which members upload.
 
--- Returns what Supabase Storage needs of us: the bucket of images; `<name>-context` for conversations with providers (a
--- thought signature); `<name>-kept` for what was paid for and cannot be decoded, as it came. Columns as of check_set_up.
-create or replace function image_jobs.storage_steps(p_bucket text)
+-- Returns what Supabase Storage needs of us: the bucket of images, private where p_private; `<name>-context` for conversations
+-- with providers (a thought signature); `<name>-kept` for what was paid for and cannot be decoded, as it came; `image-sources`;
+-- and the policies. Columns as of check_set_up.
+create or replace function image_jobs.storage_steps(p_bucket text, p_private boolean)
 returns table (step text, state text, note text, command text) language plpgsql stable set search_path = ''
 as $$
 declare
+  v_sources constant text := 'image-sources';
+  -- Compared as text: a cast would fail at an object that is named otherwise. Asked for once a statement, and only when a
+  -- row of the bucket is met: an application's own queries of its own buckets pay nothing.
+  v_mine constant text := 'split_part(name, ''/'', 2) <> '''' '
+    'and split_part(name, ''/'', 1) = any (array(select mine.id::text from image_jobs.my_workflows() mine (id)))';
+  v_ours constant text := ' and user_metadata ->> ''image_jobs'' = split_part(split_part(name, ''/'', 2), ''.'', 1)';
+  v_own text[] := coalesce((select p.own_buckets from image_jobs.project p), '{}');
   v_lacks text;
+  v_lack text;
+  v_seen text[];
   v_bucket record;
+  v_policy record;
 begin
   if not exists (select from pg_catalog.pg_namespace n where n.nspname = 'storage') then
     return;
   end if;
-  -- The images of Supabase's Postgres come with a table that has not all of these until Storage has started.
-  select string_agg(wanted.name, ', ' order by wanted.name) into v_lacks
-  from unnest(array['id', 'name', 'public', 'file_size_limit', 'allowed_mime_types']) as wanted (name)
+  -- The images of Supabase's Postgres come with tables that have not all of these until Storage has started.
+  select string_agg(wanted.name, ', ' order by wanted.name) filter (where wanted.relation = 'buckets'),
+    string_agg(wanted.relation || '.' || wanted.name, ', ' order by wanted.relation, wanted.name)
+  into v_lacks, v_lack
+  from (values ('buckets', 'id'), ('buckets', 'name'), ('buckets', 'public'), ('buckets', 'file_size_limit'),
+    ('buckets', 'allowed_mime_types'), ('objects', 'bucket_id'), ('objects', 'name'), ('objects', 'user_metadata'))
+    as wanted (relation, name)
   where not exists (
     select from pg_catalog.pg_attribute a
     join pg_catalog.pg_class c on c.oid = a.attrelid
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where n.nspname = 'storage' and c.relname = 'buckets' and a.attname = wanted.name and not a.attisdropped);
+    where n.nspname = 'storage' and c.relname = wanted.relation and a.attname = wanted.name and not a.attisdropped);
+  if v_lacks is null then
+    begin
+      v_seen := array(select b.id || case when b.public then ' public' else '' end from storage.buckets b);
+    exception when insufficient_privilege then
+      null; -- set_up says so
+    end;
+  end if;
+
   for v_bucket in
     select b.* from (values
-      (p_bucket, true, 52428800, array['image/png', 'image/jpeg', 'image/webp', 'image/gif', 'image/avif'],
+      (p_bucket, not p_private, 52428800, array['image/png', 'image/jpeg', 'image/webp', 'image/gif', 'image/avif'],
         'no image can be stored'),
       (p_bucket || '-context', false, 20971520, array['application/json'],
         'images are refined without the conversation that made them'),
       (p_bucket || '-kept', false, 52428800, null,
-        'the daemon makes it when a picture that was paid for cannot be decoded')) b (id, public, size, types, without)
+        'the daemon makes it when a picture that was paid for cannot be decoded'),
+      (v_sources, false, 20971520, array['image/png', 'image/jpeg', 'image/webp'],
+        'members can upload no pictures to start from')) b (id, public, size, types, without)
   loop
     step := 'the bucket ' || v_bucket.id;
-    command := format('insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types) '
-      'values (%L, %1$L, %2$L, %3$s, %4$L) on conflict do nothing;', v_bucket.id, v_bucket.public, v_bucket.size, v_bucket.types);
+    -- What was there before us may hold what members are not to see.
+    command := format('with made as (insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types) '
+      'values (%L, %1$L, %2$L, %3$s, %4$L) on conflict do nothing returning id) '
+      'update image_jobs.project p set own_buckets = p.own_buckets || made.id from made;',
+      v_bucket.id, v_bucket.public, v_bucket.size, v_bucket.types);
+    state := case when v_lacks is not null then 'later'
+      when v_bucket.id = any (v_seen) or v_bucket.id || ' public' = any (v_seen) then 'there' else 'missing' end;
+    note := case when v_lacks is null then v_bucket.without
+      else 'Storage has not made all of storage.buckets yet, which lacks ' || v_lacks end;
+    return next;
+  end loop;
+
+  if p_private and (p_bucket || ' public') = any (v_seen) then
+    step := 'the privacy of the bucket ' || p_bucket;
     state := 'missing';
-    note := v_bucket.without;
-    if v_lacks is not null then
+    note := 'IMAGE_JOBS_PRIVATE is set, and its pictures open for whoever has their addresses';
+    command := format('update storage.buckets set public = false where id = %L;', p_bucket);
+    return next;
+  end if;
+
+  for v_policy in
+    select p.*, not p.bucket = any (v_own) and (p.bucket = any (v_seen) or p.bucket || ' public' = any (v_seen)) as foreign
+    from (values
+      ('Members see the pictures of their workflows', p_bucket, 'select', 'using', 'members see no private pictures'),
+      ('Members see the sources of their workflows', v_sources, 'select', 'using', 'members do not see what they have uploaded'),
+      ('Members add sources to their workflows', v_sources, 'insert', 'with check', 'members can upload no pictures to start from'),
+      ('Members delete the sources of their workflows', v_sources, 'delete', 'using', 'members cannot delete what they have uploaded')
+    ) p (name, bucket, does, clause, without)
+  loop
+    step := format('the policy "%s" on storage.objects', v_policy.name);
+    command := format('drop policy if exists %I on storage.objects; create policy %1$I on storage.objects for %s to authenticated '
+      '%s (bucket_id = %L and %s%s);', v_policy.name, v_policy.does, v_policy.clause, v_policy.bucket, v_mine,
+      -- An application's own files lie beside ours, perhaps in folders of users, and anybody may found a workflow of such an id.
+      case when v_policy.foreign and v_policy.bucket = p_bucket then v_ours else '' end);
+    if v_lack is not null then
       state := 'later';
-      note := 'Storage has not made all of storage.buckets yet, which lacks ' || v_lacks;
+      note := 'Storage has not made all of its tables yet, which lack ' || v_lack;
+    elsif v_seen is null then
+      state := 'later';
+      note := format('the role %s may not read storage.buckets', current_user);
+    elsif exists (
+      select from pg_catalog.pg_policies p
+      where p.schemaname = 'storage' and p.tablename = 'objects' and p.policyname = v_policy.name
+        and strpos(coalesce(p.qual, p.with_check), format('(bucket_id = %L::text)', v_policy.bucket)) > 0
+        and (strpos(coalesce(p.qual, p.with_check), 'user_metadata') > 0) = (v_policy.foreign and v_policy.bucket = p_bucket))
+    then
+      state := 'there';
+      note := null;
+    elsif v_policy.foreign and v_policy.bucket = v_sources then
+      state := 'absent';
+      note := 'a bucket of the name ' || v_sources || ' was there before, and may hold what members are not to see';
     else
-      begin
-        if exists (select from storage.buckets b where b.id = v_bucket.id) then
-          state := 'there';
-        end if;
-      exception when insufficient_privilege then
-        null; -- set_up says so
-      end;
+      state := 'missing';
+      note := v_policy.without;
     end if;
     return next;
   end loop;
@@ -7174,39 +7240,44 @@ begin
 end
 $$;
 
--- What a project around us has to have: buckets, a policy of Realtime, a table in its publication. Storage and Realtime make
--- their tables in their own time, perhaps after us. So this runs at every `image-jobs migrate` and as each migration's last line.
+-- What a project around us has to have: buckets, policies of Storage and Realtime, a table in a publication. Both make their
+-- tables in their own time, perhaps after us. So this runs at every `image-jobs migrate` and as each migration's last line.
 
 create table if not exists image_jobs.project (
   single boolean primary key default true check (single),
-  bucket text not null
+  bucket text not null,
+  private boolean not null default false,
+  own_buckets text[] not null default '{}'
 );
 comment on table image_jobs.project is 'One row: what migrate was last told of this project.';
+comment on column image_jobs.project.own_buckets is 'Buckets that were made by us, so that all that lies in them is ours.';
 
 -- Returns each thing that is wanted around us: `state` is `there`; `missing`; `later`, where a service has not made what it
 -- goes into; or `absent`, where nothing is to be done. `note` says why or what follows, `command` is the SQL that makes it.
-create or replace function image_jobs.check_set_up(p_bucket text)
+create or replace function image_jobs.check_set_up(p_bucket text, p_private boolean default false)
 returns table (step text, state text, note text, command text) language sql stable set search_path = ''
 as $$
-  select * from image_jobs.storage_steps(p_bucket)
+  select * from image_jobs.storage_steps(p_bucket, p_private)
   union all
   select * from image_jobs.realtime_steps()
 $$;
 
 -- Make what is missing, and return it all as check_set_up does: `state` may also be `made`, or `refused`, with the reason as
--- `note`, which is a warning, too. Without a bucket: the one of the last time.
-create or replace function image_jobs.set_up(p_bucket text default null)
+-- `note`, which is a warning, too. Without a bucket, or whether it is to be private: as the last time.
+create or replace function image_jobs.set_up(p_bucket text default null, p_private boolean default null)
 returns table (step text, state text, note text, command text) language plpgsql volatile
-  set search_path = '' set lock_timeout = '5s'
+  set search_path = '' set lock_timeout = '5s' set client_min_messages = 'warning'
 as $$
 declare
   v_bucket constant text := coalesce(p_bucket, (select p.bucket from image_jobs.project p), 'images');
+  v_private constant boolean := coalesce(p_private, (select p.private from image_jobs.project p), false);
 begin
   -- Of two at once the second finds all of it there.
   perform pg_advisory_xact_lock(hashtextextended('image_jobs.set_up', 0));
-  insert into image_jobs.project as p (bucket) values (v_bucket)
-  on conflict (single) do update set bucket = excluded.bucket where p.bucket <> excluded.bucket;
-  for step, state, note, command in select c.* from image_jobs.check_set_up(v_bucket) c loop
+  insert into image_jobs.project as p (bucket, private) values (v_bucket, v_private)
+  on conflict (single) do update set bucket = excluded.bucket, private = excluded.private
+    where (p.bucket, p.private) <> (excluded.bucket, excluded.private);
+  for step, state, note, command in select c.* from image_jobs.check_set_up(v_bucket, v_private) c loop
     if state = 'missing' then
       begin
         execute command;
@@ -7245,7 +7316,7 @@ revoke all on sequence
   image_jobs.provider_limits_id_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets, image_jobs.usage_limits_id_seq
   from public, anon, authenticated, service_role;
 revoke all on image_jobs.calls, image_jobs.file_removals, image_jobs.migrations, image_jobs.prices, image_jobs.project, image_jobs.walks from public, anon, authenticated, service_role;
-revoke all on function image_jobs.check_set_up(text), image_jobs.realtime_steps(), image_jobs.set_up(text), image_jobs.storage_steps(text)
+revoke all on function image_jobs.check_set_up(text, boolean), image_jobs.realtime_steps(), image_jobs.set_up(text, boolean), image_jobs.storage_steps(text, boolean)
   from public, anon, authenticated, service_role;
 revoke all on function
   image_jobs.call_of_job(varchar, bigint, text, text), image_jobs.calls_of(jsonb, bigint), image_jobs.close_calls(jsonb),
@@ -7758,4 +7829,4 @@ end
 $migration_0001$;
 
 -- By whatever tool and how often it is run.
-do $$ begin if to_regprocedure('image_jobs.set_up(text)') is not null then perform image_jobs.set_up(); end if; end $$;
+do $$ begin if to_regprocedure('image_jobs.set_up(text, boolean)') is not null then perform image_jobs.set_up(); end if; end $$;

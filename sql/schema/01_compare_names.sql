@@ -37,7 +37,9 @@ declare
     'No client deletes events of image runs',
     'Members see the nodes of their workflows', 'Members add nodes to their workflows',
     'Members change the nodes of their workflows', 'Members delete the nodes of their workflows',
-    'Nobody else touches nodes', 'Members hear the nodes of their workflows'];
+    'Nobody else touches nodes', 'Members hear the nodes of their workflows',
+    'Members see the pictures of their workflows', 'Members see the sources of their workflows',
+    'Members add sources to their workflows', 'Members delete the sources of their workflows'];
 
   v_schema oid := to_regnamespace('image_jobs');
   v_owner oid;
@@ -129,7 +131,7 @@ begin
       select format('policy %I on %s', p.polname, p.polrelid::regclass), v_ours,
         format('Rename it: alter policy %I on %s rename to …;', p.polname, p.polrelid::regclass)
       from pg_policy p
-      where p.polrelid = any (v_tables || to_regclass('realtime.messages')::oid) and p.polname = any (v_policies)
+      where p.polrelid = any (v_tables || to_regclass('realtime.messages')::oid || to_regclass('storage.objects')::oid) and p.polname = any (v_policies)
     ) f
     where not f.ours);
 

@@ -18,7 +18,7 @@ revoke all on sequence
   image_jobs.provider_limits_id_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets, image_jobs.usage_limits_id_seq
   from public, anon, authenticated, service_role;
 revoke all on image_jobs.calls, image_jobs.file_removals, image_jobs.migrations, image_jobs.prices, image_jobs.project, image_jobs.walks from public, anon, authenticated, service_role;
-revoke all on function image_jobs.check_set_up(text), image_jobs.realtime_steps(), image_jobs.set_up(text), image_jobs.storage_steps(text)
+revoke all on function image_jobs.check_set_up(text, boolean), image_jobs.realtime_steps(), image_jobs.set_up(text, boolean), image_jobs.storage_steps(text, boolean)
   from public, anon, authenticated, service_role;
 revoke all on function
   image_jobs.call_of_job(varchar, bigint, text, text), image_jobs.calls_of(jsonb, bigint), image_jobs.close_calls(jsonb),

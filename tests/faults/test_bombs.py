@@ -44,7 +44,7 @@ async def upload(harness: FaultHarness, folder: Path, data: bytes) -> str:
     async with Storage(harness.project.url, harness.project.keys.service_role_key, bucket="images") as storage:
         key = f"{uuid4()}/source.png"
         await storage.upload(key, file, content_type="image/png")
-        return await storage.public_url(key, "0")
+        return await storage.object_url(key, "0")
 
 
 async def watch_memory(process: int, peak: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""The buckets: images are public to read, what lies in those beside them is for the daemon alone."""
+"""The buckets: images are public to read, what lies in those beside them is not; clients write into that of sources only."""
 
 import json
 
@@ -12,8 +12,14 @@ from tests.support.runs import WORKFLOW
 BUCKETS = "select id, public, allowed_mime_types as types from storage.buckets order by id"
 
 
-async def test_there_are_a_public_and_two_private_buckets(db: Db) -> None:
-    images, conversations, kept = await db.fetch(BUCKETS)
+async def test_there_are_a_public_and_three_private_buckets(db: Db) -> None:
+    sources, images, conversations, kept = await db.fetch(BUCKETS)
+    assert dict(sources) == {
+        "id": "image-sources",
+        "public": False,
+        "types": ["image/png", "image/jpeg", "image/webp"],
+    }
+    assert await db.fetchval("select file_size_limit from storage.buckets where id = 'image-sources'") == 20 * 1024**2
     assert (images["id"], images["public"]) == ("images", True)
     assert all(name.startswith("image/") for name in images["types"])
     assert dict(conversations) == {"id": "images-context", "public": False, "types": ["application/json"]}
@@ -37,11 +43,12 @@ async def test_buckets_of_another_name_belong_together_and_stay(db: Db) -> None:
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
 @pytest.mark.parametrize("bucket", ["images", "images-context", "images-kept"])
-async def test_clients_reach_no_objects_by_the_storage_tables(db: Db, role: str, bucket: str, member: object) -> None:
+async def test_clients_write_no_objects_by_the_storage_tables(db: Db, role: str, bucket: str, member: object) -> None:
     insert = "insert into storage.objects (bucket_id, name, metadata) values ($1, $2, $3)"
     await db.execute(insert, bucket, f"{WORKFLOW}/job_1.json", json.loads("{}"))
     async with signed_in(db, str(member) if role == "authenticated" else None, role):
-        assert await db.fetchval("select count(*) from storage.objects") == 0
+        seen = role == "authenticated" and bucket == "images"
+        assert await db.fetchval("select count(*) from storage.objects") == seen
         assert await db.execute("update storage.objects set name = 'mine'") == "UPDATE 0"
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with signed_in(db, str(member) if role == "authenticated" else None, role):

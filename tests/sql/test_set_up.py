@@ -9,7 +9,16 @@ from daemon.migrate import Migrated, migrate
 from tests.support.postgres import MIGRATIONS, SUPABASE, Cluster, connect, wait_until
 from tests.support.protocol import new_daemon, run_in
 
-BUCKETS = ("the bucket images", "the bucket images-context", "the bucket images-kept")
+BUCKETS = tuple(f"the bucket {name}" for name in ("images", "images-context", "images-kept", "image-sources"))
+POLICIES = tuple(
+    f'the policy "{name}" on storage.objects'
+    for name in (
+        "Members see the pictures of their workflows",
+        "Members see the sources of their workflows",
+        "Members add sources to their workflows",
+        "Members delete the sources of their workflows",
+    )
+)
 POLICY = 'the policy "Members hear the nodes of their workflows" on realtime.messages'
 PUBLICATION = "workflow_nodes in the publication supabase_realtime"
 
@@ -25,13 +34,29 @@ SHAPES: dict[str, tuple[str, dict[str, tuple[str, str]], str]] = {
     ),
     "no table of buckets": (
         "drop table storage.buckets cascade",
-        dict.fromkeys(BUCKETS, ("later", "lacks allowed_mime_types, file_size_limit, id, name, public")),
+        {
+            **dict.fromkeys(BUCKETS, ("later", "lacks allowed_mime_types, file_size_limit, id, name, public")),
+            **dict.fromkeys(POLICIES, ("later", "lack buckets.allowed_mime_types")),
+        },
         SUPABASE.read_text(),
     ),
     "buckets without their later columns": (
         NO_COLUMNS,
-        dict.fromkeys(BUCKETS, ("later", "lacks allowed_mime_types, file_size_limit, public")),
+        {
+            **dict.fromkeys(BUCKETS, ("later", "lacks allowed_mime_types, file_size_limit, public")),
+            **dict.fromkeys(POLICIES, ("later", "lack buckets.allowed_mime_types")),
+        },
         ALL_COLUMNS,
+    ),
+    "objects without a later column": (
+        "alter table storage.objects drop column user_metadata",
+        dict.fromkeys(POLICIES, ("later", "lack objects.user_metadata")),
+        "alter table storage.objects add column user_metadata jsonb",
+    ),
+    "objects of somebody else": (
+        "alter table storage.objects owner to supabase_admin",
+        dict.fromkeys(POLICIES, ("refused", "must be owner of")),
+        "alter table storage.objects owner to supabase_storage_admin",
     ),
     "no messages of Realtime": (
         "drop table realtime.messages cascade",
@@ -91,7 +116,9 @@ async def test_migrate_makes_what_it_may_and_the_rest_later(
     # By the file's last line: its block changes nothing any more.
     await db.execute(max(MIGRATIONS.glob("*.sql")).read_text())
     states = await db.fetch("select step, state from image_jobs.check_set_up('images')")
-    assert {row["step"]: row["state"] for row in states} == dict.fromkeys((*BUCKETS, POLICY, PUBLICATION), "there")
+    assert {row["step"]: row["state"] for row in states} == dict.fromkeys(
+        (*BUCKETS, *POLICIES, POLICY, PUBLICATION), "there"
+    )
     await db.close()
 
 
@@ -102,6 +129,10 @@ async def test_each_command_makes_its_step(postgres: Cluster, project: str) -> N
         """
         set session_replication_role = replica;
         delete from storage.buckets;
+        drop policy "Members see the pictures of their workflows" on storage.objects;
+        drop policy "Members see the sources of their workflows" on storage.objects;
+        drop policy "Members add sources to their workflows" on storage.objects;
+        drop policy "Members delete the sources of their workflows" on storage.objects;
         drop policy "Members hear the nodes of their workflows" on realtime.messages;
         alter publication supabase_realtime drop table public.workflow_nodes;
         """,

@@ -70,7 +70,7 @@ def test_image_thumbnail_and_preview_lie_beside_each_other() -> None:
 async def test_an_upload_can_be_seen_by_everyone(storage: Storage, image: Path) -> None:
     assert await storage.upload("w/1.png", image, content_type="image/png") == 1
     sha256 = hashlib.sha256(PNG).hexdigest()
-    public = await storage.public_url("w/1.png", sha256)
+    public = await storage.object_url("w/1.png", sha256)
     assert public.endswith(f"/storage/v1/object/public/images/w/1.png?v={sha256[:8]}")
     assert await storage.is_public(public)
     async with httpx.AsyncClient() as anybody:
@@ -98,7 +98,7 @@ async def test_metadata_of_an_object_is_found(storage: Storage, image: Path) -> 
 
 
 async def test_nothing_is_public_that_is_not_there(storage: Storage) -> None:
-    assert not await storage.is_public(await storage.public_url("w/none.png", "0" * 8))
+    assert not await storage.is_public(await storage.object_url("w/none.png", "0" * 8))
 
 
 async def test_stale_claim_writes_nothing(storage: Storage, image: Path) -> None:
@@ -242,7 +242,7 @@ async def test_a_download_stops_at_its_limit(storage: Storage, image: Path, tmp_
 async def test_a_key_may_have_any_character_that_storage_allows(storage: Storage, image: Path, tmp_path: Path) -> None:
     key = "w/50? off & more.png"
     await storage.upload(key, image, content_type="image/png")
-    assert storage.owns(await storage.public_url(key, "0" * 8)) == key
+    assert storage.owns(await storage.object_url(key, "0" * 8)) == key
     await storage.download(key, tmp_path / "back", max_bytes=1_000_000)
     assert bytes_of(tmp_path / "back") == PNG
 
@@ -263,6 +263,7 @@ async def test_a_download_of_nothing_is_said_so(storage: Storage, tmp_path: Path
         ("/storage/v1/object/public/images/../secret/1.png", None),
         ("/storage/v1/object/public/images/%2e%2e/secret/1.png", None),
         ("/storage/v1/object/public/images2/w/1.png", None),
+        ("/storage/v1/object/authenticated/image-sources/w/1.png", None),
         ("/storage/v1/object/sign/images/w/1.png?token=t", "w/1.png"),
         ("/storage/v1/object/authenticated/images/w/1.png", "w/1.png"),
         ("/storage/v1/object/info/images/w/1.png", None),
@@ -295,7 +296,7 @@ async def test_conversation_bucket_is_private_and_takes_no_images(
         assert await conversations.visibility() is False
         await conversations.upload("w/1.json", said, content_type="application/json")
         await conversations.download("w/1.json", tmp_path / "back", max_bytes=100)
-        assert not await conversations.is_public(await conversations.public_url("w/1.json", "0" * 8))
+        assert not await conversations.is_public(await conversations.object_url("w/1.json", "0" * 8))
         assert (await refusal_of(conversations, image)).code == "storage_type_refused"
     assert bytes_of(tmp_path / "back") == b'{"model": "a"}'
     async with Storage(url, keys.anon_key, bucket="images-context") as anybody:
@@ -335,10 +336,30 @@ async def test_the_doctor_finds_a_wrong_key_and_a_missing_bucket(url: str, keys:
     assert caught.value.hint
 
 
-async def test_the_doctor_finds_a_private_bucket(storage: Storage, db: "asyncpg.Connection[asyncpg.Record]") -> None:
+async def test_address_follows_the_visibility_of_the_bucket(
+    storage: Storage, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    assert "/object/public/images/w/1.png?v=" in await storage.object_url("w/1.png", "0" * 64)
     await db.execute("update storage.buckets set public = false")
-    with pytest.raises(ImageJobsError, match="not public"):
-        await storage.check()
+    assert not await storage.is_private()  # it was looked at a moment ago
+    assert await storage.is_private(at_once=True)
+    url = await storage.object_url("w/1.png", "0" * 64)
+    assert "/object/authenticated/images/w/1.png?v=" in url
+    assert storage.owns(url) == "w/1.png"
+
+
+async def test_private_object_is_kept_by_no_cache_in_between(storage: Storage, url: str, image: Path) -> None:
+    await storage.upload("w/1.png", image, content_type="image/png", private=True)
+    async with httpx.AsyncClient() as http:
+        control = (await http.get(f"{url}/storage/v1/object/public/images/w/1.png")).headers["cache-control"]
+    assert {part.strip() for part in control.split(",")} == {"private", "max-age=600"}
+
+
+async def test_visibility_that_fails_leaves_the_mode_as_it_was() -> None:
+    async with Storage("http://127.0.0.1:9", "key", bucket="images", **QUICK) as storage:
+        assert not await storage.is_private()
+    async with Storage("http://127.0.0.1:9", "key", bucket="images", private=True, **QUICK) as storage:
+        assert await storage.is_private()
 
 
 async def test_the_doctor_finds_a_server_that_is_down() -> None:

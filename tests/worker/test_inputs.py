@@ -26,6 +26,7 @@ USER = "aaaaaaaa-0000-4000-8000-00000000000a"
 PROJECT = "http://127.0.0.1:9/base"
 OBJECTS = f"{PROJECT}/storage/v1/object"
 IMAGES = f"{OBJECTS}/public/images"
+SOURCES = f"{OBJECTS}/authenticated/image-sources"
 READ = "storage_unreachable"
 FORBIDDEN = "input_image_forbidden"
 FETCHED = "download"
@@ -59,6 +60,12 @@ async def code_of(url: str, run: ClaimedRun, folder: Path) -> str:
         (f"{OBJECTS}/authenticated/images/{SEEN}/a.png", READ),
         (f"{OBJECTS}/sign/images/{SEEN}/a.png?token=t", READ),
         (f"{IMAGES}/%61{OWN[1:]}/a%20b.png", READ),
+        (f"{SOURCES}/{OWN}/a.png", READ),
+        (f"{SOURCES}/{SEEN}/a%20fox.png", READ),
+        (f"{SOURCES}/{OTHER}/a.png", FORBIDDEN),
+        (f"{SOURCES}/a.png", FORBIDDEN),
+        (f"{OBJECTS}/authenticated/%69mage-sources/{OTHER}/a.png", FORBIDDEN),
+        (f"{OBJECTS}/image-sources/{OTHER}/a.png", FORBIDDEN),
         (f"{IMAGES}/{OTHER}/a.png", FORBIDDEN),
         (f"{OBJECTS}/authenticated/images/{OTHER}/a.png", FORBIDDEN),
         (f"{OBJECTS}/sign/images/{OTHER}/a.png?token=t", FORBIDDEN),
@@ -110,6 +117,7 @@ PARTS = (
         "sign",
         "authenticated",
         "images",
+        "image-sources",
         "%69mages",
         "a.png",
         "é",
@@ -127,7 +135,7 @@ STARTS = (
 )
 ADDRESSES = st.builds(
     "{}{}{}{}".format,
-    st.sampled_from([f"{OBJECTS}/{way}/images/" for way in ("public", "authenticated", "sign")])
+    st.sampled_from([f"{OBJECTS}/{way}/images/" for way in ("public", "authenticated", "sign")] + [f"{SOURCES}/"])
     | st.sampled_from(STARTS),
     st.sampled_from(FOLDERS + PARTS),
     st.sampled_from(("/a.png", "/", "")),
@@ -161,7 +169,8 @@ async def test_database_checks_whatever_the_daemon_would_read(postgres: Cluster)
     read = 0
     async with Storage(PROJECT, "key", bucket="images") as storage:
         for url, workflow in zip(found, checked, strict=True):
-            folder, _, name = (storage.owns(url) or "").partition("/")
+            key = storage.owns(url) or storage.owns(url, bucket="image-sources") or ""
+            folder, _, name = key.partition("/")
             if name and folder in {OWN, OTHER}:
                 read += 1
                 assert workflow == folder, url

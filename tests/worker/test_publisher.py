@@ -109,13 +109,33 @@ async def test_missing_thumbnail_is_a_warning(shop: Shop) -> None:
     assert warning["data"]["field"] == "thumbnailUrl"
 
 
-async def test_a_private_bucket_is_named_and_asked_once(shop: Shop) -> None:
+async def stored_control(shop: Shop, run: str) -> str:
+    metadata = await shop.db.fetchval("select metadata from storage.objects where name like $1", f"%/{run}.png")
+    return metadata["cacheControl"]
+
+
+async def test_private_bucket_is_not_asked_for_a_public_picture(shop: Shop) -> None:
     await shop.db.execute("update storage.buckets set public = false where id = 'images'")
     run = await insert_run(shop.db)
-    assert (await shop.ended(run))["status"] == "completed"
-    (warning,) = await shop.events(run, "warning")
-    assert warning["message"].startswith("The bucket 'images' is private, so the image's address opens for nobody: ")
-    assert sum("/object/public/" in path for _, path in shop.gate.requests) == 1
+    row = await shop.ended(run)
+    assert row["status"] == "completed"
+    for name, end in (("image", ".png"), ("thumbnail", ".thumb.webp")):
+        path = row["payload"][f"{name}Path"]
+        assert path == f"{row['subject_id']}/{run}{end}"
+        assert f"/storage/v1/object/authenticated/images/{path}?v=" in row["payload"][f"{name}Url"]
+    assert await shop.events(run, "warning") == []
+    assert not any("/object/public/" in path for _, path in shop.gate.requests)
+    assert await stored_control(shop, run) == "max-age=600, private"
+
+
+async def test_bucket_made_private_meanwhile_is_noticed(shop: Shop) -> None:
+    first = await insert_run(shop.db)
+    assert "/object/public/" in (await shop.ended(first))["payload"]["imageUrl"]
+    assert await stored_control(shop, first) == "max-age=31536000"
+    await shop.db.execute("update storage.buckets set public = false where id = 'images'")
+    second = await insert_run(shop.db)
+    assert "/object/authenticated/" in (await shop.ended(second))["payload"]["imageUrl"]
+    assert await shop.events(second, "warning") == []
 
 
 @pytest.mark.parametrize(
@@ -129,7 +149,7 @@ async def test_trouble_after_the_upload_fails_no_picture(
 
     async def broken(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
         if "/object/public/" in request.url.path or "/bucket/" in request.url.path:
-            raise error
+            raise type(error)(*error.args)  # anew: each one's traceback grows with every raise
         return await send(transport, request)
 
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", broken)

@@ -62,9 +62,9 @@ async def _examine(settings: Settings) -> list[Finding]:
                 findings += await check_daemons(connection, served, await configured_providers(settings))
                 findings.append(await check_connections(dsn, connection, len(served)))
                 findings += await check_webhooks(settings, connection)
-                findings += await check_surroundings(connection, settings.bucket)
+                findings += await check_surroundings(connection, settings.bucket, private=settings.private)
                 findings += await check_plugins(connection)
     except ImageJobsError as error:
         findings.append(failed("database", error))
-    findings += [*check_project_keys(settings), await check_storage(settings), *await check_keys(settings, served)]
+    findings += [*check_project_keys(settings), *await check_storage(settings), *await check_keys(settings, served)]
     return findings

@@ -1,13 +1,13 @@
-"""Check of what Storage and Realtime need of us: buckets, policy, publication."""
+"""Check of what Storage and Realtime need of us: buckets, policies, publication."""
 
 from daemon.cli.doctor.finding import Finding
 from daemon.database import Connection
 from daemon.migrate import Step, check_set_up
 
 
-async def check_surroundings(connection: Connection, bucket: str) -> list[Finding]:
+async def check_surroundings(connection: Connection, bucket: str, *, private: bool) -> list[Finding]:
     """Look for what `image-jobs migrate` makes around us, and could not make when it ran. Each has its SQL as cure."""
-    steps = await check_set_up(connection, bucket)
+    steps = await check_set_up(connection, bucket, private=private)
     lacking = [step for step in steps if step.state != "there"]
     findings = [
         Finding(
@@ -18,7 +18,7 @@ async def check_surroundings(connection: Connection, bucket: str) -> list[Findin
         )
         for step in lacking
     ]
-    return findings or [Finding("set-up", "ok", "Buckets, policy and publication are there.")]
+    return findings or [Finding("set-up", "ok", "Buckets, policies and publication are there.")]
 
 
 def _cure(step: Step) -> str:

@@ -95,14 +95,15 @@ class Reads:
     async def sign_all(self, request: Request) -> Response:
         claims, body = caller(request, self._keys), await json_body(request)
         bucket, seconds = request.path_params["bucket"], _seconds(body)
-        signed: list[dict[str, str | None]] = []
-        for path in names_in(body, "paths"):
-            try:
-                await self._rows.object(claims, bucket, path)
-                signed.append({"error": None, "path": path, "signedURL": self._signed_url(bucket, path, seconds)})
-            except StorageError:
-                error = "Either the object does not exist or you do not have access to it"
-                signed.append({"error": error, "path": path, "signedURL": None})
+        paths = names_in(body, "paths")
+        found = await self._rows.found(claims, bucket, paths)
+        error = "Either the object does not exist or you do not have access to it"
+        signed = [
+            {"error": None, "path": path, "signedURL": self._signed_url(bucket, path, seconds)}
+            if path in found
+            else {"error": error, "path": path, "signedURL": None}
+            for path in paths
+        ]
         return JsonResponse(signed)
 
     def _signed_url(self, bucket: str, key: str, seconds: int) -> str:

@@ -92,6 +92,14 @@ class Rows:
             raise no_object()
         return dict(found)
 
+    async def found(self, claims: Claims, bucket: str, keys: Sequence[str]) -> set[str]:
+        """Return those of the keys whose objects the caller may read."""
+        async with self._as(claims) as connection:
+            rows = await connection.fetch(
+                "select name from storage.objects where bucket_id = $1 and name = any($2)", bucket, keys
+            )
+        return {row["name"] for row in rows}
+
     async def may_write(self, claims: Claims, bucket: str, key: str, *, upsert: bool) -> None:
         """Insert a row in the caller's role, and roll back. As on the real server, this is the only check of policies.
 
