@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -14,6 +15,7 @@ import structlog
 from pydantic import SecretStr
 
 from daemon import migrate
+from daemon.alerts import Alerts
 from daemon.database import explain, may_pass
 from daemon.errors import ImageJobsError, Misconfigured
 from daemon.fetch.client import Fetcher
@@ -267,6 +269,9 @@ class Service:
                 infra.create_task(cancellations.run(), name="cancellations"),
                 infra.create_task(retention.run(), name="retention"),
             ]
+            if settings.alert_url is not None:
+                alerts = Alerts(queue, settings.alert_url, project=urlsplit(settings.supabase_url or "").netloc)
+                tasks.append(infra.create_task(alerts.run(), name="alerts"))
             log.info("daemon.started", daemon=str(identity.id), slots=settings.concurrency, providers=sorted(providers))
             await self._shutdown.draining.wait()
             await self._drain(dispatcher, worker)

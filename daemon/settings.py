@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from daemon import environment
 from daemon.variables import (
+    AlertUrl,
     BaseUrl,
     Bucket,
     DatabaseUrl,
@@ -156,6 +157,11 @@ class Settings(BaseSettings):
     )
     metrics_port: Port = Field(
         None, alias="IMAGE_JOBS_METRICS_PORT", description="serve Prometheus metrics there (extra `metrics`)"
+    )
+    alert_url: AlertUrl = Field(
+        None,
+        alias="IMAGE_JOBS_ALERT_URL",
+        description="where alerts are posted, as Slack and its kin take them; a secret",
     )
     tmp_dir: Directory = Field(None, alias="IMAGE_JOBS_TMP_DIR", description="where images lie until they are stored")
 

@@ -204,6 +204,15 @@ def _url(*, shown: bool) -> Callable[[str], str]:
     return check
 
 
+def _alert_url(value: SecretStr) -> SecretStr:
+    """Refuse an address that would be sent in the clear, but to this machine."""
+    text = _url(shown=False)(value.get_secret_value())
+    host = urlsplit(text).hostname or ""
+    if not text.lower().startswith("https:") and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ValueError("it begins with http://, and the address itself is a secret; it has to be https://")
+    return value
+
+
 def is_host(host: str) -> bool:
     try:
         if ":" in host:
@@ -230,6 +239,7 @@ Days = Annotated[Annotated[timedelta, Field(ge=timedelta(days=1))] | None, Befor
 Lease = Annotated[timedelta, Field(ge=timedelta(seconds=1), le=LONGEST), BeforeValidator(_seconds)]
 """Six beats have to fit in."""
 Secret = Annotated[SecretStr, AfterValidator(_header_value)] | None
+AlertUrl = Annotated[SecretStr, AfterValidator(_alert_url)] | None
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)] | None
 WebhookSecrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_webhook_secrets)]
 BaseUrl = Annotated[str, AfterValidator(_url(shown=False)), AfterValidator(_base_url)] | None

@@ -1,4 +1,4 @@
-"""status: the queue, the daemons and the latest failures on one screen."""
+"""status: alerts, the queue, the daemons and the latest failures on one screen, drawn from `image_jobs.dashboard`."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from daemon.cli.console import AsJson, database_url, load_settings, plain, print_json
+from daemon.cli.console import AsJson, database_url, dollars, load_settings, print_json
 from daemon.cli.tables import fold, screen_width, table
 from daemon.database import Connection, connected
 
@@ -15,23 +15,19 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
 
-Snapshot: TypeAlias = dict[str, list[dict[str, Any]]]
+Board: TypeAlias = dict[str, Any]
+"""What `image_jobs.dashboard` returns; sql/README.md lists the keys."""
 
 REFRESH = 1.0
-QUEUE = "select * from image_jobs.queue_stats order by provider"
-DAEMONS = """
-select name, state, version, in_flight, slots, providers, started_at, seen_at from image_jobs.daemon_status
-where state in ('alive', 'draining', 'silent') order by started_at"""
-FAILURES = """
-select r.id, r.finished_at, r.processor, r.attempt, r.payload ->> 'error' as error, r.payload ->> 'hint' as hint
-from public.runs r where r.kind = 'image_gen' and r.status = 'failed' order by r.finished_at desc limit 5"""
+LATEST = 5
+"""Failures that are shown; JSON has ten."""
 
 
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="Keep looking, once a second, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the queue, the daemons and what failed last.
+    """Show alerts, the queue, the daemons and what failed last.
 
     With --watch --json: one line of JSON a second.
 
@@ -49,34 +45,39 @@ async def _status(dsn: str, *, watch: bool, as_json: bool) -> None:
 
     async with connected(dsn) as connection:
         if as_json:
-            print_json(await _snapshot(connection))
+            print_json(await _look(connection))
             while watch:
                 await asyncio.sleep(REFRESH)
-                print_json(await _snapshot(connection))
+                print_json(await _look(connection))
             return
         if not watch:
-            Console().print(_screen(await _snapshot(connection)), soft_wrap=True)
+            Console().print(_screen(await _look(connection)), soft_wrap=True)
             return
         console = Console()
-        with Live(_screen(await _snapshot(connection)), console=console, auto_refresh=False, screen=False) as live:
+        with Live(_screen(await _look(connection)), console=console, auto_refresh=False, screen=False) as live:
             while True:
                 await asyncio.sleep(REFRESH)
-                live.update(_screen(await _snapshot(connection)), refresh=True)
+                live.update(_screen(await _look(connection)), refresh=True)
 
 
-async def _snapshot(connection: Connection) -> Snapshot:
-    return {
-        "queue": [plain(dict(row)) for row in await connection.fetch(QUEUE)],
-        "daemons": [plain(dict(row)) for row in await connection.fetch(DAEMONS)],
-        "failures": [plain(dict(row)) for row in await connection.fetch(FAILURES)],
-    }
+async def _look(connection: Connection) -> Board:
+    board: Board = await connection.fetchval("select image_jobs.dashboard()")
+    return board
 
 
-def _screen(snapshot: Snapshot) -> "Group":
+def _screen(board: Board) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
     width = screen_width()
+    alerts = [
+        {
+            "alert": alert["severity"],
+            "since": _time(alert["since"]),
+            "what": f"{alert['sentence']} {alert['cure']}",
+        }
+        for alert in board["alerts"]
+    ]
     queue = [
         {
             "provider": row["provider"],
@@ -84,12 +85,12 @@ def _screen(snapshot: Snapshot) -> "Group":
             **{
                 state: row[state]
                 for state in ("delayed", "parked", "cancelled")
-                if any(r[state] for r in snapshot["queue"])
+                if any(other[state] for other in board["queue"])
             },
             "oldest": _duration(row["oldest_wait"]),
             "note": _closed(row),
         }
-        for row in snapshot["queue"]
+        for row in board["queue"]
     ]
     daemons = [
         {
@@ -99,36 +100,52 @@ def _screen(snapshot: Snapshot) -> "Group":
             "version": row["version"],
             "providers": ", ".join(row["providers"]),
         }
-        for row in snapshot["daemons"]
+        for row in board["daemons"]
     ]
     failures = [
-        {"failed": row["id"], "processor": row["processor"], "why": row["error"]} for row in snapshot["failures"]
+        {"failed": row["id"], "processor": row["processor"], "why": row["error"]} for row in board["failures"][:LATEST]
     ]
-    nobody = "No daemon is running: start one with image-jobs run."
+    nothing = "No runs in the last hour." if failures else "No runs yet."
+    missing = "No daemon is running: start one with image-jobs run."
     parts = [
-        _table(queue, width, "note") if queue else Text("No runs yet."),
-        _table(daemons, width, "providers") if daemons else Text("\n".join(fold(nobody, width)), style="yellow"),
+        *([_table(alerts, width, "what", style="yellow")] if alerts else []),
+        _table(queue, width, "note") if queue else Text(nothing),
+        *([Text("\n".join(fold(_sums(board["totals"]), width)))] if queue else []),
+        _table(daemons, width, "providers") if daemons else Text("\n".join(fold(missing, width)), style="yellow"),
         *([_table(failures, width, "why")] if failures else []),
     ]
     return Group(*(part for each in parts for part in (each, Text())))
 
 
-def _table(rows: Sequence[Mapping[str, Any]], width: int, sentence: str) -> "Text":
+def _sums(totals: Mapping[str, Any]) -> str:
+    """Return the hour in a sentence."""
+    possible = totals["possible_usd_today"]
+    return (
+        f"Last hour: {totals['completed']} completed, {totals['failed']} failed, {dollars(totals['usd'])}. "
+        f"Today (UTC): {dollars(totals['usd_today'])}{f', perhaps {dollars(possible)} more' if possible else ''}. "
+        f"{totals['running']} of {totals['slots']} slots are in use."
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]], width: int, sentence: str, *, style: str = "") -> "Text":
     from rich.text import Text
 
     header, *others = table(rows, width, sentence=sentence)
     shown = Text("\n".join(header), style="bold")
-    return Text("\n").join([*([shown] if header else []), *(Text("\n".join(lines)) for lines in others)])
+    return Text("\n").join([*([shown] if header else []), *(Text("\n".join(lines), style=style) for lines in others)])
 
 
 def _closed(row: Mapping[str, Any]) -> str:
-    """Return why a provider starts nothing, and until when by this machine's clock."""
-    if row["paused"]:
-        return "paused"
-    if not row["blocked_until"]:
+    """Return why runs of a provider wait, and until when by this machine's clock."""
+    if row["state"] == "open":
         return ""
-    until, today = datetime.fromisoformat(row["blocked_until"]).astimezone(), datetime.now().astimezone().date()
-    return f"blocked until {until:{'' if until.date() == today else '%Y-%m-%d '}%H:%M:%S}"
+    return f"{row['state']} until {_time(row['until'])}" if row["until"] else row["state"]
+
+
+def _time(instant: str) -> str:
+    """Return a time by this machine's clock, with its date unless that is today's."""
+    local, today = datetime.fromisoformat(instant).astimezone(), datetime.now().astimezone().date()
+    return f"{local:{'' if local.date() == today else '%Y-%m-%d '}%H:%M:%S}"
 
 
 def _duration(seconds: float | None) -> str:

@@ -83,6 +83,21 @@ class RetentionStep:
     reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class AlertNotice:
+    """News of an alert, in `state` open or closed; times in ISO 8601."""
+
+    id: str
+    state: Literal["open", "closed"]
+    name: str
+    subject: str
+    severity: str
+    since: str
+    closed: str | None
+    sentence: str
+    cure: str
+
+
 class Queue:
     """Calls the SQL functions over a small pool, and beats on a connection of its own. Methods raise asyncpg's errors.
 
@@ -301,6 +316,19 @@ class Queue:
         async with self._connected_beside() as connection:
             await connection.execute(
                 "select image_jobs.finish_file_removal($1, $2, $3)", UUID(removal.workflow_id), removal.run_id, done
+            )
+
+    async def take_alert_notices(self, limit: int) -> list[AlertNotice]:
+        """Note which alerts have opened and closed, and lease notices for a minute: those that are to be sent."""
+        async with self._connected_beside() as connection:
+            rows = await connection.fetch("select image_jobs.take_alert_notices($1)", limit)
+        return [AlertNotice(**json.loads(text)) for (text,) in rows]
+
+    async def finish_alert_notice(self, notice: AlertNotice, *, done: bool) -> None:
+        """Write down that a notice was sent, or put it off if it is not `done`."""
+        async with self._connected_beside() as connection:
+            await connection.execute(
+                "select image_jobs.finish_alert_notice($1, $2, $3)", UUID(notice.id), notice.state, done
             )
 
     async def ping(self) -> None:

@@ -7,14 +7,21 @@ has the first right to the room there is, and is never masked: a run with the id
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from json.encoder import encode_basestring
 from typing import Any, cast
 from uuid import NAMESPACE_OID, uuid5
 
-from daemon.queue.base64_rule import ALLOWED, SHORTEST_TOKEN, break_data_urls, count, shorten_tokens
+from daemon.queue.base64_rule import (
+    ALLOWED,
+    SHORTEST_TOKEN,
+    break_data_urls,
+    count,
+    has_data_url,
+    shorten_tokens,
+)
 
 DEEPEST = 64
 """Levels of nesting; a response may be made to break readers."""
@@ -136,11 +143,35 @@ def _warning(entry: Mapping[str, Any], fields: Sequence[str]) -> Json:
     """Return the event that names what was shortened. The same entry again has the same event, with the same id."""
     text = ", ".join(fields)[: MAX_SHOWN_BYTES // 4]
     message = f"The database cannot hold all of this, so it was shortened or left out: {text}."
+    data: Json = {"fields": list(fields)[:20]}
+    if _holds_file(entry):
+        data["base64"] = True  # of which an alert is made
     return {
         "id": str(uuid5(NAMESPACE_OID, f"{entry.get('claim')} {entry.get('outcome')} {text}")),
-        "kind": "log",
-        "payload": {"event": "warning", "message": message, "data": {"fields": list(fields)[:20]}},
+        "kind": "error" if "base64" in data else "log",
+        "payload": {"event": "warning", "message": message, "data": data},
     }
+
+
+def _holds_file(entry: Mapping[str, Any]) -> bool:
+    """Return whether an entry has base64 that the database refuses."""
+    texts = list(_texts(entry))
+    return any(map(has_data_url, texts)) or sum(map(count, texts)) > ALLOWED
+
+
+def _texts(value: object, depth: int = 0) -> Iterator[str]:
+    """Yield the texts within a value, as far in as they would be written."""
+    match value:
+        case str():
+            yield value
+        case Mapping() if depth <= DEEPEST:
+            for inner in cast("Mapping[object, object]", value).values():
+                yield from _texts(inner, depth + 1)
+        case list() | tuple() if depth <= DEEPEST:
+            for inner in cast("Sequence[object]", value):
+                yield from _texts(inner, depth + 1)
+        case _:
+            return
 
 
 @dataclass(slots=True)

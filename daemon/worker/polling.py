@@ -72,7 +72,9 @@ class Polling:
         await self._lease.wait_fresh()
         if run.webhook == "awaited":
             seconds = round(self._policy.webhook_wait.total_seconds())
-            reporter.incident(f"No webhook came within {seconds} s; it is polled from now on.", providerJobId=job_id)
+            reporter.incident(
+                f"No webhook came within {seconds} s; it is polled from now on.", webhook="late", providerJobId=job_id
+            )
         reporter.asked = True
         try:
             async with asyncio.timeout(self._policy.run_timeout.total_seconds()):

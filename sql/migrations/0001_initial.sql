@@ -51,8 +51,8 @@ declare
   v_indexes constant jsonb := '{
     "runs": ["idx_runs_subject", "runs_of_a_workflow", "runs_ready", "runs_ready_by_name", "runs_delayed", "runs_running", "runs_held",
       "runs_last_in_line", "runs_last_of_workflow", "runs_waiting_of_user", "runs_that_refine", "runs_node", "runs_idempotency",
-      "runs_may_be_rerouted", "runs_provider_job"],
-    "run_events": ["run_events_of_a_run", "run_events_of_a_workflow"],
+      "runs_may_be_rerouted", "runs_provider_job", "runs_ended_by_claim"],
+    "run_events": ["run_events_of_a_run", "run_events_of_a_workflow", "run_events_of_alerts"],
     "workflow_nodes": ["idx_nodes_workflow"],
     "workflow_members": ["workflow_members_of_a_user"]}';
   v_constraints constant text[] := array[
@@ -1020,6 +1020,9 @@ create index if not exists runs_that_refine on public.runs (source_workflow)
   where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
   where ticket is not null and kind = 'image_gen';
+-- What has ended, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.
+create index if not exists runs_ended_by_claim on public.runs (claim)
+  where queue_state is null and ticket is not null and kind = 'image_gen';
 create unique index if not exists runs_idempotency
   on public.runs (created_by, subject_id, (metadata ->> 'idempotencyKey')) nulls not distinct
   where ticket is not null and kind = 'image_gen' and metadata ->> 'idempotencyKey' is not null;
@@ -1240,6 +1243,9 @@ comment on column public.run_events.workflow_id is 'Of an image run its subject_
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 create index if not exists run_events_of_a_run on public.run_events (run_id, seq);
 create index if not exists run_events_of_a_workflow on public.run_events (workflow_id, seq desc) where workflow_id is not null;
+-- Those of which alerts are made; there are few, whatever else happens.
+create index if not exists run_events_of_alerts on public.run_events (ts)
+  where run_kind = 'image_gen' and kind = 'error' and payload ->> 'event' in ('incident', 'warning');
 end if;
 
 -- Number events of image runs and copy the kind and the workflow of those, which decide whether our checks apply and who may see
@@ -5618,6 +5624,500 @@ select d.id, d.name, d.version, d.slots, d.in_flight, d.providers, d.started_at,
 from image_jobs.daemons d;
 comment on view image_jobs.daemon_status is 'Every daemon that has run in the last days, and whether it lives.';
 
+-- Alerts: what an operator has to see to, each with a sentence and a cure. And notices of them, which daemons send.
+
+create table if not exists image_jobs.alert_notices (
+  id uuid primary key default gen_random_uuid(),
+  name text not null,
+  subject text not null,
+  severity text not null,
+  sentence text not null,
+  cure text not null,
+  since timestamptz not null,
+  closed_at timestamptz,
+  sent text check (sent in ('open', 'closed')),
+  due_at timestamptz not null,
+  tries integer not null default 0
+);
+comment on table image_jobs.alert_notices is
+  'Alerts of which daemons with IMAGE_JOBS_ALERT_URL tell: when they open, and when they close. Kept for a week.';
+comment on column image_jobs.alert_notices.sent is 'What has been sent of it; null: nothing yet.';
+comment on column image_jobs.alert_notices.due_at is 'Not before then is the next sent; while a daemon is at it, the end of its lease.';
+create unique index if not exists alert_notices_one_open on image_jobs.alert_notices (name, subject) where closed_at is null;
+
+-- Returns a claim such that whatever ended since a time has that or a newer one: claims are drawn in the sequence of time, and a
+-- run ends within an hour of its last. Read from the calls, each of which is a claim with its time.
+create or replace function image_jobs.claim_before(p_at timestamptz)
+returns bigint language plpgsql volatile set search_path = ''
+as $$
+begin
+  return coalesce((
+    select c.id from image_jobs.calls c where c.opened_at < p_at - interval '1 hour' order by c.opened_at desc limit 1), 0);
+end
+$$;
+
+-- Returns what is wrong now. Thresholds stand here and nowhere else; sql/README.md lists them. Nothing that users or providers
+-- have written gets into a sentence, but the reason of a block.
+create or replace function image_jobs.current_alerts()
+returns table (name text, subject text, severity text, since timestamptz, sentence text, cure text)
+language plpgsql volatile security definer set search_path = ''
+  set enable_seqscan = off set jit = off set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_hour_ago bigint := image_jobs.claim_before(v_now - interval '1 hour');
+  v_quarter_ago bigint := image_jobs.claim_before(v_now - interval '15 min');
+  v_living integer := (
+    select count(*) from image_jobs.daemons d where d.ended_at is null and d.seen_at >= v_now - d.lease);
+  v_last timestamptz := (
+    select max(least(d.ended_at, d.seen_at + d.lease)) from image_jobs.daemons d);
+begin
+  return query
+  with waiting as materialized (
+    -- The first of each lane: users take turns in it, so the one that waits longest is among them.
+    select split_part(l.lane, ':', 1) as provider, min(head.due_at) as since
+    from image_jobs.lanes l
+    cross join lateral (
+      select r.due_at from public.runs r
+      where r.queue_state = 'pending' and r.kind = 'image_gen' and r.rank is not null
+        and r.lane = l.lane and r.priority = l.priority and r.rank >= least(l.watermark, l.passed_over)
+      order by r.rank limit 1000
+    ) head
+    group by 1
+  ),
+  failed as materialized (
+    select split_part(coalesce(r.routed_to, r.processor), ':', 1) as provider, r.payload ->> 'code' as code, r.finished_at
+    from public.runs r
+    where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen' and r.claim >= v_hour_ago
+      and r.status = 'failed' and r.finished_at > v_now - interval '1 hour'
+  ),
+  completed as materialized (
+    select split_part(coalesce(r.routed_to, r.processor), ':', 1) as provider, count(*) as runs, max(r.finished_at) as last
+    from public.runs r
+    where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen' and r.claim >= v_quarter_ago
+      and r.status = 'completed' and r.finished_at > v_now - interval '15 min'
+    group by 1
+  ),
+  told as materialized (
+    select e.ts, e.payload -> 'data' as data, split_part(coalesce(r.routed_to, r.processor), ':', 1) as provider
+    from public.run_events e join public.runs r on r.id = e.run_id
+    where e.run_kind = 'image_gen' and e.kind = 'error' and e.payload ->> 'event' in ('incident', 'warning')
+      and e.ts > v_now - interval '1 hour'
+  ),
+  found as (
+    select 'no_daemon' as name, '' as subject, case when w.since is null then 'warning' else 'critical' end as severity,
+      coalesce(v_last, w.since) as since,
+      case when w.since is null then 'No daemon is running.' else 'No daemon is running, and runs are waiting.' end as sentence,
+      'Start one with image-jobs run, and look at the log of the last one.' as cure
+    from (select min(waiting.since) as since from waiting) w
+    where v_living = 0 and (v_last is not null or w.since is not null)
+    union all
+    select 'provider_unserved', w.provider, 'critical', greatest(w.since, served.until),
+      format('Runs for %s are waiting, and no daemon serves it.', w.provider),
+      'Set its key for a daemon, and start that again; or requeue the runs with another provider.'
+    from waiting w
+    cross join lateral (
+      select max(least(d.ended_at, d.seen_at + d.lease)) as until,
+        bool_or(d.ended_at is null and d.seen_at >= v_now - d.lease and not d.draining) as now
+      from image_jobs.daemons d where w.provider = any (d.providers)
+    ) served
+    where w.provider <> '?' and v_living > 0 and served.now is not true
+    union all
+    -- For a minute at least: 429s of seconds come and go.
+    select 'provider_blocked', concat_ws(':', b.provider, b.model), 'warning', state.since,
+      format('%s is closed to all daemons until %s UTC: %s', concat_ws(':', b.provider, b.model),
+        to_char(b.until at time zone 'utc', 'YYYY-MM-DD HH24:MI'), left(coalesce(b.reason, 'no reason was given.'), 300)),
+      'Do what the reason says. Deleting its row of image_jobs.provider_blocks opens it at once.'
+    from image_jobs.provider_blocks b
+    left join image_jobs.provider_states state
+      on state.provider = b.provider and state.model is not distinct from b.model and state.state = 'blocked'
+    where b.until > v_now and b.until - coalesce(state.since, v_now) >= interval '1 min'
+    union all
+    select 'provider_unreachable', n.provider, 'critical', n.since,
+      format('No daemon can connect to %s.', n.provider),
+      'Look at the daemons'' network, and at the provider''s status page. Runs wait, or go on to their fallback.'
+    from image_jobs.provider_states n
+    where n.model is null and n.state = 'blocked' and n.until is null and n.since <= v_now - interval '1 min' and v_living > 0
+    union all
+    -- Longer than a minute altogether: 4 + 8 + 16 + 32 + 60 s.
+    select 'provider_down', s.provider, 'critical', null::timestamptz,
+      format('%s has answered with server errors only for more than a minute.', s.provider),
+      'Look at the provider''s status page. Runs wait, or go on to their fallback; it is tried again by itself.'
+    from image_jobs.provider_streaks s where s.closings >= 5
+    union all
+    select 'polling_timeouts', f.provider, 'warning', min(f.finished_at),
+      format('%s run%s of %s ended with "Polling timeout exceeded" in the last hour.',
+        count(*), case when count(*) > 1 then 's' else '' end, f.provider),
+      'Look whether the provider is slow. Requeue the runs: they ask for the same pictures again. IMAGE_JOBS_POLL_TIMEOUT is how long a job may take.'
+    from failed f where f.code = 'polling_timeout'
+    group by f.provider
+    union all
+    -- Of what users did wrong nothing has to be mended, and what nobody serves has an alert of its own.
+    select 'failure_rate', f.provider, 'critical', null,
+      format('%s of %s runs of %s failed in the last 15 minutes, most of them with %s.', count(*),
+        count(*) + coalesce(max(c.runs), 0), f.provider, coalesce(mode() within group (order by f.code), 'no code')),
+      'Look at image_jobs.failures, or image-jobs list --status failed; requeue the runs when it is mended.'
+    from failed f left join completed c on c.provider = f.provider
+    where f.finished_at > v_now - interval '15 min' and coalesce(f.code, '') <> all (array[
+      'content_policy', 'invalid_request', 'input_image_invalid', 'input_image_forbidden', 'unknown_model', 'unknown_provider',
+      'model_retired', 'not_served'])
+    group by f.provider
+    having count(*) >= 5 and count(*) >= 0.2 * (count(*) + coalesce(max(c.runs), 0))
+    union all
+    -- Either daemons have seen it and claim nothing, or pictures that were paid for were lost: several, or none is stored since.
+    select 'storage_failing', '', 'critical', least(closed.since, lost.since),
+      case when closed.since is not null then 'Storage takes no uploads, so no run is started.'
+        else format('%s picture%s could not be stored in the last 15 minutes, the last with %s.',
+          lost.pictures, case when lost.pictures > 1 then 's' else '' end, lost.code) end,
+      'Look whether Storage works and the bucket is there: image-jobs doctor does. Requeue failed runs: their pictures are not paid for again.'
+    from (
+      select min(d.storage_closed_at) as since from image_jobs.daemons d
+      where d.ended_at is null and d.seen_at >= v_now - d.lease and d.storage_closed_at <= v_now - interval '10 s'
+    ) closed
+    cross join (
+      select count(*) as pictures, min(f.finished_at) as since, max(f.finished_at) as last,
+        (array_agg(f.code order by f.finished_at desc))[1] as code
+      from failed f where f.code like 'storage\_%' and f.finished_at > v_now - interval '15 min'
+    ) lost
+    where closed.since is not null or lost.pictures >= 3
+      or lost.last > coalesce((select max(c.last) from completed c), '-infinity')
+    union all
+    select 'base64_refused', '', 'warning', min(t.ts),
+      format('%s time%s in the last hour, base64 was kept out of the database.',
+        count(*), case when count(*) > 1 then 's' else '' end),
+      'Look at the events "warning" of these runs: what sends files as text is to send URLs.'
+    from told t where (t.data ->> 'base64')::boolean
+    having count(*) > 0
+    union all
+    -- Until one arrives: that one was late alone is no trouble.
+    select 'webhook_late', t.provider, 'warning', min(t.ts),
+      format('%s webhook%s of %s did not come in time in the last hour, and none has come since.',
+        count(*), case when count(*) > 1 then 's' else '' end, t.provider),
+      'Run image-jobs doctor: it posts a test delivery. The runs are polled meanwhile.'
+    from told t
+    where t.data ->> 'webhook' = 'late'
+      and t.ts > coalesce((
+        select max(d.received_at) from image_jobs.webhook_deliveries d
+        where d.provider in (t.provider, 'hmac') and d.received_at > v_now - interval '1 hour'), '-infinity')
+    group by t.provider
+    union all
+    select 'oldest_wait', w.provider, 'warning', w.since + interval '10 min',
+      format('A run for %s has been waiting for %s minutes.', w.provider, floor(extract(epoch from v_now - w.since) / 60)),
+      'Start more daemons, or raise IMAGE_JOBS_CONCURRENCY or the limit in image_jobs.provider_limits, if the provider allows more.'
+    from waiting w
+    where w.since < v_now - interval '10 min' and not exists (
+      select from image_jobs.provider_limits l where l.provider = w.provider and l.model is null and l.paused)
+  )
+  select f.name, f.subject, f.severity, coalesce(f.since, n.since, v_now), f.sentence, f.cure
+  from found f
+  left join image_jobs.alert_notices n on n.name = f.name and n.subject = f.subject and n.closed_at is null;
+end
+$$;
+
+create or replace view image_jobs.alerts with (security_invoker = on) as
+select a.name, a.severity, a.since, a.sentence, a.cure, a.subject
+from image_jobs.current_alerts() a
+order by a.severity, a.since, a.name, a.subject;
+comment on view image_jobs.alerts is 'What an operator has to see to now, the worst first. subject: the provider or model it is about.';
+
+-- Note alerts that are new, and that others have passed: one row each, however many daemons look. That there was no daemon is
+-- noted by the first one after it. What may pass by itself, as in a deploy, is noted after a minute.
+create or replace function image_jobs.note_alerts()
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_alerts image_jobs.alerts[];
+  v_first timestamptz;
+  v_last timestamptz;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('image_jobs.alerts', 0)) then
+    return;
+  end if;
+  v_alerts := array(select a from image_jobs.alerts a where a.name <> 'no_daemon');
+  insert into image_jobs.alert_notices (name, subject, severity, sentence, cure, since, due_at)
+  select a.name, a.subject, a.severity, a.sentence, a.cure, a.since, v_now from unnest(v_alerts) a
+  where a.name <> 'provider_unserved' or a.since <= v_now - interval '1 min'
+  on conflict (name, subject) where closed_at is null do nothing;
+  update image_jobs.alert_notices n
+  set closed_at = v_now, due_at = case when n.sent is null then n.due_at else v_now end
+  where n.closed_at is null and not exists (select from unnest(v_alerts) a where a.name = n.name and a.subject = n.subject);
+
+  v_first := (select min(d.started_at) from image_jobs.daemons d where d.ended_at is null and d.seen_at >= v_now - d.lease);
+  v_last := (select max(least(d.ended_at, d.seen_at + d.lease)) from image_jobs.daemons d where d.started_at < v_first);
+  if v_first - v_last >= interval '1 min' and v_first > v_now - interval '1 hour'
+    and not exists (select from image_jobs.alert_notices n where n.name = 'no_daemon' and n.since = v_last)
+  then
+    insert into image_jobs.alert_notices (name, subject, severity, sentence, cure, since, closed_at, due_at)
+    values ('no_daemon', '', 'critical', 'No daemon was running.', 'Look at the log of the last one.', v_last, v_first, v_now);
+  end if;
+  delete from image_jobs.alert_notices n where n.closed_at < v_now - interval '7 days';
+end
+$$;
+
+-- Returns notices that are to be sent now, leased for a minute: {id, state, name, subject, severity, since, closed, sentence, cure},
+-- where state is open or closed. That one has closed is sent once its opening has been. What is over for a day is not news.
+create or replace function image_jobs.take_alert_notices(p_limit integer)
+returns setof jsonb language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz;
+begin
+  perform image_jobs.note_alerts();
+  v_now := image_jobs.now();
+  return query
+  with due as materialized (
+    select n.id from image_jobs.alert_notices n
+    where n.due_at <= v_now and (n.sent is null or n.sent = 'open' and n.closed_at is not null)
+      and coalesce(n.closed_at, 'infinity') > v_now - interval '1 day'
+    order by n.since, n.id limit p_limit
+    for update skip locked
+  )
+  update image_jobs.alert_notices n set due_at = v_now + interval '1 min', tries = n.tries + 1
+  from due where n.id = due.id
+  returning jsonb_build_object('id', n.id, 'state', case when n.sent is null then 'open' else 'closed' end,
+    'name', n.name, 'subject', n.subject, 'severity', n.severity, 'since', n.since, 'closed', n.closed_at,
+    'sentence', n.sentence, 'cure', n.cure);
+end
+$$;
+
+-- Write down that a notice was sent, or that it could not be: then it is due again after a pause that grows to 5 minutes.
+create or replace function image_jobs.finish_alert_notice(p_id uuid, p_state text, p_done boolean)
+returns void language sql volatile set search_path = ''
+as $$
+  update image_jobs.alert_notices n
+  set sent = case when p_done then p_state else n.sent end,
+    tries = case when p_done then 0 else n.tries end,
+    due_at = image_jobs.now() + case when p_done then interval '0' else make_interval(secs => least(2 ^ least(n.tries, 9), 300)) end
+  where n.id = p_id and n.sent is distinct from p_state and n.sent is distinct from 'closed'
+$$;
+
+-- The dashboard: all that an operator looks at, in one call. `image-jobs status` is drawn from it.
+
+-- Returns how runs go, in `period` until now and at the moment; sql/README.md lists the keys. Names of models are the callers': of
+-- those that are not on offer only the hundred with the most runs are told apart.
+create or replace function image_jobs.dashboard(period interval default '1 hour')
+returns jsonb language plpgsql volatile security definer set search_path = ''
+  set enable_seqscan = off set jit = off set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_from timestamptz := v_now - dashboard.period;
+  v_today timestamptz := date_trunc('day', v_now, 'UTC');
+  v_ended bigint := image_jobs.claim_before(v_from);
+  v_day_ago bigint := image_jobs.claim_before(least(v_from, v_now - interval '1 day'));
+  v_board jsonb;
+begin
+  if dashboard.period is null or dashboard.period <= interval '0' or dashboard.period > interval '31 days' then
+    perform image_jobs.refuse('The period of a dashboard is more than nothing, and at most 31 days.', 'The last day: interval ''1 day''.');
+  end if;
+  with pending as materialized (
+    select coalesce(r.routed_to, r.processor) as name, count(*) as waiting, 0 as delayed, min(r.due_at) as since
+    from public.runs r where r.queue_state = 'pending' and r.kind = 'image_gen' and r.rank is not null
+    group by 1
+    union all
+    select coalesce(r.routed_to, r.processor), count(*) filter (where r.due_at <= v_now),
+      count(*) filter (where r.due_at > v_now), min(r.due_at) filter (where r.due_at <= v_now)
+    from public.runs r where r.queue_state = 'pending' and r.kind = 'image_gen' and r.rank is null and r.due_at is not null
+    group by 1
+  ),
+  running as materialized (
+    select coalesce(r.routed_to, r.processor) as name, count(*) filter (where r.claimed_by is not null) as running,
+      count(*) filter (where r.claimed_by is null) as parked
+    from public.runs r where r.queue_state = 'running' and r.kind = 'image_gen'
+    group by 1
+  ),
+  ended as materialized (
+    select coalesce(r.routed_to, r.processor) as name, r.status, r.id, r.finished_at,
+      case when r.status = 'completed' then (r.payload -> 'timings' ->> 'generateMs')::double precision end as generate_ms,
+      case when r.status = 'failed' then r.payload ->> 'code' end as code
+    from public.runs r
+    where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen'
+      and r.claim >= v_ended and r.finished_at > v_from
+  ),
+  settled as materialized (
+    select e.name, count(*) filter (where e.status = 'completed') as completed, count(*) filter (where e.status = 'failed') as failed,
+      count(*) filter (where e.status = 'cancelled') as cancelled
+    from ended e group by 1
+  ),
+  calls as materialized (
+    select c.provider, c.model, sum(c.cost) filter (where c.opened_at > v_from) as usd,
+      sum(c.estimate) filter (where c.state = 'unknown' and c.opened_at > v_from) as possible_usd,
+      sum(c.cost) filter (where c.opened_at >= v_today) as usd_today,
+      sum(c.estimate) filter (where c.state = 'unknown' and c.opened_at >= v_today) as possible_usd_today
+    from image_jobs.calls c
+    where c.opened_at >= least(v_from, v_today) and c.state in ('charged', 'unknown')
+    group by 1, 2
+  ),
+  named as materialized (
+    select counts.name, split_part(counts.name, ':', 1) as provider, case
+      when row_number() over (order by counts.runs desc) > 100 then '…' else image_jobs.drawing_model(counts.name) end as model
+    from (
+      select each.name, sum(each.runs) as runs
+      from (
+        select p.name, p.waiting + p.delayed as runs from pending p
+        union all select r.name, r.running + r.parked from running r
+        union all select s.name, s.completed + s.failed + s.cancelled from settled s
+      ) each
+      group by 1
+    ) counts
+  ),
+  timed as materialized (
+    select n.provider, n.model, percentile_cont(array[0.5, 0.95]) within group (order by e.generate_ms) as percentiles
+    from ended e join named n on n.name = e.name where e.generate_ms is not null
+    group by 1, 2
+  ),
+  living as materialized (
+    select d.slots, d.providers, d.draining from image_jobs.daemons d
+    where d.ended_at is null and d.seen_at >= v_now - d.lease
+  ),
+  status as materialized (
+    select s.provider, s.model, s.state, s.since, s.until, s.sentence from image_jobs.provider_status() s
+  ),
+  models as materialized (
+    select sums.*, coalesce(own.per_minute, common.per_minute) as per_minute, coalesce(own.max_running, common.max_running) as max_running
+    from (
+      select each.provider, each.model, sum(each.waiting) as waiting, sum(each.delayed) as delayed, min(each.since) as since,
+        sum(each.running) as running, sum(each.parked) as parked, sum(each.completed) as completed, sum(each.failed) as failed,
+        sum(each.cancelled) as cancelled, sum(each.usd) as usd, sum(each.possible_usd) as possible_usd
+      from (
+        select n.provider, n.model, p.waiting, p.delayed, p.since, null::bigint as running, null::bigint as parked,
+          null::bigint as completed, null::bigint as failed, null::bigint as cancelled, null::numeric as usd, null::numeric as possible_usd
+        from pending p join named n on n.name = p.name
+        union all
+        select n.provider, n.model, null, null, null, r.running, r.parked, null, null, null, null, null
+        from running r join named n on n.name = r.name
+        union all
+        select n.provider, n.model, null, null, null, null, null, s.completed, s.failed, s.cancelled, null, null
+        from settled s join named n on n.name = s.name
+        union all
+        select c.provider, c.model, null, null, null, null, null, null, null, null, c.usd, c.possible_usd from calls c
+        where coalesce(c.usd, c.possible_usd) is not null
+        union all
+        -- What is closed is told, also where nothing waits.
+        select s.provider, s.model, null, null, null, null, null, null, null, null, null, null
+        from status s where s.state not in ('open', 'unserved', 'storage')
+      ) each
+      group by 1, 2
+    ) sums
+    left join image_jobs.provider_limits common on common.provider = sums.provider and common.model is null
+    left join image_jobs.provider_limits own on own.provider = sums.provider and own.model = sums.model
+  ),
+  providers as materialized (
+    select m.provider, sum(m.waiting) as waiting, sum(m.delayed) as delayed, min(m.since) as since, sum(m.running) as running,
+      sum(m.parked) as parked, sum(m.completed) as completed, sum(m.failed) as failed, sum(m.cancelled) as cancelled,
+      sum(m.usd) as usd, sum(m.possible_usd) as possible_usd
+    from models m group by 1
+  ),
+  told as materialized (
+    select e.payload -> 'data' as data, coalesce(split_part(coalesce(r.routed_to, r.processor), ':', 1), '') as provider
+    from public.run_events e join public.runs r on r.id = e.run_id
+    where e.run_kind = 'image_gen' and e.kind = 'error' and e.payload ->> 'event' in ('incident', 'warning') and e.ts > v_from
+  )
+  select jsonb_build_object(
+    'at', v_now,
+    'from', v_from,
+    'alerts', (
+      select coalesce(jsonb_agg(to_jsonb(a) order by a.severity, a.since, a.name, a.subject), '[]') from image_jobs.alerts a),
+    'totals', (
+      select jsonb_build_object(
+        'waiting', coalesce(sum(p.waiting), 0), 'delayed', coalesce(sum(p.delayed), 0),
+        'oldest_wait', extract(epoch from v_now - min(p.since)),
+        'running', coalesce(sum(p.running), 0), 'parked', coalesce(sum(p.parked), 0),
+        'slots', (select coalesce(sum(l.slots), 0) from living l), 'daemons', (select count(*) from living),
+        'completed', coalesce(sum(p.completed), 0), 'failed', coalesce(sum(p.failed), 0), 'cancelled', coalesce(sum(p.cancelled), 0),
+        'usd', coalesce(sum(p.usd), 0), 'possible_usd', coalesce(sum(p.possible_usd), 0),
+        'usd_today', (select coalesce(sum(c.usd_today), 0) from calls c),
+        'possible_usd_today', (select coalesce(sum(c.possible_usd_today), 0) from calls c))
+      from providers p),
+    'queue', (
+      select coalesce(jsonb_agg(jsonb_build_object(
+        'provider', p.provider, 'pending', coalesce(p.waiting, 0), 'delayed', coalesce(p.delayed, 0),
+        'running', coalesce(p.running, 0), 'parked', coalesce(p.parked, 0), 'completed', coalesce(p.completed, 0),
+        'failed', coalesce(p.failed, 0), 'cancelled', coalesce(p.cancelled, 0),
+        'oldest_wait', extract(epoch from v_now - p.since), 'usd', coalesce(p.usd, 0),
+        'per_minute', l.per_minute, 'max_running', l.max_running, 'paused', coalesce(l.paused, false),
+        'blocked_until', case when s.state = 'blocked' then s.until end,
+        'state', coalesce(s.state, 'unserved'), 'since', s.since, 'until', s.until, 'sentence', s.sentence
+      ) order by p.provider), '[]')
+      from providers p
+      left join image_jobs.provider_limits l on l.provider = p.provider and l.model is null
+      left join status s on s.provider = p.provider and s.model is null),
+    'models', (
+      select coalesce(jsonb_agg(jsonb_build_object(
+        'provider', m.provider, 'model', m.model, 'waiting', coalesce(m.waiting, 0), 'delayed', coalesce(m.delayed, 0),
+        'oldest_wait', extract(epoch from v_now - m.since), 'running', coalesce(m.running, 0), 'parked', coalesce(m.parked, 0),
+        'per_minute', m.per_minute, 'max_running', m.max_running,
+        'completed', coalesce(m.completed, 0), 'failed', coalesce(m.failed, 0), 'cancelled', coalesce(m.cancelled, 0),
+        'failure_share', round(m.failed / nullif(m.completed + m.failed, 0), 4),
+        'generate_p50_ms', round(t.percentiles[1]), 'generate_p95_ms', round(t.percentiles[2]),
+        'usd', coalesce(m.usd, 0), 'possible_usd', coalesce(m.possible_usd, 0),
+        'state', coalesce(s.state, 'unserved'), 'since', s.since, 'until', s.until, 'sentence', s.sentence
+      ) order by m.provider, m.model), '[]')
+      from models m
+      left join timed t on t.provider = m.provider and t.model = m.model
+      left join lateral (
+        select own.* from status own
+        where own.provider = m.provider and (own.model = m.model or own.model is null)
+        order by own.model nulls last limit 1
+      ) s on true
+      where m.model is not null),
+    'failures_by_code', (
+      select coalesce(jsonb_agg(jsonb_build_object(
+        'code', f.code, 'count', f.count, 'last', f.last, 'providers', f.providers, 'example', f.example,
+        'error', r.payload ->> 'error', 'hint', r.payload ->> 'hint') order by f.count desc, f.code), '[]')
+      from (
+        select e.code, count(*) as count, max(e.finished_at) as last, (array_agg(e.id order by e.finished_at desc))[1] as example,
+          array_agg(distinct split_part(e.name, ':', 1)) as providers
+        from ended e where e.status = 'failed' group by 1 order by 2 desc limit 50
+      ) f
+      join public.runs r on r.id = f.example),
+    'storage', (
+      select jsonb_build_object('stored', uploads.stored, 'failed', uploads.failed,
+        'success_rate', round(uploads.stored / nullif(uploads.stored + uploads.failed, 0), 4))
+      from (
+        select (select coalesce(sum(p.completed), 0) from providers p) as stored, count(*)::numeric as failed
+        from ended e where e.code like 'storage\_%'
+      ) uploads),
+    'base64_refused', (select count(*) from told t where (t.data ->> 'base64')::boolean),
+    'webhooks', (
+      select coalesce(jsonb_agg(jsonb_build_object('provider', w.provider, 'accepted', w.accepted, 'duplicates', w.duplicates,
+        'refused', w.refused, 'late', w.late) order by w.provider), '[]')
+      from (
+        select each.provider, sum(each.accepted) as accepted, sum(each.duplicates) as duplicates, sum(each.refused) as refused,
+          sum(each.late) as late
+        from (
+          select c.provider, c.accepted, c.duplicates, c.refused, 0 as late from image_jobs.webhook_counters c
+          where c.minute > v_from - interval '1 min'
+          union all
+          select t.provider, 0, 0, 0, 1 from told t where t.data ->> 'webhook' = 'late'
+        ) each
+        group by 1
+      ) w),
+    'cancellations', (
+      select jsonb_build_object('waiting', count(*), 'tried', count(*) filter (where c.tries > 0),
+        'oldest_wait', extract(epoch from v_now - min(c.requested_at)))
+      from image_jobs.cancellations c),
+    'daemons', (
+      select coalesce(jsonb_agg(jsonb_build_object('id', d.id, 'name', d.name, 'state', d.state, 'version', d.version,
+        'in_flight', d.in_flight, 'slots', d.slots, 'providers', d.providers, 'started_at', d.started_at, 'seen_at', d.seen_at,
+        'last_beat', extract(epoch from v_now - d.seen_at)) order by d.started_at), '[]')
+      from image_jobs.daemon_status d where d.state in ('alive', 'draining', 'silent')),
+    'failures', (
+      select coalesce(jsonb_agg(jsonb_build_object('id', f.id, 'workflow_id', f.subject_id, 'finished_at', f.finished_at,
+        'processor', f.processor, 'attempt', f.attempt, 'code', f.payload ->> 'code', 'error', f.payload ->> 'error',
+        'hint', f.payload ->> 'hint') order by f.finished_at desc), '[]')
+      from (
+        select r.* from public.runs r
+        where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen'
+          and r.claim >= v_day_ago and r.status = 'failed' and r.finished_at is not null
+        order by r.finished_at desc limit 10
+      ) f)
+  ) into v_board;
+  return v_board;
+end
+$$;
+
 -- What clients call: start_image_job, cancel_run, requeue_run. The public ones run with the caller's rights and RLS;
 -- those that must change runs go through a function in image_jobs that checks membership first.
 
@@ -7418,6 +7918,12 @@ revoke all on function
   image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),
   image_jobs.report_daemon(uuid, boolean, text[])
   from public, anon, authenticated, service_role;
+revoke all on image_jobs.alert_notices, image_jobs.alerts from public, anon, authenticated, service_role;
+revoke all on function
+  image_jobs.claim_before(timestamptz), image_jobs.current_alerts(), image_jobs.dashboard(interval),
+  image_jobs.finish_alert_notice(uuid, text, boolean),
+  image_jobs.note_alerts(), image_jobs.take_alert_notices(integer)
+  from public, anon, authenticated, service_role;
 revoke all on public.workflow_nodes from public, anon, authenticated, service_role;
 -- On tables that were there before, rows of other kinds stay as open as they were; but row level security does not stop these.
 revoke truncate, references, trigger on public.runs, public.run_events from public, anon, authenticated, service_role;
@@ -7485,6 +7991,8 @@ grant execute on function image_jobs.my_workflows(), image_jobs.can_access_workf
 grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.image_job_record(varchar),
   image_jobs.refuse(text, text), image_jobs.current_user_id() to authenticated, service_role;
 grant execute on function image_jobs.now(), image_jobs.forget_user(uuid) to service_role;
+grant select on image_jobs.alerts to service_role;
+grant execute on function image_jobs.current_alerts(), image_jobs.dashboard(interval) to service_role;
 
 grant select, insert on public.runs to authenticated;
 grant select on public.run_events to authenticated;
@@ -7544,6 +8052,7 @@ alter table image_jobs.webhook_counters enable row level security;
 alter table image_jobs.cancellations enable row level security;
 alter table image_jobs.file_removals enable row level security;
 alter table image_jobs.walks enable row level security;
+alter table image_jobs.alert_notices enable row level security;
 
 -- A row that is read is held against the set of the user's workflows, which is found once a statement, and by which an index is
 -- read; `in (select …)` would read the whole table. A row that is written is asked for by itself: it may found its workflow.

@@ -120,6 +120,12 @@ revoke all on function
   image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),
   image_jobs.report_daemon(uuid, boolean, text[])
   from public, anon, authenticated, service_role;
+revoke all on image_jobs.alert_notices, image_jobs.alerts from public, anon, authenticated, service_role;
+revoke all on function
+  image_jobs.claim_before(timestamptz), image_jobs.current_alerts(), image_jobs.dashboard(interval),
+  image_jobs.finish_alert_notice(uuid, text, boolean),
+  image_jobs.note_alerts(), image_jobs.take_alert_notices(integer)
+  from public, anon, authenticated, service_role;
 revoke all on public.workflow_nodes from public, anon, authenticated, service_role;
 -- On tables that were there before, rows of other kinds stay as open as they were; but row level security does not stop these.
 revoke truncate, references, trigger on public.runs, public.run_events from public, anon, authenticated, service_role;
@@ -176,6 +182,8 @@ grant execute on function image_jobs.my_workflows(), image_jobs.can_access_workf
 grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.image_job_record(varchar),
   image_jobs.refuse(text, text), image_jobs.current_user_id() to authenticated, service_role;
 grant execute on function image_jobs.now(), image_jobs.forget_user(uuid) to service_role;
+grant select on image_jobs.alerts to service_role;
+grant execute on function image_jobs.current_alerts(), image_jobs.dashboard(interval) to service_role;
 
 grant select, insert on public.runs to authenticated;
 grant select on public.run_events to authenticated;
@@ -235,6 +243,7 @@ alter table image_jobs.webhook_counters enable row level security;
 alter table image_jobs.cancellations enable row level security;
 alter table image_jobs.file_removals enable row level security;
 alter table image_jobs.walks enable row level security;
+alter table image_jobs.alert_notices enable row level security;
 
 -- A row that is read is held against the set of the user's workflows, which is found once a statement, and by which an index is
 -- read; `in (select …)` would read the whole table. A row that is written is asked for by itself: it may found its workflow.

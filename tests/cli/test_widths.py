@@ -13,10 +13,20 @@ WHY = "The provider has refused the prompt, since it names a person; say it in o
 
 PRINTED = {
     ("status", 60): """
+alert    since
+warning  2026-01-01 12:00:00
+    midjourney is closed to all daemons until 2100-01-01
+    12:00 UTC: Out of credit. Do what the reason says.
+    Deleting its row of image_jobs.provider_blocks opens it
+    at once.
+
 provider    pending  running  completed  failed  oldest
-demo              1        0          0       1  0:05:SS
+demo              1        0          0       0  0:05:SS
 midjourney        0        0          0       0
     blocked until 2100-01-01 12:00:00
+
+Last hour: 0 completed, 0 failed, $0.00. Today (UTC): $0.00.
+0 of 16 slots are in use.
 
 daemon       state  runs     version
 worker-7f9c  alive  0 of 16  0.1.0
@@ -28,10 +38,19 @@ job_1795489358547_863642fc6f89  demo:painter
     person; say it in other words and try again.
 """,
     ("status", 80): """
+alert    since                what
+warning  2026-01-01 12:00:00  midjourney is closed to all daemons until
+                              2100-01-01 12:00 UTC: Out of credit. Do what the
+                              reason says. Deleting its row of
+                              image_jobs.provider_blocks opens it at once.
+
 provider    pending  running  completed  failed  oldest
-demo              1        0          0       1  0:05:SS
+demo              1        0          0       0  0:05:SS
 midjourney        0        0          0       0
     blocked until 2100-01-01 12:00:00
+
+Last hour: 0 completed, 0 failed, $0.00. Today (UTC): $0.00. 0 of 16 slots are
+in use.
 
 daemon       state  runs     version  providers
 worker-7f9c  alive  0 of 16  0.1.0    demo, google, midjourney, openai,
@@ -43,9 +62,15 @@ job_1795489358547_863642fc6f89  demo:painter
     other words and try again.
 """,
     ("status", 120): """
+alert    since                what
+warning  2026-01-01 12:00:00  midjourney is closed to all daemons until 2100-01-01 12:00 UTC: Out of credit. Do what the
+                              reason says. Deleting its row of image_jobs.provider_blocks opens it at once.
+
 provider    pending  running  completed  failed  oldest   note
-demo              1        0          0       1  0:05:SS
+demo              1        0          0       0  0:05:SS
 midjourney        0        0          0       0           blocked until 2100-01-01 12:00:00
+
+Last hour: 0 completed, 0 failed, $0.00. Today (UTC): $0.00. 0 of 16 slots are in use.
 
 daemon       state  runs     version  providers
 worker-7f9c  alive  0 of 16  0.1.0    demo, google, midjourney, openai, stability
@@ -111,10 +136,11 @@ async def queue(db: Db) -> None:
     await insert_run(db, "job_waiting")
     await db.execute(
         """
+        update image_jobs.daemons set name = 'worker-7f9c', version = '0.1.0', slots = 16, lease = '1 day',
+          providers = array['demo', 'google', 'midjourney', 'openai', 'stability'];
         insert into image_jobs.provider_blocks (provider, until, reason)
         values ('midjourney', '2100-01-01 12:00+00', 'Out of credit.');
-        update image_jobs.daemons set name = 'worker-7f9c', version = '0.1.0', slots = 16, lease = '1 day',
-          providers = array['demo', 'google', 'midjourney', 'openai', 'stability']
+        update image_jobs.provider_states set since = '2026-01-01 12:00+00'
         """
     )
 

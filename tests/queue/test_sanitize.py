@@ -146,11 +146,25 @@ def test_a_settlement_that_fits_is_unchanged() -> None:
     assert sanitize_settlement(settlement, masker()) == settlement
 
 
+@pytest.mark.parametrize(
+    ("said", "is_file"), [(FILE, True), (f"Here: {token(5_000)}.", True), ("word " * 2_000, False), (URL, False)]
+)
+def test_a_warning_says_whether_base64_was_kept_out(said: str, is_file: bool) -> None:
+    entry = {
+        "id": "job_1",
+        "claim": 7,
+        "outcome": "failed",
+        "payload": {"error": "No.", "details": {"response": [said]}},
+    }
+    warnings = sanitize_settlement(entry, str).get("events", [])
+    assert [each["kind"] for each in warnings if each["payload"]["data"].get("base64")] == ["error"] * is_file
+
+
 def test_the_same_shortening_is_the_same_warning() -> None:
     entry = {"id": "r", "claim": 1, "message": FILE, "events": []}
     first, again = (sanitize_progress(entry, str)["events"] for _ in range(2))
     assert first == again
-    assert first[0]["payload"]["data"] == {"fields": ["message"]}
+    assert first[0]["payload"]["data"] == {"fields": ["message"], "base64": True}
 
 
 def test_structure_has_the_first_right_to_the_room() -> None:
@@ -268,7 +282,7 @@ async def test_a_revised_prompt_with_a_picture_keeps_its_run(database: str, db: 
     assert row["status"] == "completed"
     assert row["payload"]["revisedPrompt"] == "A fox. ![fox](data:image/png; base64,…) The end."
     assert row["payload"]["cost"] == 0.04
-    assert await data_of(db, run, "warning") == [{"fields": ["revisedPrompt"]}]
+    assert await data_of(db, run, "warning") == [{"fields": ["revisedPrompt"], "base64": True}]
 
 
 @pytest.mark.parametrize("kind", ["failed", "retry", "parked"])

@@ -17,6 +17,8 @@ WRITE = {"SELECT", "INSERT", "UPDATE", "DELETE"}
 ALL_THREE = dict.fromkeys(API_ROLES, READ)
 
 RELATIONS: dict[str, dict[str, set[str]]] = {
+    "image_jobs.alert_notices": {},
+    "image_jobs.alerts": {"service_role": READ},
     "image_jobs.cancellations": {},
     "image_jobs.claims": {},
     "image_jobs.daemons": {"service_role": READ},
@@ -80,6 +82,12 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.provider_name": NOBODY,
     "image_jobs.provider_status": SIGNED_IN,
     "image_jobs.report_daemon": NOBODY,
+    "image_jobs.claim_before": NOBODY,
+    "image_jobs.current_alerts": {"service_role"},
+    "image_jobs.dashboard": {"service_role"},
+    "image_jobs.finish_alert_notice": NOBODY,
+    "image_jobs.note_alerts": NOBODY,
+    "image_jobs.take_alert_notices": NOBODY,
     "image_jobs.call_of_job": NOBODY,
     "image_jobs.calls_of": NOBODY,
     "image_jobs.fate_of": NOBODY,
