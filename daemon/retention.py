@@ -1,6 +1,6 @@
-"""Ends what is to end: runs that are older than they are kept, and the files of runs that are gone.
+"""Ends what is to end: runs that are older than they are kept, the files of runs that are gone, uploads of forgotten users.
 
-The database lists both (`sql/schema/74_retention.sql`), and leases them to one daemon at a time. A killed daemon's are leased
+The database lists them (`sql/schema/74_retention.sql`), and leases them to one daemon at a time. A killed daemon's are leased
 again.
 """
 
@@ -15,7 +15,7 @@ from daemon.errors import RunError
 from daemon.queue.client import FileRemoval, Queue
 from daemon.queue.outage import describe
 from daemon.queue.signals import Signals
-from daemon.storage.client import Storage
+from daemon.storage.client import SOURCES, Storage
 
 log = structlog.stdlib.get_logger()
 
@@ -27,6 +27,8 @@ STEP = 5000
 """Rows that one step looks at."""
 AT_ONCE = 20
 """Runs whose files are removed before the database is asked for more."""
+SOURCES_AT_ONCE = 500
+"""Uploads that one request removes."""
 
 
 class Retention:
@@ -54,7 +56,7 @@ class Retention:
         while True:
             self._due.clear()
             more = False
-            for step in (self._walk, self._remove_files):  # neither waits for the other's trouble
+            for step in (self._walk, self._remove_files, self._remove_sources):  # none waits for another's trouble
                 try:
                     more |= await step()
                 except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
@@ -93,3 +95,17 @@ class Retention:
         if removal.files:
             log.info("files.removed", run_id=removal.run_id, files=sum(map(len, removal.files.values())))
         return True
+
+    async def _remove_sources(self) -> bool:
+        """Remove some uploads of users and workflows that are forgotten. Returns whether there may be more to do."""
+        removed = False
+        for removal in await self._queue.take_source_removals(SOURCES_AT_ONCE):
+            done = True
+            try:
+                await self._storage.remove(removal.names, bucket=SOURCES)
+            except RunError as error:
+                log.warning("sources.not_removed", error=error.message)
+                done = False
+            await self._queue.finish_source_removal(removal, done=done)
+            removed |= done
+        return removed

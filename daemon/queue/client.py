@@ -74,6 +74,15 @@ class FileRemoval:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceRemoval:
+    """Some uploads of a user or a workflow that is forgotten: keys in the bucket of sources."""
+
+    belongs_to: str
+    id: str
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class RetentionStep:
     """The result of one step of retention: runs that were pruned, runs whose lost files were found, and why others were not."""
 
@@ -329,6 +338,19 @@ class Queue:
         async with self._connected_beside() as connection:
             await connection.execute(
                 "select image_jobs.finish_alert_notice($1, $2, $3)", UUID(notice.id), notice.state, done
+            )
+
+    async def take_source_removals(self, limit: int) -> list[SourceRemoval]:
+        """Lease removals of uploads for a minute, of `limit` names at most each."""
+        async with self._connected_beside() as connection:
+            rows = await connection.fetch("select image_jobs.take_source_removals($1)", limit)
+        return [SourceRemoval(**json.loads(text)) for (text,) in rows]
+
+    async def finish_source_removal(self, removal: SourceRemoval, *, done: bool) -> None:
+        """Have it looked for more, or put it off if it is not `done`."""
+        async with self._connected_beside() as connection:
+            await connection.execute(
+                "select image_jobs.finish_source_removal($1, $2, $3)", removal.belongs_to, UUID(removal.id), done
             )
 
     async def ping(self) -> None:

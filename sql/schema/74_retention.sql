@@ -12,6 +12,16 @@ comment on table image_jobs.file_removals is 'Runs that are gone, and whose file
 comment on column image_jobs.file_removals.due_at is 'Not before then; while a daemon is at it, the end of its lease.';
 create index if not exists file_removals_due on image_jobs.file_removals (due_at);
 
+-- What forgotten users have uploaded, and what lies in workflows that went with them. A row stays until none of it is left.
+create table if not exists image_jobs.source_removals (
+  belongs_to text not null check (belongs_to in ('user', 'workflow')),
+  id uuid not null,
+  due_at timestamptz not null,
+  tries integer not null default 0,
+  primary key (belongs_to, id)
+);
+comment on table image_jobs.source_removals is 'Users and workflows whose uploads in the bucket image-sources are to be removed.';
+
 -- How far a walk has come: through runs, for retention; through a bucket, for files whose run is gone. A bucket stays here
 -- when another one is used: files in it go with their runs, too.
 create table if not exists image_jobs.walks (
@@ -135,6 +145,59 @@ begin
     update image_jobs.file_removals f set due_at = image_jobs.now() + least(interval '1 hour', interval '5 s' * 2 ^ least(f.tries, 10))
     where f.workflow_id = p_workflow_id and f.run_id = p_run_id;
   end if;
+end
+$$;
+
+-- Lease removals of sources to the caller, for a minute, at most p_limit names each: {belongs_to, id, names}. None in a bucket
+-- of that name that was there before us: what lies in it may be others'.
+create or replace function image_jobs.take_source_removals(p_limit integer)
+returns setof jsonb language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_removal record;
+  v_names text[];
+begin
+  if not image_jobs.sees_files() then
+    return;
+  end if;
+  for v_removal in
+    update image_jobs.source_removals s set tries = s.tries + 1, due_at = image_jobs.now() + interval '1 min'
+    from (
+      select d.belongs_to, d.id from image_jobs.source_removals d
+      where d.due_at <= image_jobs.now() order by d.due_at limit 20 for update skip locked
+    ) due
+    where s.belongs_to = due.belongs_to and s.id = due.id
+    returning s.belongs_to, s.id
+  loop
+    v_names := case when exists (select from image_jobs.project p where 'image-sources' = any (p.own_buckets)) then
+      case v_removal.belongs_to
+        when 'workflow' then array(
+          select o.name from storage.objects o
+          where o.bucket_id = 'image-sources' and o.name collate "C" >= v_removal.id || '/' and o.name collate "C" < v_removal.id || '0'
+          limit p_limit)
+        else array(
+          select o.name from storage.objects o
+          where o.bucket_id = 'image-sources'
+            and v_removal.id::text in (to_jsonb(o) ->> 'owner_id', to_jsonb(o) ->> 'owner')
+          limit p_limit) end end;
+    if coalesce(cardinality(v_names), 0) = 0 then
+      delete from image_jobs.source_removals s where s.belongs_to = v_removal.belongs_to and s.id = v_removal.id;
+      continue;
+    end if;
+    return next jsonb_build_object('belongs_to', v_removal.belongs_to, 'id', v_removal.id, 'names', v_names);
+  end loop;
+end
+$$;
+
+-- Look for more at once, or put a removal off as finish_file_removal does.
+create or replace function image_jobs.finish_source_removal(p_belongs_to text, p_id uuid, p_done boolean)
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  update image_jobs.source_removals s set tries = case when p_done then 0 else s.tries end,
+    due_at = image_jobs.now()
+      + case when p_done then interval '0' else least(interval '1 hour', interval '5 s' * 2 ^ least(s.tries, 10)) end
+  where s.belongs_to = p_belongs_to and s.id = p_id;
 end
 $$;
 
@@ -297,7 +360,7 @@ begin
 end
 $$;
 
--- Erase a user: the runs that are theirs, with events and files; their memberships; and the nodes of workflows that they
+-- Erase a user: the runs that are theirs, with events and files; what they have uploaded; their memberships; and the nodes of workflows that they
 -- alone were members of, with whatever runs are left there. The books keep their sums, without the user. For operators.
 create or replace function image_jobs.forget_user(p_user_id uuid)
 returns jsonb language plpgsql volatile security definer set search_path = ''
@@ -321,6 +384,11 @@ begin
     exit when v_deleted = 0;
     v_runs := v_runs + v_deleted;
   end loop;
+  insert into image_jobs.source_removals (belongs_to, id, due_at)
+  select gone.belongs_to, gone.id, image_jobs.now()
+  from (select 'user' as belongs_to, p_user_id as id union all select 'workflow', unnest(v_own)) gone
+  on conflict (belongs_to, id) do update set due_at = excluded.due_at, tries = 0;
+  perform pg_notify('image_jobs_drop', '');
   update image_jobs.calls c set user_id = null where c.user_id = p_user_id;
   delete from public.workflow_nodes n where n.workflow_id = any (v_own);
   get diagnostics v_nodes = row_count;

@@ -17,7 +17,7 @@ revoke all on sequence
   image_jobs.claims, image_jobs.event_numbers, image_jobs.node_versions, image_jobs.provider_blocks_id_seq,
   image_jobs.provider_limits_id_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets, image_jobs.usage_limits_id_seq
   from public, anon, authenticated, service_role;
-revoke all on image_jobs.calls, image_jobs.file_removals, image_jobs.migrations, image_jobs.prices, image_jobs.project, image_jobs.walks from public, anon, authenticated, service_role;
+revoke all on image_jobs.calls, image_jobs.file_removals, image_jobs.migrations, image_jobs.prices, image_jobs.project, image_jobs.source_removals, image_jobs.walks from public, anon, authenticated, service_role;
 revoke all on function image_jobs.check_set_up(text, boolean), image_jobs.realtime_steps(), image_jobs.set_up(text, boolean), image_jobs.storage_steps(text, boolean)
   from public, anon, authenticated, service_role;
 revoke all on function
@@ -85,7 +85,7 @@ revoke all on function
   image_jobs.wake_all(), image_jobs.find_lost_files(text, text, text, integer),
   image_jobs.finish_file_removal(uuid, varchar, boolean), image_jobs.forget_user(uuid),
   image_jobs.is_file_of(text, uuid, varchar, boolean), image_jobs.keep_files_of(uuid, varchar), image_jobs.pictured_run(text),
-  image_jobs.prune_runs(timestamptz, varchar, integer), image_jobs.remove_files(uuid[], varchar[], boolean[]), image_jobs.take_file_removals(integer), image_jobs.sees_files(), image_jobs.percent_decoded(text),
+  image_jobs.prune_runs(timestamptz, varchar, integer), image_jobs.remove_files(uuid[], varchar[], boolean[]), image_jobs.take_file_removals(integer), image_jobs.take_source_removals(integer), image_jobs.finish_source_removal(text, uuid, boolean), image_jobs.sees_files(), image_jobs.percent_decoded(text),
   image_jobs.walk(text[], interval, integer), image_jobs.webhook_key(text, text), image_jobs.webhook_wait(public.runs),
   image_jobs.write_events(image_jobs.event[]), image_jobs.write_nodes(varchar[])
   from public, anon, authenticated, service_role;
@@ -242,6 +242,7 @@ alter table image_jobs.webhook_deliveries enable row level security;
 alter table image_jobs.webhook_counters enable row level security;
 alter table image_jobs.cancellations enable row level security;
 alter table image_jobs.file_removals enable row level security;
+alter table image_jobs.source_removals enable row level security;
 alter table image_jobs.walks enable row level security;
 alter table image_jobs.alert_notices enable row level security;
 

@@ -15,7 +15,7 @@ from storage3.exceptions import StorageApiError
 
 from tests.fakes.server import picture
 from tests.support.daemon_harness import DaemonHarness, open_harness
-from tests.support.postgres import Cluster, signed_in
+from tests.support.postgres import Cluster, signed_in, wait_until
 from tests.support.storage_project import client
 
 pytestmark = pytest.mark.one_postgres
@@ -169,3 +169,24 @@ async def test_sources_take_pictures_and_are_never_replaced(private: Private, ht
     assert [entry["name"] for entry in await of.list(str(workflow))] == ["a.png"]
     assert Image.open(BytesIO(await of.download(path))).size
     assert [row["name"] for row in await of.remove([path])] == [path]
+
+
+async def test_uploads_of_a_forgotten_user_are_removed(private: Private, http: httpx.AsyncClient) -> None:
+    shared, own = uuid4(), uuid4()
+    user = await private.join(own)
+    other = await private.join(shared)
+    await private.db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", shared, user)
+    png = {"content-type": "image/png"}
+    for uploader, path in ((user, f"{own}/a.png"), (user, f"{shared}/b.png"), (other, f"{shared}/c.png")):
+        await (await private.storage_of(http, uploader)).from_("image-sources").upload(path, picture(), png)
+    await private.db.execute("select image_jobs.forget_user($1)", user)
+
+    async def left() -> list[str] | None:
+        rows = await private.db.fetch(
+            "select name from storage.objects where starts_with(name, $1) or starts_with(name, $2)",
+            *map(str, (own, shared)),
+        )
+        waiting = await private.db.fetchval("select count(*) from image_jobs.source_removals")
+        return None if waiting else [row["name"] for row in rows]
+
+    assert await wait_until(left, timeout=40) == [f"{shared}/c.png"]

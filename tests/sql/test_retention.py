@@ -408,3 +408,40 @@ async def test_forgetting_a_user_leaves_nothing_but_sums(db: Db, daemon: Daemon,
     assert [row["user_id"] for row in await db.fetch("select user_id from workflow_members")] == [other]
     assert [row["created_by"] for row in await db.fetch("select created_by from image_jobs.workflow_links")] == [other]
     assert await db.fetch("select run_id, user_id from image_jobs.calls") == [(mine, None)]
+
+
+async def sources(db: Db) -> dict[str, list[str]]:
+    """Lease removals of sources; return the names of each."""
+    rows = await db.fetch("select image_jobs.take_source_removals(100)")
+    return {row[0]["belongs_to"]: sorted(row[0]["names"]) for row in rows}
+
+
+async def test_forgetting_a_user_removes_uploads(db: Db, member: UUID) -> None:
+    shared, other = uuid4(), uuid4()
+    for name, owner in ((f"{WORKFLOW}/a.png", other), (f"{shared}/b.png", member), (f"{shared}/c.png", other)):
+        await db.execute(
+            "insert into storage.objects (bucket_id, name, owner_id) values ('image-sources', $1, $2)", name, str(owner)
+        )
+    for user in (member, other):
+        await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", shared, user)
+    await db.execute("select image_jobs.forget_user($1)", member)
+    assert await sources(db) == {"user": [f"{shared}/b.png"], "workflow": [f"{WORKFLOW}/a.png"]}
+    assert await sources(db) == {}
+    await db.execute("select image_jobs.finish_source_removal('user', $1, false)", member)
+    assert await sources(db) == {}
+    async with db.transaction():
+        await db.execute("select set_config('storage.allow_delete_query', 'true', true)")
+        await db.execute("delete from storage.objects where name like '%/b.png' or name like '%/a.png'")
+    await db.execute("update image_jobs.source_removals set due_at = image_jobs.now()")
+    assert await sources(db) == {}
+    assert await db.fetch("select * from image_jobs.source_removals") == []
+
+
+async def test_uploads_of_an_application_are_left_alone(db: Db, member: UUID) -> None:
+    await db.execute("update image_jobs.project set own_buckets = '{}'")
+    name = f"{WORKFLOW}/a.png"
+    await db.execute(
+        "insert into storage.objects (bucket_id, name, owner_id) values ('image-sources', $1, $2)", name, str(member)
+    )
+    await db.execute("select image_jobs.forget_user($1)", member)
+    assert await sources(db) == {}
