@@ -14,7 +14,15 @@ from tests.support.database_types import COMMAND, TYPES, database_types
 from tests.support.postgres import ROOT, signed_in
 
 CANVAS = ROOT / "daemon/dev/canvas"
-COPIED = ("database.types.ts", "nodes.ts", "pictures.ts", "workflow.ts", "useWorkflow.ts", "ImageNode.tsx")
+COPIED = (
+    "database.types.ts",
+    "nodes.ts",
+    "pictures.ts",
+    "availability.ts",
+    "workflow.ts",
+    "useWorkflow.ts",
+    "ImageNode.tsx",
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +97,10 @@ async def test_the_types_are_those_of_the_schema(database):
 def test_the_copied_files_import_three_packages_alone():
     for name in COPIED:
         imported = set(re.findall(r'^(?:import|}).* from "([^"]+)"', (CANVAS / name).read_text(), re.MULTILINE))
-        packages = {"@supabase/supabase-js", "./database.types", "./nodes", "./pictures", "./workflow"}
+        packages = {
+            "@supabase/supabase-js",
+            *("./availability", "./database.types", "./nodes", "./pictures", "./workflow"),
+        }
         assert imported <= (
             packages | {"react", "@xyflow/react"} if name.endswith("tsx") or "use" in name else packages
         )

@@ -29,6 +29,7 @@ COPIED = (
     "database.types.ts",
     "nodes.ts",
     "pictures.ts",
+    "availability.ts",
     "workflow.ts",
     "useWorkflow.ts",
     "ImageNode.tsx",

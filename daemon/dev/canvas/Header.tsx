@@ -2,8 +2,9 @@
 import { useEffect, useState } from "react";
 import type { ReactNode } from "react";
 import { Icon } from "./ImageNode";
+import { isLimited } from "./availability";
 import { isUnfinished, isWaiting } from "./nodes";
-import type { Actions, Snapshot, WorkflowNode } from "./nodes";
+import type { Actions, Snapshot, Usage, WorkflowNode } from "./nodes";
 
 const CONNECTIONS = {
   connecting: ["Connecting", "Waiting for the first answer."],
@@ -25,7 +26,7 @@ interface Props extends Snapshot {
   onGenerate: (rows: readonly WorkflowNode[]) => void;
 }
 
-export function Header({ access, share, nodes, connection, unsent, selected, actions, onAdd, onGenerate }: Props) {
+export function Header({ access, share, nodes, usage, connection, unsent, selected, actions, onAdd, onGenerate }: Props) {
   const count = (status: string) => nodes.filter(row => row.node_data.status === status).length;
   const active = nodes.filter(row => isUnfinished(row) || isWaiting(row));
   const ready = (selected.length > 1 ? selected : nodes).filter(row =>
@@ -51,6 +52,7 @@ export function Header({ access, share, nodes, connection, unsent, selected, act
         <Count tone="done" number={count("completed")} label="ready" always />
         <Count tone="bad" number={count("error")} label="failed" />
       </ul>
+      <Budget usage={usage} />
       <nav>
         {active.length > 1 && (
           <button className="button" onClick={() => active.forEach(row => void actions.cancel(row.id))} aria-label="Cancel all" title="Cancel all">
@@ -75,6 +77,27 @@ export function Header({ access, share, nodes, connection, unsent, selected, act
 function Count({ tone, number, label, always }: { tone: string; number: number; label: string; always?: boolean }) {
   if (number === 0 && !always) return null;
   return <li data-tone={tone}><i /><b>{number}</b> {label}</li>;
+}
+
+/** The limit that is nearest to its end. */
+function Budget({ usage }: { usage: readonly Usage[] }) {
+  const share = ({ used_images, max_images, used_usd, max_usd }: Usage) =>
+    Math.max(max_images === null ? 0 : used_images / Math.max(max_images, 1), max_usd === null ? 0 : used_usd / Math.max(max_usd, 0.01));
+  const [nearest] = usage.filter(isLimited).sort((one, other) => share(other) - share(one));
+  if (!nearest) return null;
+  const { scope, period, used_images, max_images, used_usd, max_usd, resets_at } = nearest;
+  const used = [
+    max_images !== null && `${used_images} of ${max_images} images`,
+    max_usd !== null && `$${used_usd.toFixed(2)} of $${max_usd.toFixed(2)}`,
+  ].filter(Boolean).join(" · ");
+  return (
+    <span
+      className="budget" data-spent={share(nearest) >= 1} role="status"
+      title={`${scope === "user" ? "What you have used" : "What this workflow has used"}, with what is in line. It starts anew ${new Date(resets_at).toLocaleString()}.`}
+    >
+      {used} {period === "day" ? "today" : "this month"}
+    </span>
+  );
 }
 
 /** Follows the system's colour scheme until the user chooses one. */

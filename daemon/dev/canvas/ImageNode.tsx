@@ -201,7 +201,7 @@ function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
   const { status, progress, message } = row.node_data;
   const activity = message === undefined ? "Starting" : isLong(message) ? "In the making" : message.replace(/\.$/, "");
   const text = waiting ? "Waits for its image"
-    : status === "pending" ? (message ? "Held up" : "In line")
+    : status === "pending" ? (message || row.waitsFor ? "Held up" : "In line")
     : status === "running" ? `${activity}${progress ? ` · ${progress}%` : ""}`
     : status === "error" ? "Failed"
     : status === "cancelled" ? "Cancelled"
@@ -225,6 +225,9 @@ function Note({ row }: { row: WorkflowNode }) {
         {message && <p className="image-node-hint">{message}</p>}
       </div>
     );
+  }
+  if (status === "pending" && row.waitsFor) {
+    return <div className="image-node-note" data-tone="wait"><CollapsibleText text={row.waitsFor} /></div>;
   }
   if (status === "pending" && message) {
     return <div className="image-node-note" data-tone="wait"><p><Countdown key={row.version} sentence={message} since={updatedAt} /></p></div>;

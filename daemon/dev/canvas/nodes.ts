@@ -67,6 +67,35 @@ export interface WorkflowNode {
   node_data: NodeState & NodeInput;
   position: Position | null;
   version: number;
+  /** Why its run waits, as the store says; no column. */
+  waitsFor?: string;
+}
+
+/** A row of the view image_provider_status. */
+export interface ProviderState {
+  provider: string;
+  /** Null: of all models that have no row of their own. */
+  model: string | null;
+  state: "open" | "paused" | "limited" | "blocked" | "unserved" | "budget" | "storage";
+  since: string | null;
+  until: string | null;
+  sentence: string | null;
+  /** Seconds after which it may have changed without a message. */
+  check_in: number | null;
+}
+
+/** A row of the view image_usage; a maximum of null: unlimited. */
+export interface Usage {
+  scope: "user" | "workflow";
+  period: "day" | "month";
+  workflow_id: string | null;
+  used_images: number;
+  max_images: number | null;
+  used_usd: number;
+  max_usd: number | null;
+  waiting: number;
+  max_waiting: number | null;
+  resets_at: string;
 }
 
 /** A row of the view image_models: what the model can do, its price (USD) and typical duration. */
@@ -100,6 +129,8 @@ export interface Problem {
 export interface Snapshot {
   nodes: readonly WorkflowNode[];
   models: readonly ImageModel[];
+  /** What the user, and the workflow where it has limits, have used and may use. */
+  usage: readonly Usage[];
   connection: Connection;
   /** Until the nodes have been fetched for the first time, or refused. */
   isLoading: boolean;
@@ -199,6 +230,7 @@ export function applyPatch(input: NodeInput, { promptSpec, ...patch }: NodeInput
 interface RenderedNode {
   row: WorkflowNode;
   edit: PendingEdit | undefined;
+  waitsFor: string | undefined;
   node: WorkflowNode;
 }
 
@@ -323,12 +355,15 @@ export class NodeCache {
     for (const each of [this.#rows, this.#tombstones, this.#partial, this.#edits]) each.clear();
   }
 
-  render(): WorkflowNode[] {
+  /** `reason` says why the run of a row waits. */
+  render(reason: (row: WorkflowNode) => string | undefined): WorkflowNode[] {
     const rendered = new Map<string, RenderedNode>();
     for (const [id, row] of this.#rows) {
       const edit = this.#edits.get(id);
       const last = this.#rendered.get(id);
-      rendered.set(id, last?.row === row && last.edit === edit ? last : { row, edit, node: withEdit(row, edit) });
+      const waitsFor = reason(row);
+      if (last?.row === row && last.edit === edit && last.waitsFor === waitsFor) rendered.set(id, last);
+      else rendered.set(id, { row, edit, waitsFor, node: { ...withEdit(row, edit), ...(waitsFor && { waitsFor }) } });
     }
     this.#rendered = rendered;
     return [...rendered.values()].map(each => each.node);

@@ -1,6 +1,6 @@
 /**
  * The store of a workflow: loads its nodes, keeps them up to date, edits them, and starts runs. It needs supabase-js and no
- * framework. Copy this file with nodes.ts, pictures.ts and database.types.ts.
+ * framework. Copy this file with nodes.ts, pictures.ts, availability.ts and database.types.ts.
  *
  *     const workflow = new Workflow(supabase, workflowId);
  *     const unsubscribe = workflow.subscribe(({ nodes }) => draw(nodes)); // now, and at each change
@@ -13,6 +13,7 @@
  */
 import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
 import type { Database, Json } from "./database.types";
+import { Availability } from "./availability";
 import { NodeCache, applyPatch, isUnfinished, isWaiting } from "./nodes";
 import type {
   Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, PendingEdit, Position, Problem, RunMessage,
@@ -21,7 +22,7 @@ import type {
 import { Pictures } from "./pictures";
 
 /** Before anything is loaded, and on a server. */
-export const EMPTY: Snapshot = { nodes: [], models: [], connection: "connecting", isLoading: true, error: null, unsent: 0 };
+export const EMPTY: Snapshot = { nodes: [], models: [], usage: [], connection: "connecting", isLoading: true, error: null, unsent: 0 };
 
 const COLUMNS = "id,workflow_id,node_type,node_data,position,version";
 const PAGE_SIZE = 500;
@@ -46,6 +47,7 @@ export class Workflow implements Actions {
   readonly #nodes = new NodeCache(({ id, node_data: { error, message } }) =>
     this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }));
   readonly #pictures: Pictures;
+  readonly #availability: Availability;
   #snapshot = EMPTY;
   #models: readonly ImageModel[] = [];
   #connection: Connection = "connecting";
@@ -81,6 +83,7 @@ export class Workflow implements Actions {
     this.#supabase = supabase as unknown as SupabaseClient<Database>;
     this.id = workflowId;
     this.#pictures = new Pictures(this.#supabase, () => this.#scheduleRender(), problem => this.#tell(problem));
+    this.#availability = new Availability(this.#supabase, () => this.#scheduleRender());
   }
 
   /** Returns the same object until something changes. */
@@ -158,6 +161,7 @@ export class Workflow implements Actions {
     this.#closers.splice(0).forEach(close => close());
     this.#flush();
     this.#endPause?.();
+    this.#availability.close();
     void this.#unsubscribe();
   }
 
@@ -181,6 +185,7 @@ export class Workflow implements Actions {
   #restart(forget: boolean): void {
     if (!this.#isOpen) return;
     if (forget) {
+      this.#availability.close();
       this.#nodes.clear();
       this.#pictures.clear();
       this.#isLoading = true;
@@ -319,6 +324,8 @@ export class Workflow implements Actions {
       const today = new Date().toISOString();
       this.#models = ((data ?? []) as unknown as ImageModel[]).filter(({ retired }) => retired === null || retired > today);
     }
+    void this.#availability.load();
+    void this.#availability.loadUsage();
     this.#lastMessageAt = Date.now();
     this.#isLoading = false;
     if (this.#error !== NO_MEMBER || found.size > 0 || this.#connection === "live") this.#error = null;
@@ -351,13 +358,15 @@ export class Workflow implements Actions {
     const render = () => {
       this.#renderScheduled = false;
       this.#snapshot = {
-        nodes: this.#pictures.show(this.#nodes.render()),
+        nodes: this.#pictures.show(this.#nodes.render(this.#availability.reason)),
         models: this.#models,
+        usage: this.#availability.usage,
         connection: this.#connection,
         isLoading: this.#isLoading,
         error: this.#error,
         unsent: this.#nodes.pendingEdits().length,
       };
+      if (this.#isOpen) this.#availability.watch(this.#nodes.rows());
       this.#listeners.forEach(call => call());
       if (this.#isOpen) void this.#pictures.sign();
     };
@@ -501,7 +510,7 @@ export class Workflow implements Actions {
   };
 
   restore = (node: WorkflowNode): void => {
-    const row = this.#pictures.original(node);
+    const { waitsFor: _, ...row } = this.#pictures.original(node);
     this.#insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } });
   };
 

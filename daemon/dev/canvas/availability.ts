@@ -1,0 +1,147 @@
+/**
+ * Why runs wait, and what the user may use: the rows of image_provider_status and of image_usage. Copy this file with
+ * workflow.ts, which asks it.
+ *
+ * A run that starts within a second costs nothing. Once one has waited for longer, the states are loaded, and kept up to
+ * date by the broadcasts of the topic `image_providers`. What nobody may be there to broadcast, since the last daemon has
+ * gone, is looked up when its lease has ended (`check_in`).
+ */
+import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
+import type { Database } from "./database.types";
+import type { ProviderState, Usage, WorkflowNode } from "./nodes";
+
+const TOPIC = "image_providers";
+/** Milliseconds: that a run waits before it is asked why; after the end of a lease; between two looks at what was used. */
+const PATIENCE = 1_000, MARGIN = 300, USAGE_PAUSE = 1_000;
+/** Milliseconds between two looks where other code has the channel. */
+const POLL = 2_000;
+
+export class Availability {
+  readonly #supabase: SupabaseClient<Database>;
+  readonly #onChange: () => void;
+  #states = new Map<string, ProviderState>();
+  /** The processors of pending runs, by their ids: a fallback may have led them to another than their node names. */
+  #routes = new Map<string, string>();
+  #pending: readonly string[] = [];
+  #usage: readonly Usage[] = [];
+  /** What is under way: once it changes, more has been used. */
+  #underWay = "";
+  #channel: RealtimeChannel | undefined;
+  #isOpen = false;
+  #patience: ReturnType<typeof setTimeout> | undefined;
+  #check: ReturnType<typeof setTimeout> | undefined;
+  #counting: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(supabase: SupabaseClient<Database>, onChange: () => void) {
+    this.#supabase = supabase;
+    this.#onChange = onChange;
+  }
+
+  get usage(): readonly Usage[] {
+    return this.#usage;
+  }
+
+  /** Returns why the run of a node waits. */
+  reason = ({ node_data: { status, runId } }: WorkflowNode): string | undefined => {
+    const processor = status === "pending" && runId ? this.#routes.get(runId) : undefined;
+    if (processor === undefined) return undefined;
+    const state = this.#states.get(processor) ?? this.#states.get(processor.split(":", 1)[0] ?? "");
+    return state && state.state !== "open" ? (state.sentence ?? undefined) : undefined;
+  };
+
+  /** Takes note of the rows that are shown. */
+  watch(rows: readonly WorkflowNode[]): void {
+    this.#pending = rows.flatMap(({ node_data: { status, runId } }) => (status === "pending" && runId ? [runId] : []));
+    if (this.#pending.length === 0) {
+      clearTimeout(this.#patience);
+      this.#patience = undefined;
+    } else if (!this.#isOpen) this.#patience ??= setTimeout(() => this.#open(), PATIENCE);
+    else void this.#fetchRoutes();
+    const underWay = rows.map(({ node_data: { runId, status } }) => `${runId}${status}`).join();
+    if (underWay !== this.#underWay && this.#usage.some(isLimited)) {
+      this.#counting ??= setTimeout(() => {
+        this.#counting = undefined;
+        void this.loadUsage();
+      }, USAGE_PAUSE);
+    }
+    this.#underWay = underWay;
+  }
+
+  /** Loads what the user has used and may use. */
+  async loadUsage(): Promise<void> {
+    const { data } = await this.#supabase.from("image_usage").select("*");
+    if (!data) return;
+    this.#usage = data as unknown as Usage[];
+    this.#onChange();
+  }
+
+  /** Loads the states, if a run has waited: messages may have been lost. */
+  async load(): Promise<void> {
+    if (!this.#isOpen) return;
+    const { data } = await this.#supabase.from("image_provider_status").select("*");
+    if (!this.#isOpen || !data) return;
+    this.#states.clear();
+    this.#merge(data as unknown as ProviderState[]);
+  }
+
+  close(): void {
+    for (const timer of [this.#patience, this.#check, this.#counting]) clearTimeout(timer);
+    this.#patience = this.#check = this.#counting = undefined;
+    this.#isOpen = false;
+    this.#states.clear();
+    this.#routes.clear();
+    if (this.#channel) void this.#supabase.removeChannel(this.#channel);
+    this.#channel = undefined;
+  }
+
+  #open(): void {
+    if (this.#isOpen) return;
+    this.#isOpen = true;
+    void this.load();
+    if (this.#supabase.getChannels().some(({ topic }) => topic === `realtime:${TOPIC}`)) return; // another workflow's
+    const channel = this.#supabase.channel(TOPIC, { config: { private: true } });
+    this.#channel = channel;
+    channel
+      .on("broadcast", { event: "providers_changed" }, ({ payload }) => {
+        const states = (payload as { providers: ProviderState[] }).providers;
+        // A model that is open again may have no row of its own any more.
+        if (states.some(({ model, state }) => model !== null && state === "open")) void this.load();
+        else if (this.#channel === channel) this.#merge(states);
+      })
+      .subscribe(status => {
+        if (this.#channel === channel && status === "SUBSCRIBED") void this.load();
+      });
+  }
+
+  #merge(states: readonly ProviderState[]): void {
+    states.forEach(state => this.#states.set([state.provider, state.model].filter(Boolean).join(":"), state));
+    const seconds = states.map(({ check_in }) => check_in ?? Infinity);
+    const pause = this.#channel ? Math.min(...seconds) * 1000 + MARGIN : POLL;
+    clearTimeout(this.#check);
+    this.#check = undefined;
+    // Without runs that wait nobody looks; the next one that waits does.
+    if (Number.isFinite(pause)) {
+      this.#check = setTimeout(() => {
+        if (this.#pending.length > 0) void this.load();
+      }, pause);
+    }
+    void this.#fetchRoutes();
+    this.#onChange();
+  }
+
+  /** Fetches what the pending runs wait for, where anything is closed. */
+  async #fetchRoutes(): Promise<void> {
+    if (![...this.#states.values()].some(({ state }) => state !== "open")) return;
+    const ids = this.#pending.filter(id => !this.#routes.has(id)).slice(0, 100);
+    if (ids.length === 0) return;
+    const { data } = await this.#supabase.from("runs").select("id,processor,routed_to").in("id", ids);
+    const before = this.#routes.size;
+    data?.forEach(run => this.#routes.set(run.id, run.routed_to ?? run.processor ?? ""));
+    if (this.#routes.size > before) this.#onChange();
+  }
+}
+
+/** Whether there is an end to what may be made. */
+export function isLimited({ max_images, max_usd }: Usage): boolean {
+  return max_images !== null || max_usd !== null;
+}
