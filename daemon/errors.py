@@ -171,6 +171,9 @@ class DaemonTooOld(asyncpg.PostgresError):
     sqlstate = "IJ002"
 
 
+ASK_OPERATOR = "Choose another model, or tell whoever runs this service."
+"""The hint where the person at the canvas can do nothing else; `data["cure"]` is what an operator does."""
+
 _OF_SOCKETS = (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror)
 DISK_CODE = "storage_disk"
 """As all codes of storing do, it begins with `storage`: a requeue checks the same provider job again, instead of a new one."""
@@ -189,7 +192,7 @@ def nothing_sent(error: OSError) -> Retryable:
     return Retryable(
         _sentence(error),
         code=DISK_CODE,
-        hint=f"{_cure(error)}. It is tried again by itself.",
+        hint=f"{_cure(error)}.",
         accepted=False,
         data=_data(error),
     )
@@ -200,7 +203,7 @@ def response_lost(error: OSError) -> OutcomeUnknown:
     return OutcomeUnknown(
         _sentence(error),
         code=DISK_CODE,
-        hint=f"{_cure(error)}. It may have been paid for; the next attempt makes a new one.",
+        hint=f"{_cure(error)}. It may have been paid for; another attempt makes a new one.",
         data=_data(error),
     )
 

@@ -16,7 +16,7 @@ import httpx
 
 from daemon.errors import Refused, Retryable, RunError
 from daemon.fetch.addresses import Address
-from daemon.fetch.destinations import AGAIN, OTHER_URL, Destinations, Failure, Origin, Resolve, parsed
+from daemon.fetch.destinations import CHECK_ADDRESS, OTHER_URL, Destinations, Failure, Origin, Resolve, parsed
 from daemon.fetch.encodings import Broken, undone
 from daemon.http_clients import certificates
 from daemon.magic import ENOUGH, image_type, is_text
@@ -147,10 +147,10 @@ class Fetcher:
                     await _save(response, to, max_bytes)
         except TimeoutError as error:
             seconds = f"{timeout.total_seconds():g}"
-            raise Failure(f"it took longer than {seconds} s.", AGAIN, Retryable) from error
+            raise Failure(f"it took longer than {seconds} s.", CHECK_ADDRESS, Retryable) from error
         except (httpx.TransportError, httpx.DecodingError, ssl.SSLError) as error:
             data = {"error": type(error).__name__}
-            raise Failure("the connection broke off.", AGAIN, Retryable, data=data) from error
+            raise Failure("the connection broke off.", CHECK_ADDRESS, Retryable, data=data) from error
         host = Origin.of(parsed(url)).host
         with to.open("rb") as file:
             head = file.read(ENOUGH)
@@ -199,7 +199,7 @@ class Fetcher:
                 if _is_forged(error):
                     raise Failure(f"{origin.host} has no valid certificate.", OTHER_URL) from error
                 failed = error
-        raise Failure(f"{origin.host} cannot be reached.", AGAIN, Retryable) from failed
+        raise Failure(f"{origin.host} cannot be reached.", CHECK_ADDRESS, Retryable) from failed
 
 
 def _is_forged(error: BaseException) -> bool:
@@ -218,7 +218,7 @@ def _check_status(response: httpx.Response, host: str) -> None:
     """
     status = response.status_code
     if status >= 500 or status in _TRANSIENT:
-        raise Failure(f"{host} answered {status}.", AGAIN, Retryable)
+        raise Failure(f"{host} answered {status}.", CHECK_ADDRESS, Retryable)
     if status != 200:
         raise Failure(f"{host} answered {status}.", _OTHER_IMAGE, passing=True)
 
@@ -236,7 +236,7 @@ async def _save(response: httpx.Response, to: Path, max_bytes: int) -> None:
                     raise _too_large(max_bytes)
                 await asyncio.to_thread(file.write, chunk)
         except Broken as error:
-            raise Failure("it is compressed, and cannot be read to its end.", AGAIN, Retryable) from error
+            raise Failure("it is compressed, and cannot be read to its end.", CHECK_ADDRESS, Retryable) from error
 
 
 def _error(failure: Failure, what: str, path: Path) -> RunError:

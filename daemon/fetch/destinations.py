@@ -21,7 +21,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port → addresses. Raises OSError if there are none."""
 
 OTHER_URL = "Use the https address of an image that anyone on the internet can open."
-AGAIN = "It is tried again by itself. If it stays so, check that the address opens in a browser."
+CHECK_ADDRESS = "If it stays so, check that the address opens in a browser."
 _OTHER_WEBHOOK = "Use the https address of a server that anyone on the internet can reach, or leave it out."
 _MAX_ADDRESSES = 4
 _PORTS = {"http": 80, "https": 443}
@@ -153,7 +153,7 @@ class Destinations:
         try:
             found = [str(own)] if own else await self._resolve(origin.host, origin.port)
         except OSError as error:
-            raise Failure(f"{origin.host} was not found.", AGAIN, Retryable) from error
+            raise Failure(f"{origin.host} was not found.", CHECK_ADDRESS, Retryable) from error
         addresses: list[Address] = []
         for spelled in dict.fromkeys(found):
             address = literal(spelled)
@@ -161,7 +161,7 @@ class Destinations:
                 raise Failure(f"{origin.host} is not a public address.", OTHER_URL)
             addresses.append(address)
         if not addresses:
-            raise Failure(f"{origin.host} was not found.", AGAIN, Retryable)
+            raise Failure(f"{origin.host} was not found.", CHECK_ADDRESS, Retryable)
         return addresses[:_MAX_ADDRESSES]
 
 

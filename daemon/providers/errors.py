@@ -18,7 +18,7 @@ import httpx
 import httpx2
 import structlog
 
-from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError, Scope, Undecodable, is_disk_error
+from daemon.errors import ASK_OPERATOR, OutcomeUnknown, Refused, Retryable, RunError, Scope, Undecodable, is_disk_error
 from daemon.providers import catalogue
 from daemon.providers.sending import Sending
 from daemon.providers.words import readable
@@ -42,7 +42,6 @@ _PASSING = {409, 425}
 TIMED_OUT = {408, 499, 504, *range(520, 531)}
 """By these a gateway, or the API itself, says that it did not wait for the result. 520-530 are Cloudflare's."""
 _MOST_CATEGORIES = 10
-_AGAIN = "It is tried again by itself."
 
 Facts = Mapping[str, Any]
 """More of the response (status, code, request id), for the audit trail."""
@@ -127,7 +126,7 @@ class ErrorMessages:
             return Retryable(
                 f"{self.name} cannot be reached.",
                 code="unreachable",
-                hint=f"{_AGAIN} If it stays so, look at the network and at {self.address}.",
+                hint=f"If it stays so, look at the network and at {self.address}.",
                 accepted=False,
                 data={"error": type(error).__name__},
             )
@@ -159,7 +158,7 @@ class ErrorMessages:
         return OutcomeUnknown(
             message,
             code="outcome_unknown",
-            hint="It may have been paid for; the next attempt makes a new one.",
+            hint="It may have been paid for; another attempt makes a new one.",
             data=data,
         )
 
@@ -191,7 +190,7 @@ class ErrorMessages:
         return Retryable(
             f"{self.name} answered without a picture.{words}",
             code="empty_result",
-            hint=f"{_AGAIN} If it stays so, rephrase the prompt.",
+            hint="If it stays so, rephrase the prompt.",
             data=dict(facts),
             cost=cost,
             charged=charged,
@@ -217,7 +216,7 @@ class ErrorMessages:
         return Retryable(
             f"The {self.name} account is out of credit.",
             code="billing",
-            hint=f"Add credit at {self.account}; waiting runs go on by themselves.",
+            hint=f"Add credit at {self.account}.",
             retry_in=_BILLING_WAIT,
             accepted=False,
             blocks="provider",
@@ -229,7 +228,7 @@ class ErrorMessages:
         return Retryable(
             f"{self.name} asks us to slow down.",
             code="rate_limited",
-            hint=_AGAIN,
+            hint="",
             retry_in=wait,
             accepted=False,
             blocks=blocks,
@@ -242,7 +241,7 @@ class ErrorMessages:
         return Retryable(
             f"{self.name} had a problem{number}: {readable(reason) or 'no reason given.'}",
             code="provider_unavailable",
-            hint=_AGAIN,
+            hint="",
             retry_in=wait,
             data=dict(facts),
         )
@@ -252,8 +251,8 @@ class ErrorMessages:
         return Refused(
             f"{self.name} does not accept our key.",
             code="authentication",
-            hint=f"Set {self.key} to a valid key, restart the daemon, and requeue.",
-            data=dict(facts),
+            hint=ASK_OPERATOR,
+            data={**facts, "cure": f"Set {self.key} to a valid key, restart the daemon, and requeue."},
         )
 
     def no_permission(self, reason: str, facts: Facts) -> Refused:

@@ -29,7 +29,7 @@ def _asked_again(error: RunError) -> Retryable:
     return Retryable(
         error.message,
         code="provider_unavailable",
-        hint="It is asked again by itself.",
+        hint="",
         accepted=False,
         data=error.data,
         status=error.status,

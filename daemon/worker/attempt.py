@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from daemon.errors import (
+    ASK_OPERATOR,
     OutcomeUnknown,
     Refused,
     Retryable,
@@ -162,7 +163,10 @@ class Attempts:
             raise Refused(
                 f"No daemon here can use {name}: its code cannot be loaded.",
                 code="provider_broken",
-                hint="The daemon's log says why (provider.broken). Mend that, restart the daemon, and requeue the run.",
+                hint=ASK_OPERATOR,
+                data={
+                    "cure": "The daemon's log says why (provider.broken). Mend that, restart the daemon, and requeue."
+                },
             )
         provider = self._providers.get(name)
         model = self._resolve(run)
@@ -170,7 +174,8 @@ class Attempts:
             raise Refused(
                 f"No daemon here can use {model.provider}: {setting(model.provider)} is not set.",
                 code="no_key",
-                hint="Set it where the daemon runs, restart that, and requeue the run.",
+                hint=ASK_OPERATOR,
+                data={"cure": "Set it where the daemon runs, restart that, and requeue the run."},
             )
         return model, provider
 
@@ -200,7 +205,7 @@ class Attempts:
         except TimeoutError:
             seconds = round(self._policy.run_timeout.total_seconds())
             message = f"The provider did not answer within {seconds} s."
-            hint = "Try again later, or choose a faster model or a lower quality."
+            hint = "If it stays so, choose a faster model or a lower quality."
             if reporter.sent:
                 raise OutcomeUnknown(message, code="timeout", hint=hint) from None
             raise Retryable(message, code="timeout", hint=hint, accepted=False) from None

@@ -62,9 +62,9 @@ def crash(reporter: RunReporter) -> OutcomeUnknown | Retryable | None:
     if reporter.paid is not None:
         return None
     if not reporter.sent:
-        hint = "Its log has the details. Nothing was sent or paid. It is tried again by itself for a while."
+        hint = "Its log has the details. Nothing was sent or paid."
         return Retryable(CRASHED, code="internal", hint=hint, accepted=False)
-    hint = "The daemon's log has the details. It may have been paid for; the next attempt makes a new one."
+    hint = "The daemon's log has the details. It may have been paid for; another attempt makes a new one."
     return OutcomeUnknown(CRASHED, code="outcome_unknown", hint=hint)
 
 
@@ -90,7 +90,7 @@ def stopped(reporter: RunReporter) -> Released | Retry:
         calls = [_call_so_far(reporter)] if told else None
         message = "Handed back by a daemon that had to stop."
         return Released(message, if_lost=unknown[0] if unknown else None, calls=calls)
-    hint = "The provider may have charged for it. Requeue the run to try again."
+    hint = "The provider may have charged for it."
     wait = reporter.webhook_wait.total_seconds() if reporter.webhook_wait is not None else 0
     calls = [_call_so_far(reporter)]
     message = f"{STOPPED} Another tries again."

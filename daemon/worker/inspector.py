@@ -85,7 +85,7 @@ class Inspector:
             raise Retryable(
                 "The processes that were to decode the image were killed.",
                 code="decoder_killed",
-                hint="Try again. If it stays so, the daemon's machine has too little memory.",
+                hint="If it stays so, the daemon's machine has too little memory.",
             ) from None
         if isinstance(result, Decoded):
             return result.info

@@ -37,7 +37,7 @@ class Intake:
             raise Retryable(
                 reason.message if reason is not None else "It is not known yet whether storage takes images.",
                 code=reason.code if reason is not None else "storage_unavailable",
-                hint="Nothing was sent. It is tried again by itself once storage takes images.",
+                hint="Nothing was sent, or paid.",
                 accepted=False,
             )
         self._room.check()

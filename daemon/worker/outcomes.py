@@ -30,6 +30,10 @@ class Failure:
         """Return the failure that an error describes."""
         return cls(error.message, error.code, error.hint, error.data)
 
+    def hint_with(self, fate: str) -> str:
+        """Return the hint, with what becomes of the run."""
+        return f"{self.hint} {fate}".strip()
+
     def to_json(self) -> dict[str, Any]:
         """Return the failure as `runs.payload` has it."""
         payload: dict[str, Any] = {"error": self.error, "code": self.code, "hint": self.hint}
@@ -39,6 +43,10 @@ class Failure:
             payload |= {"imageUrl": self.image_url, "imagePath": self.image_path}
         return payload
 
+
+AGAIN = "It is tried again by itself."
+OVER = "It has been tried as often as it may be; a retry tries again."
+"""The end of the hint of a failure that another attempt may mend: while there is one, and once there is none."""
 
 UNWRITABLE = Failure(
     "The result could not be written to the database.",
@@ -178,9 +186,10 @@ class Retry(_Ending):
     refund_for: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settlement as `image_jobs.settle_runs` takes it."""
+        """Return the settlement as `image_jobs.settle_runs` takes it, which decides whether the attempts are used up."""
         return self._to_json(
-            payload=self.failure.to_json(),
+            payload={**self.failure.to_json(), "hint": self.failure.hint_with(AGAIN)},
+            over_hint=self.failure.hint_with(OVER),
             due_in=self.due_in,
             message=self.message,
             refund=self.refund or None,

@@ -107,7 +107,7 @@ class RunReporter:
             raise Retryable(
                 "The daemon lost touch with the database before the request was sent.",
                 code="lease_lapsed",
-                hint="Nothing was sent or paid. It is tried again by itself.",
+                hint="Nothing was sent or paid.",
                 accepted=False,
             )
         self._sent_at = time.monotonic()

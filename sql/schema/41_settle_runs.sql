@@ -30,7 +30,7 @@ $$;
 -- Returns {id, claim, result} for each: settled; already (this claim was settled before: the acknowledgement was lost);
 -- lost (the run has another claim by now); busy (the row is locked: send it again with the next sync, nothing waits for it).
 -- And of the settled, also where that is said for the second time, what became of the run: see image_jobs.fate_of.
--- A retry beyond max_attempts fails the run instead, with the payload's reason.
+-- A retry beyond max_attempts fails the run instead, with the payload's reason and the hint for that (over_hint).
 -- Plans are pinned: rows of runs by their ids, never by walking the table, and everything else hashed.
 create or replace function image_jobs.settle_runs(p_daemon uuid, p_settlements jsonb)
 returns setof jsonb language plpgsql volatile set search_path = ''
@@ -104,7 +104,7 @@ begin
   set
     status = case fate
       when 'reroute' then 'pending'
-      when 'retry' then case when refunded or r.attempt < r.max_attempts then 'pending' else 'failed' end
+      when 'retry' then case when over then 'failed' else 'pending' end
       when 'parked' then 'running' when 'released' then case when submitted then 'running' else 'pending' end
       else fate end,
     claimed_by = null,
@@ -112,14 +112,16 @@ begin
       - case when (fate = 'retry' and refunded) or (fate = 'released' and not submitted) then 1 else 0 end,
     refused_since = case when fate = 'retry' and s.refund then coalesce(r.refused_since, v_now) end,
     payload = case
-      when s.outcome not in ('parked', 'released') then s.payload || image_jobs.shared_cost(r) || image_jobs.costs_of(r.id, r.ticket)
+      when s.outcome not in ('parked', 'released') then s.payload
+        || case when over and s.over_hint is not null then jsonb_build_object('hint', s.over_hint) else '{}' end
+        || image_jobs.shared_cost(r) || image_jobs.costs_of(r.id, r.ticket)
         || case when s.outcome = 'completed' then jsonb_build_object('timings', image_jobs.timings_of(
             r, coalesce((jsonb_path_query_first(s.calls, '$[*] ? (@.image == true).id'))::bigint, r.call, r.claim),
             image_jobs.seconds_ago(s.stored_ago), v_now))
           else jsonb_build_object('attempts', r.attempt) end end,
     message = case
       when fate = 'reroute' then image_jobs.reroute_message(s.payload, step)
-      when fate in ('retry', 'parked', 'released') then s.message end,
+      when fate in ('retry', 'parked', 'released') and not over then s.message end,
     progress = case s.outcome when 'completed' then 100 when 'parked' then coalesce(s.progress, r.progress) else
       case when fate in ('retry', 'reroute') or (fate = 'released' and not submitted) then 0 else r.progress end end,
     preview_url = case when s.outcome = 'parked' then r.preview_url end,
@@ -133,7 +135,7 @@ begin
       else r.submitted_at end,
     due_at = case
       when fate = 'reroute' then v_now
-      when fate = 'retry' and not refunded and r.attempt >= r.max_attempts then null
+      when over then null
       when fate in ('retry', 'parked', 'released') then v_now + make_interval(secs => coalesce(s.due_in, 0)) end,
     webhook = case fate when 'parked' then case when s.webhook then 'awaited' end when 'released' then r.webhook end,
     -- Among the runs that wait there already, as a new run would: not in front of them.
@@ -144,13 +146,12 @@ begin
     lane = case when fate = 'reroute' then image_jobs.lane_of(step) else r.lane end,
     routed_to = coalesce(step, r.routed_to),
     finished_at = case
-      when fate in ('completed', 'failed') or (fate = 'retry' and not refunded and r.attempt >= r.max_attempts)
-      then v_now end
+      when fate in ('completed', 'failed') or over then v_now end
   from public.runs o
   join jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, payload jsonb, message text, due_in double precision, refund boolean,
     refund_for double precision,
-    fall_back boolean, provider_job_id text, progress integer, webhook boolean, stored_ago double precision, calls jsonb
+    over_hint text, fall_back boolean, provider_job_id text, progress integer, webhook boolean, stored_ago double precision, calls jsonb
   ) on s.id = o.id and s.claim = o.claim
   cross join lateral (
     select coalesce(s.refund, false)
@@ -160,6 +161,7 @@ begin
         then (image_jobs.remaining_fallbacks(o.metadata, o.processor, o.routed_to))[1] end as step
   ) policy
   cross join lateral (select case when step is null then s.outcome else 'reroute' end as fate) way
+  cross join lateral (select fate = 'retry' and not refunded and o.attempt >= o.max_attempts as over) attempts
   where r.id = o.id and r.id = any (v_seen) and o.id = any (v_seen) and o.claim = any (v_held);
 
   -- A lost claim: its result is not used, but may have been paid for, so an event records it.

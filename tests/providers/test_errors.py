@@ -30,6 +30,7 @@ from daemon.providers.openai.errors import OPENAI
 from daemon.providers.prompts import content_type
 from daemon.providers.spool import Spool
 from daemon.providers.stability import STABILITY
+from daemon.worker.outcomes import AGAIN, Failure
 from tests.support.postgres import ROOT
 
 BLOB = base64.b64encode(bytes(range(256)) * 20).decode()
@@ -155,7 +156,8 @@ def errors(tmp_path: Path) -> list[RunError]:
 
 def test_errors_have_a_sentence_and_a_hint_without_base64(errors: list[RunError]) -> None:
     for error in errors:
-        for text in (error.message, error.hint):
+        passing = isinstance(error, Retryable | OutcomeUnknown)
+        for text in (error.message, Failure.of(error).hint_with(AGAIN if passing else "")):
             assert re.fullmatch(r"\S[^\n]{8,}[.!?…。]", text), f"{error.code}: {text!r}"
             assert not re.search(r"[A-Za-z0-9+/=_-]{60,}", text), f"{error.code}: {text!r}"
             assert len(text) < 700

@@ -35,7 +35,7 @@ FULL: list[tuple[Outcome, set[str]]] = [
     (Failed(FAILURE, fall_back=True, events=[EVENT], if_lost=EVENT), {"payload", "fall_back", "if_lost"}),
     (
         Retry(FAILURE, 2.5, "Again.", refund=True, fall_back=True, refund_for=300),
-        {"payload", "due_in", "message", "refund", "fall_back", "refund_for"},
+        {"payload", "due_in", "message", "refund", "fall_back", "refund_for", "over_hint"},
     ),
     (
         Parked(

@@ -124,7 +124,7 @@ async def _ask(name: str, provider: "Provider") -> Finding:
         await provider.check_key()
     except RunError as error:
         if isinstance(error, Refused) and error.code in ("authentication", "permission"):
-            return Finding("providers", "problem", f"{name}: {error.message}", error.hint)
+            return Finding("providers", "problem", f"{name}: {error.message}", error.data.get("cure", error.hint))
         return _not_asked(name, error.message)
     return Finding("providers", "ok", f"{name}: the key is accepted.")
 

@@ -128,7 +128,7 @@ class Painter:
         raise Retryable(
             "The painter asks us to slow down.",
             code="rate_limited",
-            hint="It is tried again by itself.",
+            hint="",
             retry_in=timedelta(seconds=options.throttle),
             accepted=False,
             blocks="provider" if options.block else None,
@@ -181,7 +181,7 @@ def _fail_as_told(request: Request, options: Options) -> None:
     if options.fail is not None and options.final:
         raise Refused(options.fail, code="demo_failed", hint="metadata.demo asked for it.")
     if options.fail is not None:
-        raise Retryable(options.fail, code="demo_failed", hint="It is tried again by itself.")
+        raise Retryable(options.fail, code="demo_failed", hint="")
 
 
 async def _picture(

@@ -157,8 +157,7 @@ class MidjourneyProxy:
         except ImageTooLarge as error:
             raise MIDJOURNEY.too_large_picture(self._max_bytes, task.facts) from error
         except NotAnImage as error:
-            hint = "It is tried again by itself."
-            raise Retryable(error.message, code=error.code, hint=hint, accepted=False, data=task.facts) from error
+            raise Retryable(error.message, code=error.code, hint="", accepted=False, data=task.facts) from error
         except Retryable as error:
             error.accepted = False
             raise

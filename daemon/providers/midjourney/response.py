@@ -134,7 +134,7 @@ def submitted_job_id(document: object) -> str:
             raise Retryable(
                 f"The Midjourney proxy has no account that could draw: {readable(reason) or 'no reason given.'}",
                 code="provider_unavailable",
-                hint="Look at the accounts in the proxy's settings. It is tried again by itself.",
+                hint="Look at the accounts in the proxy's settings.",
                 retry_in=_ACCOUNT_WAIT,
                 accepted=False,
                 data=dict(facts),
@@ -151,7 +151,7 @@ def _failed(reason: str, facts: Facts) -> Retryable:
     return Retryable(
         f"Midjourney did not draw it: {readable(reason) or 'no reason given.'}",
         code="provider_unavailable",
-        hint="It is tried again by itself.",
+        hint="",
         data=dict(facts),
     )
 
