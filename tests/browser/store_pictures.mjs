@@ -266,11 +266,11 @@ const scenarios = {
     const store = open([node(1)], () => held.wait);
     await when(() => store.asked.length === 1);
     await store.workflow.leave();
-    held.letGo();
-    await turns();
-    store.rows = [node(1)];
+    await store.until(({ nodes }) => nodes.length === 0);
     store.answer = () => undefined;
     store.workflow.refresh();
+    await store.until(({ nodes }) => nodes.length > 0); // of the next user
+    held.letGo();
     await store.until(hasUrls);
     return short(store.url());
   },

@@ -52,11 +52,29 @@ async def api(home: Path) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="module")
-async def chrome(api: str) -> AsyncIterator[Browser]:
-    """A browser that finds dev at the address that is built into the apps."""
+@asynccontextmanager
+async def chrome_for(api: str) -> AsyncIterator[Browser]:
+    """Start a browser that finds dev at the address that is built into the apps."""
     places = f"MAP {urlsplit(API).netloc} {urlsplit(api).netloc}"
     async with chromium(f"--host-resolver-rules={places}") as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+async def chrome(api: str) -> AsyncIterator[Browser]:
+    async with chrome_for(api) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+async def private_chrome(home: Path) -> AsyncIterator[Browser]:
+    """Start dev with a private bucket, and a browser that finds it."""
+    (home.parent / "private").mkdir(mode=0o755)
+    data, port = prepare_home(home.parent / "private"), free_port()
+    async with (
+        running(data.parent, port, "--data", data.name, IMAGE_JOBS_PRIVATE="1"),
+        chrome_for(f"http://127.0.0.1:{port}") as browser,
+    ):
         yield browser
 
 
@@ -77,13 +95,14 @@ async def visitor(browser: Browser, address: str) -> AsyncIterator[Page]:
         await session.close()
 
 
-async def has_picture(page: Page, prompt: str) -> None:
-    """Wait until the node shows its picture, loaded."""
+async def has_picture(page: Page, prompt: str) -> str:
+    """Wait until the node shows its picture, loaded; return its address."""
     node = page.get_by_role("article", name=prompt)
     await expect(node).to_have_attribute("data-status", "completed", timeout=40_000)
     picture = node.locator(".image-node-picture")
     await expect(picture).to_have_count(1, timeout=10_000)  # the preview has faded
     await wait_until(lambda: picture.evaluate("image => image.complete && image.naturalWidth > 0"))
+    return str(await picture.get_attribute("src"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -118,6 +137,26 @@ async def test_a_picture_is_made_shared_and_signed_out_of(example: Example, api:
         await guest.get_by_role("button", name="Start as a guest").click()
         await guest.get_by_role("button", name="New picture").click()
         await expect(guest.get_by_role("status").filter(has_text="live")).to_be_visible(timeout=20_000)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_a_private_picture_is_shown_to_members(example: Example, private_chrome: Browser):
+    build(example)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serving(example))
+        owner = await stack.enter_async_context(visitor(private_chrome, url))
+        await owner.get_by_role("button", name="New picture").click()
+        await owner.get_by_label("Prompt").fill("A lighthouse at dawn")
+        await owner.get_by_role("button", name="Generate").click()
+        shown = await has_picture(owner, "A lighthouse at dawn")
+        assert shown.startswith(f"{API}/storage/v1/object/sign/images/")
+        await owner.get_by_role("button", name="Share").click()
+        link = await owner.get_by_label("Link").input_value()
+        guest = await stack.enter_async_context(visitor(private_chrome, link))
+        await has_picture(guest, "A lighthouse at dawn")
+        await guest.get_by_role("button", name="Show at full size").dispatch_event("click")
+        large = guest.get_by_role("dialog").locator("img")
+        await wait_until(lambda: large.evaluate("image => image.complete && image.naturalWidth > 0"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -50,12 +50,17 @@ class Dev:
 
 
 @asynccontextmanager
-async def running(directory: Path, port: int, *more: str) -> AsyncIterator[Dev]:
-    """Start dev in a directory; at the end stop it, and wait until all its processes have ended."""
+async def running(directory: Path, port: int, *more: str, **settings: str) -> AsyncIterator[Dev]:
+    """Start dev in a directory; at the end stop it, and wait until all its processes have ended.
+
+    Args:
+        more: Arguments of the command.
+        settings: Variables of its environment.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "daemon", "dev", "--port", str(port), *more),
         cwd=directory,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(directory / STATE)},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(directory / STATE), **settings},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
