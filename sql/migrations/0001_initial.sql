@@ -1439,7 +1439,7 @@ end if;
 create table if not exists image_jobs.stale_nodes (
   id bigint generated always as identity primary key,
   node_id varchar not null,
-  due_at timestamptz not null default '-infinity',
+  due_at timestamptz not null default image_jobs.now(),
   failures integer not null default 0
 );
 comment on table image_jobs.stale_nodes is 'Nodes that still have to be shown their run.';
@@ -1457,16 +1457,39 @@ create table if not exists image_jobs.provider_limits (
   per_minute integer check (per_minute >= 0),
   max_running integer check (max_running >= 0),
   paused boolean not null default false,
-  recent_at bigint[] not null default '{}',
-  recent_starts integer[] not null default '{}',
   constraint provider_limits_one_row_each unique nulls not distinct (provider, model)
 );
 comment on table image_jobs.provider_limits is 'Change by SQL at any time. model null: all models. A null limit: unlimited.';
 comment on column image_jobs.provider_limits.per_minute is 'Starts in any 60 seconds, over all daemons; exact.';
 comment on column image_jobs.provider_limits.max_running is 'Runs in status running, parked ones included; exact.';
 comment on column image_jobs.provider_limits.paused is 'Nothing new is started. What runs goes on.';
-comment on column image_jobs.provider_limits.recent_at is 'The seconds (epoch) of the last minute in which runs started …';
-comment on column image_jobs.provider_limits.recent_starts is '… and how many started in each.';
+
+-- What every claim writes stands in tables of its own, and is never updated: a row with the next version takes the place of the
+-- last, and the newest is read first. While an old transaction keeps vacuum away, each update of a row would leave a version
+-- that all readers of the row walk past, and a claim would cost more with every claim before it.
+
+create table if not exists image_jobs.recent_starts (
+  limit_id bigint not null,
+  version bigint generated always as identity,
+  at bigint[] not null,
+  starts integer[] not null,
+  primary key (limit_id, version)
+);
+comment on table image_jobs.recent_starts is 'The starts of the last minute that a limit counts; the newest version holds.';
+comment on column image_jobs.recent_starts.at is 'The seconds (epoch) in which runs started …';
+comment on column image_jobs.recent_starts.starts is '… and how many started in each.';
+
+-- Returns the starts that a limit counts; null if there were none.
+create or replace function image_jobs.starts_of(p_limit bigint)
+returns image_jobs.recent_starts language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_starts image_jobs.recent_starts;
+begin
+  select s.* into v_starts from image_jobs.recent_starts s where s.limit_id = p_limit order by s.version desc limit 1;
+  return v_starts;
+end
+$$;
 
 -- Providers that may have a lane. Runs of all others wait in the lane '?', so that invented names cannot make lanes.
 create table if not exists image_jobs.providers (
@@ -1481,21 +1504,84 @@ insert into image_jobs.providers (name) values ('openai'), ('google'), ('stabili
 on conflict (name) do nothing;
 
 -- One row per lane (a provider, or a model with a limit of its own) and priority.
-create table if not exists image_jobs.lanes (
+create table if not exists image_jobs.opened_lanes (
   lane text not null,
   priority integer not null,
-  watermark bigint not null default 0,
-  passed_over bigint,
   primary key (lane, priority)
 );
-comment on table image_jobs.lanes is 'Queues of pending runs, one per lane and priority.';
+comment on table image_jobs.opened_lanes is 'Queues of pending runs, one per lane and priority.';
+
+create table if not exists image_jobs.watermarks (
+  lane text not null,
+  priority integer not null,
+  version bigint generated always as identity,
+  watermark bigint not null,
+  passed_over bigint,
+  primary key (lane, priority, version)
+);
+comment on table image_jobs.watermarks is 'How far the lanes have been claimed; the newest version holds.';
+
+create or replace view image_jobs.lanes with (security_invoker = on) as
+select o.lane, o.priority, coalesce(w.watermark, 0) as watermark, w.passed_over, w.version
+from image_jobs.opened_lanes o
+left join lateral (
+  select m.watermark, m.passed_over, m.version from image_jobs.watermarks m
+  where m.lane = o.lane and m.priority = o.priority
+  order by m.version desc limit 1
+) w on true;
+comment on view image_jobs.lanes is 'Queues of pending runs, one per lane and priority, with their watermarks.';
 -- There from the start: a transaction that opens a lane makes others that insert into it wait for its commit.
-insert into image_jobs.lanes (lane, priority) select p.name, 0 from image_jobs.providers p union all select '?', 0
+insert into image_jobs.opened_lanes (lane, priority) select p.name, 0 from image_jobs.providers p union all select '?', 0
 on conflict (lane, priority) do nothing;
-comment on column image_jobs.lanes.watermark is
+comment on column image_jobs.watermarks.watermark is
   'Rank of the last run that was claimed. New runs rank from here; claims scan from here, past dead index entries.';
-comment on column image_jobs.lanes.passed_over is
+comment on column image_jobs.watermarks.passed_over is
   'Below the watermark: from here on wait runs that claims have passed over, since their model was blocked. Claims scan from here.';
+
+-- Lower bounds of the scans by due_at, past dead index entries: of put-off runs (queue ''), of each lane's parked ones, and of
+-- stale nodes (queue 'stale nodes').
+-- A hint, as the watermark is: full scans go without it.
+create table if not exists image_jobs.due_marks (
+  queue text not null,
+  version bigint generated always as identity,
+  due_at timestamptz not null,
+  primary key (queue, version)
+);
+comment on table image_jobs.due_marks is 'From when on something has fallen due that is not done; the newest version holds.';
+
+-- Returns from when on a scan looks: somewhat before the mark, since who has made a run due may commit later than others.
+create or replace function image_jobs.due_from(p_queue text, p_full_scan boolean)
+returns timestamptz language plpgsql volatile set search_path = ''
+as $$
+begin
+  return coalesce((
+    select m.due_at - interval '10 s' from image_jobs.due_marks m
+    where m.queue = p_queue and not p_full_scan order by m.version desc limit 1), '-infinity');
+end
+$$;
+
+-- Move a mark to the first run that a scan has found, or to now where it found none. Not for less than a second, or while
+-- there is nothing to do a minute, since it is a write.
+create or replace function image_jobs.move_due_mark(p_queue text, p_first timestamptz)
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_mark image_jobs.due_marks;
+begin
+  select m.* into v_mark from image_jobs.due_marks m where m.queue = p_queue order by m.version desc limit 1;
+  if found then
+    if coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
+      return;
+    end if;
+    perform from image_jobs.due_marks m where m.queue = p_queue and m.version = v_mark.version for update skip locked;
+    if not found then
+      return;
+    end if;
+    delete from image_jobs.due_marks m where m.queue = p_queue and m.version = v_mark.version;
+  end if;
+  insert into image_jobs.due_marks (queue, due_at) values (p_queue, coalesce(p_first, image_jobs.now()));
+end
+$$;
 
 -- Returns the lane of a processor.
 create or replace function image_jobs.lane_of(p_processor text)
@@ -1523,7 +1609,7 @@ declare
 begin
   select l.watermark into v_watermark from image_jobs.lanes l where l.lane = p_lane and l.priority = p_priority;
   if not found then
-    insert into image_jobs.lanes (lane, priority) values (p_lane, p_priority) on conflict do nothing;
+    insert into image_jobs.opened_lanes (lane, priority) values (p_lane, p_priority) on conflict do nothing;
   end if;
   select r.rank into v_last
   from public.runs r
@@ -1575,6 +1661,9 @@ create or replace function image_jobs.change_lanes()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if tg_op = 'DELETE' then
+    delete from image_jobs.recent_starts s where s.limit_id = old.id;
+  end if;
   with misplaced as materialized (
     select r.id from public.runs r
     where r.kind = 'image_gen' and r.queue_state = 'pending' and r.ticket is not null
@@ -1622,15 +1711,42 @@ comment on column image_jobs.daemons.unserved_grace is
 comment on column image_jobs.daemons.storage_closed_at is 'Since when storage has taken no uploads of it, so that it claims nothing.';
 comment on column image_jobs.daemons.unreachable is 'Providers that it cannot connect to, and claims nothing for.';
 
+-- What claims read of daemons. A beat never writes here: a claim would walk past every beat that vacuum cannot remove.
+create table if not exists image_jobs.claimants (
+  daemon uuid primary key,
+  providers text[] not null,
+  unserved_grace interval not null
+);
+comment on table image_jobs.claimants is 'Daemons that may claim: registered, and neither stopped nor taken over. Kept by a trigger of daemons.';
+
+create or replace function image_jobs.keep_claimant()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  if tg_op <> 'INSERT' then
+    delete from image_jobs.claimants c where c.daemon = old.id;
+  end if;
+  if tg_op <> 'DELETE' and new.ended_at is null then
+    insert into image_jobs.claimants (daemon, providers, unserved_grace) values (new.id, new.providers, new.unserved_grace);
+  end if;
+  return null;
+end
+$$;
+
+create or replace trigger keep_claimant after insert or delete or update of id, providers, unserved_grace, ended_at
+  on image_jobs.daemons for each row execute function image_jobs.keep_claimant();
+
 -- While busy daemons keep this ahead, inserts need no NOTIFY (which takes a global lock until commit).
+-- Never updated, as image_jobs.watermarks is not: of a provider the latest holds, and what is over is looked at by nobody.
 create table if not exists image_jobs.wake (
-  provider text primary key,
-  awake_until timestamptz not null
-) with (fillfactor = 50);
+  provider text not null,
+  awake_until timestamptz not null,
+  primary key (provider, awake_until)
+);
 comment on table image_jobs.wake is 'Until when some daemon that serves a provider syncs by itself, often; ?: any daemon.';
 insert into image_jobs.wake (provider, awake_until)
-select p.name, '-infinity'::timestamptz from image_jobs.providers p union all select '?', '-infinity'
-on conflict do nothing;
+select p.name, '-infinity'::timestamptz from (select name from image_jobs.providers union all select '?') p
+where not exists (select from image_jobs.wake w where w.provider = p.name);
 
 -- The models on offer, published by the daemons; the provider code is the one source.
 create table if not exists image_jobs.models (
@@ -3983,7 +4099,8 @@ begin
     if v_limit.per_minute is not null then
       -- Whole seconds: a start counts for 60 to 61 seconds, so no minute ever sees more than its limit.
       select v_limit.per_minute - coalesce(sum(recent.starts), 0) into v_left
-      from unnest(v_limit.recent_at, v_limit.recent_starts) as recent (at, starts)
+      from image_jobs.starts_of(v_limit.id) last
+      cross join lateral unnest(last.at, last.starts) as recent (at, starts)
       where recent.at >= v_second - 60;
       v_least := least(v_least, v_left);
     end if;
@@ -3998,20 +4115,30 @@ $$;
 
 -- Count runs that have started, in each limit that applies to them. The caller holds the rows' locks.
 create or replace function image_jobs.record_starts(p_provider text, p_lane text, p_starts integer)
-returns void language sql volatile set search_path = ''
+returns void language plpgsql volatile set search_path = ''
 as $$
-  update image_jobs.provider_limits l
-  set (recent_at, recent_starts) = (
-    select array_agg(s.at order by s.at), array_agg(s.starts order by s.at)
+declare
+  v_second bigint := floor(extract(epoch from image_jobs.now()));
+  v_limit bigint;
+  v_last image_jobs.recent_starts;
+begin
+  for v_limit in
+    select l.id from image_jobs.provider_limits l
+    where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
+      and l.per_minute is not null
+  loop
+    v_last := image_jobs.starts_of(v_limit);
+    delete from image_jobs.recent_starts s where s.limit_id = v_limit and s.version = v_last.version;
+    insert into image_jobs.recent_starts (limit_id, at, starts)
+    select v_limit, array_agg(s.at order by s.at), array_agg(s.starts order by s.at)
     from (
       select r.at, sum(r.starts) as starts
-      from (select * from unnest(l.recent_at, l.recent_starts) union all select second.now, p_starts) r (at, starts)
-      where r.at >= second.now - 60
+      from (select * from unnest(v_last.at, v_last.starts) union all select v_second, p_starts) r (at, starts)
+      where r.at >= v_second - 60
       group by r.at
-    ) s)
-  from (select floor(extract(epoch from image_jobs.now()))::bigint as now) second
-  where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
-    and l.per_minute is not null
+    ) s;
+  end loop;
+end
 $$;
 
 -- The plans of the functions below are pinned by claim_runs, which calls them: its settings reach into what it calls.
@@ -4019,19 +4146,38 @@ $$;
 
 -- Returns the providers that a daemon claims for: those it serves, and those that no living daemon has served for its grace
 -- (a deploy), since some daemon has to say that the key is missing.
-create or replace function image_jobs.claimable_providers(p_served text[], p_grace interval)
+create or replace function image_jobs.claimable_providers(p_served text[], p_grace interval, p_full_scan boolean)
 returns text[] language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := image_jobs.now();
+  v_from timestamptz := image_jobs.due_from('', p_full_scan);
   v_providers text[];
 begin
   select array_agg(p.name) into v_providers
   from (select name from image_jobs.providers union all select '?') p
   where p.name = any (p_served)
-    or not exists (
-      select from image_jobs.daemons d
-      where p.name = any (d.providers) and d.seen_at > v_now - p_grace);
+    -- The daemons, with all their beats, are looked at only where it matters.
+    or exists (
+      select from image_jobs.lanes l
+      where split_part(l.lane, ':', 1) = p.name
+        and (
+          exists (
+            select from public.runs r
+            where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
+              and r.lane = l.lane and r.priority = l.priority
+              and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
+          or exists (
+            select from public.runs r
+            where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = l.lane
+              and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null)
+          or exists (
+            select from public.runs r
+            where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null
+              and r.due_at between v_from and v_now and r.lane = l.lane)))
+      and not exists (
+        select from image_jobs.daemons d
+        where p.name = any (d.providers) and d.seen_at > v_now - p_grace);
   return v_providers;
 end
 $$;
@@ -4042,23 +4188,25 @@ returns image_jobs.lanes[] language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := image_jobs.now();
+  v_from timestamptz := image_jobs.due_from('', p_full_scan);
   v_lanes image_jobs.lanes[];
+  v_first timestamptz;
 begin
   with put_off as materialized (
-    select r.lane, r.priority from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at <= v_now
+    select r.lane, r.priority, r.due_at from public.runs r
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now
     order by r.due_at limit 200
   ),
   -- A run that was put off has opened no lane; it is to be claimed with the others of its priority.
   opened as (
-    insert into image_jobs.lanes (lane, priority)
+    insert into image_jobs.opened_lanes as o (lane, priority)
     select distinct p.lane, p.priority from put_off p
-    where not exists (select from image_jobs.lanes l where l.lane = p.lane and l.priority = p.priority)
+    where not exists (select from image_jobs.opened_lanes l where l.lane = p.lane and l.priority = p.priority)
     on conflict do nothing
-    returning lanes
+    returning row(o.lane, o.priority, 0, null, null)::image_jobs.lanes as lane
   )
-  select array_agg(each.lane order by l.priority desc, random()) into v_lanes
-  from (select l from image_jobs.lanes l union all select o.lanes from opened o) as each (lane)
+  select array_agg(each.lane order by l.priority desc, random()), (select min(p.due_at) from put_off p) into v_lanes, v_first
+  from (select l from image_jobs.lanes l union all select o.lane from opened o) as each (lane)
   cross join lateral (select (each.lane).*) l
   where split_part(l.lane, ':', 1) = any (p_providers)
     and image_jobs.available_starts(split_part(l.lane, ':', 1), l.lane) is distinct from 0
@@ -4069,24 +4217,26 @@ begin
           and r.lane = l.lane and r.priority = l.priority
           and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
       or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
+  perform image_jobs.move_due_mark('', v_first);
   return v_lanes;
 end
 $$;
 
 -- Put runs that were put off and are due now in line, 200 at a time: those that have been at work (their claim has a call, or
 -- they have lost an attempt) at the front of their lanes, where they were, all others behind the last of their user.
-create or replace function image_jobs.promote_due()
+create or replace function image_jobs.promote_due(p_full_scan boolean)
 returns void language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := image_jobs.now();
+  v_from timestamptz := image_jobs.due_from('', p_full_scan);
   v_aside varchar[] := image_jobs.runs_set_aside();
   v_runs varchar[];
 begin
   select array_agg(due.id) into v_runs
   from (
     select r.id from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at <= v_now
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now
       and not r.id = any (v_aside)
     order by r.due_at limit 200
     for update skip locked
@@ -4324,23 +4474,39 @@ $$;
 
 -- Returns parked runs whose check is due, and their priorities: of each lane the p_limit that have waited longest, at least 50,
 -- since one of a higher priority may be among them.
-create or replace function image_jobs.due_checks(p_providers text[], p_limit integer)
+create or replace function image_jobs.due_checks(p_providers text[], p_limit integer, p_full_scan boolean)
 returns table (id varchar, priority integer) language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := image_jobs.now();
   v_aside varchar[] := image_jobs.runs_set_aside();
+  v_due record;
 begin
-  return query
-  select due.id::varchar, due.priority::integer  -- tables that were there before may have other types of texts and numbers
-  from (select distinct l.lane from image_jobs.lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
-  cross join lateral (
-    select r.id, r.priority, r.due_at from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = o.lane
-      and r.due_at <= v_now and r.claimed_by is null and not r.id = any (v_aside)
-    order by r.due_at limit greatest(p_limit, 50)
-  ) due
-  order by due.due_at;
+  for v_due in
+    select o.lane, found.ids, found.priorities, found.first
+    from (select distinct l.lane from image_jobs.opened_lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
+    left join lateral (
+      select k.due_at - interval '10 s' as due_from from image_jobs.due_marks k
+      where k.queue = o.lane and not p_full_scan order by k.version desc limit 1
+    ) m on true
+    cross join lateral (
+      select array_agg(due.id) as ids, array_agg(due.priority) as priorities, min(due.due_at) as first
+      from (
+        -- Tables that were there before may have other types of texts and numbers.
+        select r.id::varchar, r.priority::integer, r.due_at from public.runs r
+        where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = o.lane
+          and r.due_at >= coalesce(m.due_from, '-infinity') and r.due_at <= v_now
+          and r.claimed_by is null and not r.id = any (v_aside)
+        order by r.due_at limit greatest(p_limit, 50)
+      ) due
+    ) found
+  loop
+    -- One that is set aside stays behind the mark.
+    if v_aside = '{}' then
+      perform image_jobs.move_due_mark(v_due.lane, v_due.first);
+    end if;
+    return query select d.id, d.priority from unnest(v_due.ids, v_due.priorities) as d (id, priority);
+  end loop;
 end
 $$;
 
@@ -4405,6 +4571,7 @@ declare
   v_runs varchar[];
   v_claimed jsonb[];
   v_last bigint;
+  v_newest image_jobs.lanes;
 begin
   if not v_passing then
     select array_agg(next.id), max(next.rank) into v_runs, v_last
@@ -4457,18 +4624,26 @@ begin
   end if;
   -- The watermark is a hint: if another daemon is moving it just now, that will do. But never without a note of the runs that
   -- it passes over.
-  perform from image_jobs.lanes l
-  where l.lane = p_lane.lane and l.priority = p_lane.priority and (l.watermark < v_last or l.passed_over < v_last)
-  for update skip locked;
-  if found then
-    update image_jobs.lanes l
-    set watermark = greatest(l.watermark, v_last),
-      passed_over = case
-        when v_passing then least(l.passed_over, p_lane.watermark)
-        when v_from > l.passed_over then l.passed_over
-        when v_last < l.watermark then v_last end
-    where l.lane = p_lane.lane and l.priority = p_lane.priority;
+  select l.* into v_newest from image_jobs.lanes l
+  where l.lane = p_lane.lane and l.priority = p_lane.priority and (l.watermark < v_last or l.passed_over < v_last);
+  if not found then
+    return;
   end if;
+  if v_newest.version is not null then
+    perform from image_jobs.watermarks m
+    where m.lane = p_lane.lane and m.priority = p_lane.priority and m.version = v_newest.version
+    for update skip locked;
+    if not found then
+      return;
+    end if;
+    delete from image_jobs.watermarks m
+    where m.lane = p_lane.lane and m.priority = p_lane.priority and m.version = v_newest.version;
+  end if;
+  insert into image_jobs.watermarks (lane, priority, watermark, passed_over)
+  values (p_lane.lane, p_lane.priority, greatest(v_newest.watermark, v_last), case
+    when v_passing then least(v_newest.passed_over, p_lane.watermark)
+    when v_from > v_newest.passed_over then v_newest.passed_over
+    when v_last < v_newest.watermark then v_last end);
 end
 $$;
 
@@ -4502,8 +4677,8 @@ $$;
 -- least once a second of idleness, since a slow transaction may commit a lower rank.
 -- Nothing of the providers that this daemon cannot reach (p_unreachable).
 -- Never claims more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
--- Locks: the daemon's row (against a take-over), the budget of all together, then provider_limits, provider_streaks (skipping locked ones: another
--- daemon is at it), and only then runs (skipping locked ones).
+-- Locks: the daemon's row of claimants (against a take-over), the budget of all together, then provider_limits, provider_streaks
+-- (skipping locked ones: another daemon is at it), and only then runs (skipping locked ones).
 create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
 returns setof jsonb language plpgsql volatile set search_path = ''
@@ -4532,14 +4707,14 @@ begin
   if p_slots <= 0 then
     return;
   end if;
-  select d.* into v_daemon from image_jobs.daemons d where d.id = p_daemon and d.ended_at is null for key share;
+  select c.* into v_daemon from image_jobs.claimants c where c.daemon = p_daemon for key share;
   if not found then
     raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
   end if;
   perform set_config('image_jobs.writer', 'daemon', true);
 
   v_providers := array(
-    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace)) as p (name)
+    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace, p_full_scan)) as p (name)
     where p.name <> all (coalesce(p_unreachable, '{}')));
   v_lanes := coalesce(image_jobs.open_lanes(v_providers, p_full_scan), '{}');
   if v_lanes <> '{}' and image_jobs.has_budget() then
@@ -4560,9 +4735,9 @@ begin
     select s.provider from image_jobs.provider_streaks s
     where s.closings > 0 and s.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
     for update skip locked);
-  perform image_jobs.promote_due();
+  perform image_jobs.promote_due(p_full_scan);
 
-  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots) d;
+  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots, p_full_scan) d;
   for v_priority in
     select o.priority from unnest(v_lanes) o union select c.priority from unnest(v_priorities) as c (priority) order by 1 desc
   loop
@@ -4954,7 +5129,7 @@ end
 $$;
 
 -- Show nodes the runs they missed while they were locked, or were refused.
-create or replace function image_jobs.refresh_stale_nodes()
+create or replace function image_jobs.refresh_stale_nodes(p_from timestamptz default '-infinity')
 returns void language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -4964,7 +5139,7 @@ begin
     with taken as (
       delete from image_jobs.stale_nodes s
       where s.id in (
-        select q.id from image_jobs.stale_nodes q where q.due_at <= image_jobs.now()
+        select q.id from image_jobs.stale_nodes q where q.due_at between p_from and image_jobs.now()
         order by q.due_at, q.id limit 1000 for update skip locked)
       returning s.node_id, s.failures
     )
@@ -4973,6 +5148,30 @@ begin
     group by t.failures
   loop
     perform image_jobs.project_nodes(v_due.nodes, v_due.failures);
+  end loop;
+end
+$$;
+
+-- Keep image_jobs.wake ahead for the providers of a daemon that will sync by itself for so many seconds.
+create or replace function image_jobs.stay_awake(p_daemon uuid, p_awake double precision)
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_provider text;
+  v_until timestamptz;
+begin
+  for v_provider in
+    select '?' union select unnest(c.providers) from image_jobs.claimants c where c.daemon = p_daemon order by 1
+  loop
+    select w.awake_until into v_until from image_jobs.wake w where w.provider = v_provider order by w.awake_until desc limit 1;
+    continue when v_until >= v_now + make_interval(secs => p_awake / 2);
+    perform from image_jobs.wake w where w.provider = v_provider and w.awake_until = v_until for update skip locked;
+    if found then
+      delete from image_jobs.wake w where w.provider = v_provider and w.awake_until = v_until;
+      insert into image_jobs.wake (provider, awake_until) values (v_provider, v_now + make_interval(secs => p_awake))
+      on conflict do nothing;
+    end if;
   end loop;
 end
 $$;
@@ -4994,6 +5193,8 @@ create or replace function image_jobs.sync(
   p_awake double precision, p_unreachable text[] default null, p_newest bigint default null)
 returns table (part text, run jsonb) language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_stale timestamptz;
 begin
   -- As a rule there is no streak, and no server error that could begin one.
   if exists (select from image_jobs.provider_streaks)
@@ -5014,16 +5215,14 @@ begin
   if p_full_scan then
     perform image_jobs.reroute_runs();
   end if;
-  if exists (select from image_jobs.stale_nodes s where s.due_at <= image_jobs.now()) then
-    perform image_jobs.refresh_stale_nodes();
+  v_stale := image_jobs.due_from('stale nodes', p_full_scan);
+  if exists (select from image_jobs.stale_nodes s where s.due_at between v_stale and image_jobs.now()) then
+    perform image_jobs.refresh_stale_nodes(v_stale);
+  elsif v_stale < image_jobs.now() - interval '70 s' then
+    perform image_jobs.move_due_mark('stale nodes', null);
   end if;
   if p_awake is not null then
-    update image_jobs.wake w set awake_until = image_jobs.now() + make_interval(secs => p_awake)
-    where w.provider in (
-      select q.provider from image_jobs.wake q
-      where q.awake_until < image_jobs.now() + make_interval(secs => p_awake / 2)
-        and (q.provider = '?' or q.provider in (select unnest(d.providers) from image_jobs.daemons d where d.id = p_daemon))
-      for update skip locked);
+    perform image_jobs.stay_awake(p_daemon, p_awake);
   end if;
 end
 $$;
@@ -5064,8 +5263,9 @@ begin
       hint = format('Install version %s or a newer one, and start it again.', image_jobs.oldest_daemon());
   end if;
   insert into image_jobs.providers (name) select unnest(p_providers) on conflict do nothing;
-  insert into image_jobs.wake (provider, awake_until) select p, '-infinity' from unnest(p_providers) p order by p on conflict do nothing;
-  insert into image_jobs.lanes (lane, priority) select p, 0 from unnest(p_providers) p order by p on conflict do nothing;
+  insert into image_jobs.wake (provider, awake_until) select p, '-infinity' from unnest(p_providers) p
+  where not exists (select from image_jobs.wake w where w.provider = p) order by p on conflict do nothing;
+  insert into image_jobs.opened_lanes (lane, priority) select p, 0 from unnest(p_providers) p order by p on conflict do nothing;
   insert into image_jobs.daemons (id, name, version, slots, lease, providers, unserved_grace, started_at, seen_at, fresh_since)
   values (p_id, p_name, p_version, p_slots, p_lease, p_providers, p_unserved_grace,
     image_jobs.now(), image_jobs.now(), image_jobs.now())
@@ -5193,6 +5393,9 @@ begin
     continue when not v_silent.lapsed and not (
       coalesce(image_jobs.session_began(p_daemon) < v_silent.seen_at, false)
       and pg_try_advisory_xact_lock(image_jobs.session_lock_key(v_silent.id)));
+    -- It is claiming just now.
+    perform from image_jobs.claimants c where c.daemon = v_silent.id for update skip locked;
+    continue when not found;
     update image_jobs.daemons d set ended_at = v_now, ended = 'taken over' where d.id = v_silent.id;
     v_count := v_count + image_jobs.abandon_runs(v_silent.id);
   end loop;
@@ -5303,7 +5506,8 @@ declare
 begin
   if p_limit.per_minute is not null then
     select sum(s.starts), min(s.at) into v_starts, v_first
-    from unnest(p_limit.recent_at, p_limit.recent_starts) as s (at, starts) where s.at >= v_second - 60;
+    from image_jobs.starts_of(p_limit.id) last
+    cross join lateral unnest(last.at, last.starts) as s (at, starts) where s.at >= v_second - 60;
     if v_starts >= p_limit.per_minute then
       return query select to_timestamp(v_first + 61), format(
         '%s may start %s image%s a minute here, and this minute''s are used up. What waits starts by itself.',
@@ -5485,7 +5689,6 @@ begin
 end
 $$;
 
--- Not of what claims count there.
 create or replace trigger limits_changed
   after insert or delete or update of provider, model, per_minute, max_running, paused on image_jobs.provider_limits
   for each statement execute function image_jobs.limits_changed();
@@ -7875,6 +8078,7 @@ $$;
 -- Ours, one by one.
 revoke all on
   image_jobs.cancellations, image_jobs.daemon_status, image_jobs.daemons, image_jobs.lanes, image_jobs.models,
+  image_jobs.claimants, image_jobs.due_marks, image_jobs.opened_lanes, image_jobs.recent_starts, image_jobs.watermarks,
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.provider_streaks, image_jobs.providers,
   image_jobs.queue_stats, image_jobs.run_costs,
   image_jobs.run_timings, image_jobs.set_aside, image_jobs.stale_nodes, image_jobs.storage_stats, image_jobs.storage_violations,
@@ -7882,8 +8086,9 @@ revoke all on
   image_jobs.workflows, public.image_jobs, public.image_models, public.workflow_members
   from public, anon, authenticated, service_role;
 revoke all on sequence
-  image_jobs.claims, image_jobs.event_numbers, image_jobs.node_versions, image_jobs.provider_blocks_id_seq,
-  image_jobs.provider_limits_id_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets, image_jobs.usage_limits_id_seq
+  image_jobs.claims, image_jobs.due_marks_version_seq, image_jobs.event_numbers, image_jobs.node_versions, image_jobs.provider_blocks_id_seq,
+  image_jobs.provider_limits_id_seq, image_jobs.recent_starts_version_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets,
+  image_jobs.usage_limits_id_seq, image_jobs.watermarks_version_seq
   from public, anon, authenticated, service_role;
 revoke all on image_jobs.calls, image_jobs.file_removals, image_jobs.migrations, image_jobs.prices, image_jobs.project, image_jobs.source_removals, image_jobs.walks from public, anon, authenticated, service_role;
 revoke all on function image_jobs.check_set_up(text, boolean), image_jobs.realtime_steps(), image_jobs.set_up(text, boolean), image_jobs.storage_steps(text, boolean)
@@ -7909,7 +8114,7 @@ revoke all on function
   image_jobs.claim_checks(uuid, varchar[], integer),
   image_jobs.claim_runs(uuid, integer, boolean, text[]),
   image_jobs.claim_starts(uuid, image_jobs.lanes, integer, boolean, boolean, numeric),
-  image_jobs.claimable_providers(text[], interval), image_jobs.claimed_run(public.runs, timestamptz),
+  image_jobs.claimable_providers(text[], interval, boolean), image_jobs.claimed_run(public.runs, timestamptz),
   image_jobs.closed_reason(text), image_jobs.consume_deliveries(public.runs),
   image_jobs.count_running(text, text, integer), image_jobs.count_webhook(text, integer, integer, integer),
   image_jobs.current_user_id(), image_jobs.delete_delivery(text, text), image_jobs.delete_events(),
@@ -7932,19 +8137,21 @@ revoke all on function
   image_jobs.node_message(public.workflow_nodes), image_jobs.nodes_changed(), image_jobs.note_responses(uuid, jsonb), image_jobs.now(),
   image_jobs.open_lanes(text[], boolean), image_jobs.owned_keys(), image_jobs.pictured_workflow(text),
   image_jobs.postpone_node(varchar, integer, text, text), image_jobs.project_changes(image_jobs.run_change[]),
-  image_jobs.project_nodes(varchar[], integer), image_jobs.promote_due(), image_jobs.promote_runs(varchar[], uuid),
+  image_jobs.project_nodes(varchar[], integer), image_jobs.promote_due(boolean), image_jobs.promote_runs(varchar[], uuid),
   image_jobs.publish_models(text, jsonb), image_jobs.receive_webhook(text, jsonb, text),
   image_jobs.record_delivery(varchar, text, text, text), image_jobs.record_progress(uuid, jsonb),
   image_jobs.record_provider_job(varchar, text, text, text, text, jsonb),
-  image_jobs.record_starts(text, text, integer), image_jobs.refresh_stale_nodes(), image_jobs.refuse(text, text),
+  image_jobs.record_starts(text, text, integer), image_jobs.refresh_stale_nodes(timestamptz), image_jobs.refuse(text, text),
   image_jobs.refuse_nameless(), image_jobs.register_daemon(uuid, text, text, integer, interval, text[], interval), image_jobs.release_runs(varchar[], uuid),
   image_jobs.release_unheld(uuid, bigint[], bigint), image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.requeue_run(varchar), image_jobs.reroute_each(varchar[], uuid),
-  image_jobs.reroute_message(jsonb, varchar), image_jobs.reroute_runs(), image_jobs.route_hash(jsonb, varchar, varchar), image_jobs.due_checks(text[], integer),
+  image_jobs.reroute_message(jsonb, varchar), image_jobs.reroute_runs(), image_jobs.route_hash(jsonb, varchar, varchar), image_jobs.due_checks(text[], integer, boolean),
   image_jobs.resume_provider_job(public.runs, public.runs),
   image_jobs.run_moved(), image_jobs.runs_deleted(), image_jobs.runs_inserted(), image_jobs.runs_set_aside(), image_jobs.runs_updated(),
   image_jobs.session_began(uuid), image_jobs.session_lock_key(uuid), image_jobs.set_run_aside(varchar, text, text),
   image_jobs.set_webhook_secrets(jsonb), image_jobs.settle_runs(uuid, jsonb), image_jobs.source_workflow(jsonb, boolean),
+  image_jobs.starts_of(bigint), image_jobs.stay_awake(uuid, double precision), image_jobs.due_from(text, boolean),
+  image_jobs.move_due_mark(text, timestamptz), image_jobs.keep_claimant(),
   image_jobs.stamp_events(), image_jobs.storage_path(text),
   image_jobs.start_runs(varchar[], uuid), image_jobs.sweep_webhooks(),
   image_jobs.sync(uuid, integer, boolean, jsonb, jsonb, bigint[], double precision, text[], bigint),
@@ -8110,7 +8317,11 @@ alter table image_jobs.used_hours enable row level security;
 alter table image_jobs.set_aside enable row level security;
 alter table image_jobs.stale_nodes enable row level security;
 alter table image_jobs.providers enable row level security;
-alter table image_jobs.lanes enable row level security;
+alter table image_jobs.opened_lanes enable row level security;
+alter table image_jobs.watermarks enable row level security;
+alter table image_jobs.due_marks enable row level security;
+alter table image_jobs.claimants enable row level security;
+alter table image_jobs.recent_starts enable row level security;
 alter table image_jobs.daemons enable row level security;
 alter table image_jobs.wake enable row level security;
 alter table image_jobs.models enable row level security;

@@ -30,7 +30,7 @@ create index if not exists idx_nodes_workflow on public.workflow_nodes (workflow
 create table if not exists image_jobs.stale_nodes (
   id bigint generated always as identity primary key,
   node_id varchar not null,
-  due_at timestamptz not null default '-infinity',
+  due_at timestamptz not null default image_jobs.now(),
   failures integer not null default 0
 );
 comment on table image_jobs.stale_nodes is 'Nodes that still have to be shown their run.';

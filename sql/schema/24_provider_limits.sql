@@ -7,16 +7,39 @@ create table if not exists image_jobs.provider_limits (
   per_minute integer check (per_minute >= 0),
   max_running integer check (max_running >= 0),
   paused boolean not null default false,
-  recent_at bigint[] not null default '{}',
-  recent_starts integer[] not null default '{}',
   constraint provider_limits_one_row_each unique nulls not distinct (provider, model)
 );
 comment on table image_jobs.provider_limits is 'Change by SQL at any time. model null: all models. A null limit: unlimited.';
 comment on column image_jobs.provider_limits.per_minute is 'Starts in any 60 seconds, over all daemons; exact.';
 comment on column image_jobs.provider_limits.max_running is 'Runs in status running, parked ones included; exact.';
 comment on column image_jobs.provider_limits.paused is 'Nothing new is started. What runs goes on.';
-comment on column image_jobs.provider_limits.recent_at is 'The seconds (epoch) of the last minute in which runs started …';
-comment on column image_jobs.provider_limits.recent_starts is '… and how many started in each.';
+
+-- What every claim writes stands in tables of its own, and is never updated: a row with the next version takes the place of the
+-- last, and the newest is read first. While an old transaction keeps vacuum away, each update of a row would leave a version
+-- that all readers of the row walk past, and a claim would cost more with every claim before it.
+
+create table if not exists image_jobs.recent_starts (
+  limit_id bigint not null,
+  version bigint generated always as identity,
+  at bigint[] not null,
+  starts integer[] not null,
+  primary key (limit_id, version)
+);
+comment on table image_jobs.recent_starts is 'The starts of the last minute that a limit counts; the newest version holds.';
+comment on column image_jobs.recent_starts.at is 'The seconds (epoch) in which runs started …';
+comment on column image_jobs.recent_starts.starts is '… and how many started in each.';
+
+-- Returns the starts that a limit counts; null if there were none.
+create or replace function image_jobs.starts_of(p_limit bigint)
+returns image_jobs.recent_starts language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_starts image_jobs.recent_starts;
+begin
+  select s.* into v_starts from image_jobs.recent_starts s where s.limit_id = p_limit order by s.version desc limit 1;
+  return v_starts;
+end
+$$;
 
 -- Providers that may have a lane. Runs of all others wait in the lane '?', so that invented names cannot make lanes.
 create table if not exists image_jobs.providers (
@@ -28,21 +51,84 @@ insert into image_jobs.providers (name) values ('openai'), ('google'), ('stabili
 on conflict (name) do nothing;
 
 -- One row per lane (a provider, or a model with a limit of its own) and priority.
-create table if not exists image_jobs.lanes (
+create table if not exists image_jobs.opened_lanes (
   lane text not null,
   priority integer not null,
-  watermark bigint not null default 0,
-  passed_over bigint,
   primary key (lane, priority)
 );
-comment on table image_jobs.lanes is 'Queues of pending runs, one per lane and priority.';
+comment on table image_jobs.opened_lanes is 'Queues of pending runs, one per lane and priority.';
+
+create table if not exists image_jobs.watermarks (
+  lane text not null,
+  priority integer not null,
+  version bigint generated always as identity,
+  watermark bigint not null,
+  passed_over bigint,
+  primary key (lane, priority, version)
+);
+comment on table image_jobs.watermarks is 'How far the lanes have been claimed; the newest version holds.';
+
+create or replace view image_jobs.lanes with (security_invoker = on) as
+select o.lane, o.priority, coalesce(w.watermark, 0) as watermark, w.passed_over, w.version
+from image_jobs.opened_lanes o
+left join lateral (
+  select m.watermark, m.passed_over, m.version from image_jobs.watermarks m
+  where m.lane = o.lane and m.priority = o.priority
+  order by m.version desc limit 1
+) w on true;
+comment on view image_jobs.lanes is 'Queues of pending runs, one per lane and priority, with their watermarks.';
 -- There from the start: a transaction that opens a lane makes others that insert into it wait for its commit.
-insert into image_jobs.lanes (lane, priority) select p.name, 0 from image_jobs.providers p union all select '?', 0
+insert into image_jobs.opened_lanes (lane, priority) select p.name, 0 from image_jobs.providers p union all select '?', 0
 on conflict (lane, priority) do nothing;
-comment on column image_jobs.lanes.watermark is
+comment on column image_jobs.watermarks.watermark is
   'Rank of the last run that was claimed. New runs rank from here; claims scan from here, past dead index entries.';
-comment on column image_jobs.lanes.passed_over is
+comment on column image_jobs.watermarks.passed_over is
   'Below the watermark: from here on wait runs that claims have passed over, since their model was blocked. Claims scan from here.';
+
+-- Lower bounds of the scans by due_at, past dead index entries: of put-off runs (queue ''), of each lane's parked ones, and of
+-- stale nodes (queue 'stale nodes').
+-- A hint, as the watermark is: full scans go without it.
+create table if not exists image_jobs.due_marks (
+  queue text not null,
+  version bigint generated always as identity,
+  due_at timestamptz not null,
+  primary key (queue, version)
+);
+comment on table image_jobs.due_marks is 'From when on something has fallen due that is not done; the newest version holds.';
+
+-- Returns from when on a scan looks: somewhat before the mark, since who has made a run due may commit later than others.
+create or replace function image_jobs.due_from(p_queue text, p_full_scan boolean)
+returns timestamptz language plpgsql volatile set search_path = ''
+as $$
+begin
+  return coalesce((
+    select m.due_at - interval '10 s' from image_jobs.due_marks m
+    where m.queue = p_queue and not p_full_scan order by m.version desc limit 1), '-infinity');
+end
+$$;
+
+-- Move a mark to the first run that a scan has found, or to now where it found none. Not for less than a second, or while
+-- there is nothing to do a minute, since it is a write.
+create or replace function image_jobs.move_due_mark(p_queue text, p_first timestamptz)
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_mark image_jobs.due_marks;
+begin
+  select m.* into v_mark from image_jobs.due_marks m where m.queue = p_queue order by m.version desc limit 1;
+  if found then
+    if coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
+      return;
+    end if;
+    perform from image_jobs.due_marks m where m.queue = p_queue and m.version = v_mark.version for update skip locked;
+    if not found then
+      return;
+    end if;
+    delete from image_jobs.due_marks m where m.queue = p_queue and m.version = v_mark.version;
+  end if;
+  insert into image_jobs.due_marks (queue, due_at) values (p_queue, coalesce(p_first, image_jobs.now()));
+end
+$$;
 
 -- Returns the lane of a processor.
 create or replace function image_jobs.lane_of(p_processor text)
@@ -70,7 +156,7 @@ declare
 begin
   select l.watermark into v_watermark from image_jobs.lanes l where l.lane = p_lane and l.priority = p_priority;
   if not found then
-    insert into image_jobs.lanes (lane, priority) values (p_lane, p_priority) on conflict do nothing;
+    insert into image_jobs.opened_lanes (lane, priority) values (p_lane, p_priority) on conflict do nothing;
   end if;
   select r.rank into v_last
   from public.runs r
@@ -122,6 +208,9 @@ create or replace function image_jobs.change_lanes()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if tg_op = 'DELETE' then
+    delete from image_jobs.recent_starts s where s.limit_id = old.id;
+  end if;
   with misplaced as materialized (
     select r.id from public.runs r
     where r.kind = 'image_gen' and r.queue_state = 'pending' and r.ticket is not null

@@ -28,15 +28,42 @@ comment on column image_jobs.daemons.unserved_grace is
 comment on column image_jobs.daemons.storage_closed_at is 'Since when storage has taken no uploads of it, so that it claims nothing.';
 comment on column image_jobs.daemons.unreachable is 'Providers that it cannot connect to, and claims nothing for.';
 
+-- What claims read of daemons. A beat never writes here: a claim would walk past every beat that vacuum cannot remove.
+create table if not exists image_jobs.claimants (
+  daemon uuid primary key,
+  providers text[] not null,
+  unserved_grace interval not null
+);
+comment on table image_jobs.claimants is 'Daemons that may claim: registered, and neither stopped nor taken over. Kept by a trigger of daemons.';
+
+create or replace function image_jobs.keep_claimant()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  if tg_op <> 'INSERT' then
+    delete from image_jobs.claimants c where c.daemon = old.id;
+  end if;
+  if tg_op <> 'DELETE' and new.ended_at is null then
+    insert into image_jobs.claimants (daemon, providers, unserved_grace) values (new.id, new.providers, new.unserved_grace);
+  end if;
+  return null;
+end
+$$;
+
+create or replace trigger keep_claimant after insert or delete or update of id, providers, unserved_grace, ended_at
+  on image_jobs.daemons for each row execute function image_jobs.keep_claimant();
+
 -- While busy daemons keep this ahead, inserts need no NOTIFY (which takes a global lock until commit).
+-- Never updated, as image_jobs.watermarks is not: of a provider the latest holds, and what is over is looked at by nobody.
 create table if not exists image_jobs.wake (
-  provider text primary key,
-  awake_until timestamptz not null
-) with (fillfactor = 50);
+  provider text not null,
+  awake_until timestamptz not null,
+  primary key (provider, awake_until)
+);
 comment on table image_jobs.wake is 'Until when some daemon that serves a provider syncs by itself, often; ?: any daemon.';
 insert into image_jobs.wake (provider, awake_until)
-select p.name, '-infinity'::timestamptz from image_jobs.providers p union all select '?', '-infinity'
-on conflict do nothing;
+select p.name, '-infinity'::timestamptz from (select name from image_jobs.providers union all select '?') p
+where not exists (select from image_jobs.wake w where w.provider = p.name);
 
 -- The models on offer, published by the daemons; the provider code is the one source.
 create table if not exists image_jobs.models (

@@ -52,7 +52,8 @@ begin
     if v_limit.per_minute is not null then
       -- Whole seconds: a start counts for 60 to 61 seconds, so no minute ever sees more than its limit.
       select v_limit.per_minute - coalesce(sum(recent.starts), 0) into v_left
-      from unnest(v_limit.recent_at, v_limit.recent_starts) as recent (at, starts)
+      from image_jobs.starts_of(v_limit.id) last
+      cross join lateral unnest(last.at, last.starts) as recent (at, starts)
       where recent.at >= v_second - 60;
       v_least := least(v_least, v_left);
     end if;
@@ -67,20 +68,30 @@ $$;
 
 -- Count runs that have started, in each limit that applies to them. The caller holds the rows' locks.
 create or replace function image_jobs.record_starts(p_provider text, p_lane text, p_starts integer)
-returns void language sql volatile set search_path = ''
+returns void language plpgsql volatile set search_path = ''
 as $$
-  update image_jobs.provider_limits l
-  set (recent_at, recent_starts) = (
-    select array_agg(s.at order by s.at), array_agg(s.starts order by s.at)
+declare
+  v_second bigint := floor(extract(epoch from image_jobs.now()));
+  v_limit bigint;
+  v_last image_jobs.recent_starts;
+begin
+  for v_limit in
+    select l.id from image_jobs.provider_limits l
+    where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
+      and l.per_minute is not null
+  loop
+    v_last := image_jobs.starts_of(v_limit);
+    delete from image_jobs.recent_starts s where s.limit_id = v_limit and s.version = v_last.version;
+    insert into image_jobs.recent_starts (limit_id, at, starts)
+    select v_limit, array_agg(s.at order by s.at), array_agg(s.starts order by s.at)
     from (
       select r.at, sum(r.starts) as starts
-      from (select * from unnest(l.recent_at, l.recent_starts) union all select second.now, p_starts) r (at, starts)
-      where r.at >= second.now - 60
+      from (select * from unnest(v_last.at, v_last.starts) union all select v_second, p_starts) r (at, starts)
+      where r.at >= v_second - 60
       group by r.at
-    ) s)
-  from (select floor(extract(epoch from image_jobs.now()))::bigint as now) second
-  where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
-    and l.per_minute is not null
+    ) s;
+  end loop;
+end
 $$;
 
 -- The plans of the functions below are pinned by claim_runs, which calls them: its settings reach into what it calls.
@@ -88,19 +99,38 @@ $$;
 
 -- Returns the providers that a daemon claims for: those it serves, and those that no living daemon has served for its grace
 -- (a deploy), since some daemon has to say that the key is missing.
-create or replace function image_jobs.claimable_providers(p_served text[], p_grace interval)
+create or replace function image_jobs.claimable_providers(p_served text[], p_grace interval, p_full_scan boolean)
 returns text[] language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := image_jobs.now();
+  v_from timestamptz := image_jobs.due_from('', p_full_scan);
   v_providers text[];
 begin
   select array_agg(p.name) into v_providers
   from (select name from image_jobs.providers union all select '?') p
   where p.name = any (p_served)
-    or not exists (
-      select from image_jobs.daemons d
-      where p.name = any (d.providers) and d.seen_at > v_now - p_grace);
+    -- The daemons, with all their beats, are looked at only where it matters.
+    or exists (
+      select from image_jobs.lanes l
+      where split_part(l.lane, ':', 1) = p.name
+        and (
+          exists (
+            select from public.runs r
+            where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
+              and r.lane = l.lane and r.priority = l.priority
+              and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
+          or exists (
+            select from public.runs r
+            where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = l.lane
+              and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null)
+          or exists (
+            select from public.runs r
+            where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null
+              and r.due_at between v_from and v_now and r.lane = l.lane)))
+      and not exists (
+        select from image_jobs.daemons d
+        where p.name = any (d.providers) and d.seen_at > v_now - p_grace);
   return v_providers;
 end
 $$;
@@ -111,23 +141,25 @@ returns image_jobs.lanes[] language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := image_jobs.now();
+  v_from timestamptz := image_jobs.due_from('', p_full_scan);
   v_lanes image_jobs.lanes[];
+  v_first timestamptz;
 begin
   with put_off as materialized (
-    select r.lane, r.priority from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at <= v_now
+    select r.lane, r.priority, r.due_at from public.runs r
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now
     order by r.due_at limit 200
   ),
   -- A run that was put off has opened no lane; it is to be claimed with the others of its priority.
   opened as (
-    insert into image_jobs.lanes (lane, priority)
+    insert into image_jobs.opened_lanes as o (lane, priority)
     select distinct p.lane, p.priority from put_off p
-    where not exists (select from image_jobs.lanes l where l.lane = p.lane and l.priority = p.priority)
+    where not exists (select from image_jobs.opened_lanes l where l.lane = p.lane and l.priority = p.priority)
     on conflict do nothing
-    returning lanes
+    returning row(o.lane, o.priority, 0, null, null)::image_jobs.lanes as lane
   )
-  select array_agg(each.lane order by l.priority desc, random()) into v_lanes
-  from (select l from image_jobs.lanes l union all select o.lanes from opened o) as each (lane)
+  select array_agg(each.lane order by l.priority desc, random()), (select min(p.due_at) from put_off p) into v_lanes, v_first
+  from (select l from image_jobs.lanes l union all select o.lane from opened o) as each (lane)
   cross join lateral (select (each.lane).*) l
   where split_part(l.lane, ':', 1) = any (p_providers)
     and image_jobs.available_starts(split_part(l.lane, ':', 1), l.lane) is distinct from 0
@@ -138,24 +170,26 @@ begin
           and r.lane = l.lane and r.priority = l.priority
           and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
       or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
+  perform image_jobs.move_due_mark('', v_first);
   return v_lanes;
 end
 $$;
 
 -- Put runs that were put off and are due now in line, 200 at a time: those that have been at work (their claim has a call, or
 -- they have lost an attempt) at the front of their lanes, where they were, all others behind the last of their user.
-create or replace function image_jobs.promote_due()
+create or replace function image_jobs.promote_due(p_full_scan boolean)
 returns void language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := image_jobs.now();
+  v_from timestamptz := image_jobs.due_from('', p_full_scan);
   v_aside varchar[] := image_jobs.runs_set_aside();
   v_runs varchar[];
 begin
   select array_agg(due.id) into v_runs
   from (
     select r.id from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at <= v_now
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now
       and not r.id = any (v_aside)
     order by r.due_at limit 200
     for update skip locked

@@ -28,23 +28,39 @@ $$;
 
 -- Returns parked runs whose check is due, and their priorities: of each lane the p_limit that have waited longest, at least 50,
 -- since one of a higher priority may be among them.
-create or replace function image_jobs.due_checks(p_providers text[], p_limit integer)
+create or replace function image_jobs.due_checks(p_providers text[], p_limit integer, p_full_scan boolean)
 returns table (id varchar, priority integer) language plpgsql volatile set search_path = ''
 as $$
 declare
   v_now timestamptz := image_jobs.now();
   v_aside varchar[] := image_jobs.runs_set_aside();
+  v_due record;
 begin
-  return query
-  select due.id::varchar, due.priority::integer  -- tables that were there before may have other types of texts and numbers
-  from (select distinct l.lane from image_jobs.lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
-  cross join lateral (
-    select r.id, r.priority, r.due_at from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = o.lane
-      and r.due_at <= v_now and r.claimed_by is null and not r.id = any (v_aside)
-    order by r.due_at limit greatest(p_limit, 50)
-  ) due
-  order by due.due_at;
+  for v_due in
+    select o.lane, found.ids, found.priorities, found.first
+    from (select distinct l.lane from image_jobs.opened_lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
+    left join lateral (
+      select k.due_at - interval '10 s' as due_from from image_jobs.due_marks k
+      where k.queue = o.lane and not p_full_scan order by k.version desc limit 1
+    ) m on true
+    cross join lateral (
+      select array_agg(due.id) as ids, array_agg(due.priority) as priorities, min(due.due_at) as first
+      from (
+        -- Tables that were there before may have other types of texts and numbers.
+        select r.id::varchar, r.priority::integer, r.due_at from public.runs r
+        where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = o.lane
+          and r.due_at >= coalesce(m.due_from, '-infinity') and r.due_at <= v_now
+          and r.claimed_by is null and not r.id = any (v_aside)
+        order by r.due_at limit greatest(p_limit, 50)
+      ) due
+    ) found
+  loop
+    -- One that is set aside stays behind the mark.
+    if v_aside = '{}' then
+      perform image_jobs.move_due_mark(v_due.lane, v_due.first);
+    end if;
+    return query select d.id, d.priority from unnest(v_due.ids, v_due.priorities) as d (id, priority);
+  end loop;
 end
 $$;
 
@@ -109,6 +125,7 @@ declare
   v_runs varchar[];
   v_claimed jsonb[];
   v_last bigint;
+  v_newest image_jobs.lanes;
 begin
   if not v_passing then
     select array_agg(next.id), max(next.rank) into v_runs, v_last
@@ -161,18 +178,26 @@ begin
   end if;
   -- The watermark is a hint: if another daemon is moving it just now, that will do. But never without a note of the runs that
   -- it passes over.
-  perform from image_jobs.lanes l
-  where l.lane = p_lane.lane and l.priority = p_lane.priority and (l.watermark < v_last or l.passed_over < v_last)
-  for update skip locked;
-  if found then
-    update image_jobs.lanes l
-    set watermark = greatest(l.watermark, v_last),
-      passed_over = case
-        when v_passing then least(l.passed_over, p_lane.watermark)
-        when v_from > l.passed_over then l.passed_over
-        when v_last < l.watermark then v_last end
-    where l.lane = p_lane.lane and l.priority = p_lane.priority;
+  select l.* into v_newest from image_jobs.lanes l
+  where l.lane = p_lane.lane and l.priority = p_lane.priority and (l.watermark < v_last or l.passed_over < v_last);
+  if not found then
+    return;
   end if;
+  if v_newest.version is not null then
+    perform from image_jobs.watermarks m
+    where m.lane = p_lane.lane and m.priority = p_lane.priority and m.version = v_newest.version
+    for update skip locked;
+    if not found then
+      return;
+    end if;
+    delete from image_jobs.watermarks m
+    where m.lane = p_lane.lane and m.priority = p_lane.priority and m.version = v_newest.version;
+  end if;
+  insert into image_jobs.watermarks (lane, priority, watermark, passed_over)
+  values (p_lane.lane, p_lane.priority, greatest(v_newest.watermark, v_last), case
+    when v_passing then least(v_newest.passed_over, p_lane.watermark)
+    when v_from > v_newest.passed_over then v_newest.passed_over
+    when v_last < v_newest.watermark then v_last end);
 end
 $$;
 
@@ -206,8 +231,8 @@ $$;
 -- least once a second of idleness, since a slow transaction may commit a lower rank.
 -- Nothing of the providers that this daemon cannot reach (p_unreachable).
 -- Never claims more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
--- Locks: the daemon's row (against a take-over), the budget of all together, then provider_limits, provider_streaks (skipping locked ones: another
--- daemon is at it), and only then runs (skipping locked ones).
+-- Locks: the daemon's row of claimants (against a take-over), the budget of all together, then provider_limits, provider_streaks
+-- (skipping locked ones: another daemon is at it), and only then runs (skipping locked ones).
 create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
 returns setof jsonb language plpgsql volatile set search_path = ''
@@ -236,14 +261,14 @@ begin
   if p_slots <= 0 then
     return;
   end if;
-  select d.* into v_daemon from image_jobs.daemons d where d.id = p_daemon and d.ended_at is null for key share;
+  select c.* into v_daemon from image_jobs.claimants c where c.daemon = p_daemon for key share;
   if not found then
     raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
   end if;
   perform set_config('image_jobs.writer', 'daemon', true);
 
   v_providers := array(
-    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace)) as p (name)
+    select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace, p_full_scan)) as p (name)
     where p.name <> all (coalesce(p_unreachable, '{}')));
   v_lanes := coalesce(image_jobs.open_lanes(v_providers, p_full_scan), '{}');
   if v_lanes <> '{}' and image_jobs.has_budget() then
@@ -264,9 +289,9 @@ begin
     select s.provider from image_jobs.provider_streaks s
     where s.closings > 0 and s.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
     for update skip locked);
-  perform image_jobs.promote_due();
+  perform image_jobs.promote_due(p_full_scan);
 
-  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots) d;
+  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots, p_full_scan) d;
   for v_priority in
     select o.priority from unnest(v_lanes) o union select c.priority from unnest(v_priorities) as c (priority) order by 1 desc
   loop

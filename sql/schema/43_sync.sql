@@ -67,7 +67,7 @@ end
 $$;
 
 -- Show nodes the runs they missed while they were locked, or were refused.
-create or replace function image_jobs.refresh_stale_nodes()
+create or replace function image_jobs.refresh_stale_nodes(p_from timestamptz default '-infinity')
 returns void language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -77,7 +77,7 @@ begin
     with taken as (
       delete from image_jobs.stale_nodes s
       where s.id in (
-        select q.id from image_jobs.stale_nodes q where q.due_at <= image_jobs.now()
+        select q.id from image_jobs.stale_nodes q where q.due_at between p_from and image_jobs.now()
         order by q.due_at, q.id limit 1000 for update skip locked)
       returning s.node_id, s.failures
     )
@@ -86,6 +86,30 @@ begin
     group by t.failures
   loop
     perform image_jobs.project_nodes(v_due.nodes, v_due.failures);
+  end loop;
+end
+$$;
+
+-- Keep image_jobs.wake ahead for the providers of a daemon that will sync by itself for so many seconds.
+create or replace function image_jobs.stay_awake(p_daemon uuid, p_awake double precision)
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_now timestamptz := image_jobs.now();
+  v_provider text;
+  v_until timestamptz;
+begin
+  for v_provider in
+    select '?' union select unnest(c.providers) from image_jobs.claimants c where c.daemon = p_daemon order by 1
+  loop
+    select w.awake_until into v_until from image_jobs.wake w where w.provider = v_provider order by w.awake_until desc limit 1;
+    continue when v_until >= v_now + make_interval(secs => p_awake / 2);
+    perform from image_jobs.wake w where w.provider = v_provider and w.awake_until = v_until for update skip locked;
+    if found then
+      delete from image_jobs.wake w where w.provider = v_provider and w.awake_until = v_until;
+      insert into image_jobs.wake (provider, awake_until) values (v_provider, v_now + make_interval(secs => p_awake))
+      on conflict do nothing;
+    end if;
   end loop;
 end
 $$;
@@ -107,6 +131,8 @@ create or replace function image_jobs.sync(
   p_awake double precision, p_unreachable text[] default null, p_newest bigint default null)
 returns table (part text, run jsonb) language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_stale timestamptz;
 begin
   -- As a rule there is no streak, and no server error that could begin one.
   if exists (select from image_jobs.provider_streaks)
@@ -127,16 +153,14 @@ begin
   if p_full_scan then
     perform image_jobs.reroute_runs();
   end if;
-  if exists (select from image_jobs.stale_nodes s where s.due_at <= image_jobs.now()) then
-    perform image_jobs.refresh_stale_nodes();
+  v_stale := image_jobs.due_from('stale nodes', p_full_scan);
+  if exists (select from image_jobs.stale_nodes s where s.due_at between v_stale and image_jobs.now()) then
+    perform image_jobs.refresh_stale_nodes(v_stale);
+  elsif v_stale < image_jobs.now() - interval '70 s' then
+    perform image_jobs.move_due_mark('stale nodes', null);
   end if;
   if p_awake is not null then
-    update image_jobs.wake w set awake_until = image_jobs.now() + make_interval(secs => p_awake)
-    where w.provider in (
-      select q.provider from image_jobs.wake q
-      where q.awake_until < image_jobs.now() + make_interval(secs => p_awake / 2)
-        and (q.provider = '?' or q.provider in (select unnest(d.providers) from image_jobs.daemons d where d.id = p_daemon))
-      for update skip locked);
+    perform image_jobs.stay_awake(p_daemon, p_awake);
   end if;
 end
 $$;

@@ -27,8 +27,9 @@ begin
       hint = format('Install version %s or a newer one, and start it again.', image_jobs.oldest_daemon());
   end if;
   insert into image_jobs.providers (name) select unnest(p_providers) on conflict do nothing;
-  insert into image_jobs.wake (provider, awake_until) select p, '-infinity' from unnest(p_providers) p order by p on conflict do nothing;
-  insert into image_jobs.lanes (lane, priority) select p, 0 from unnest(p_providers) p order by p on conflict do nothing;
+  insert into image_jobs.wake (provider, awake_until) select p, '-infinity' from unnest(p_providers) p
+  where not exists (select from image_jobs.wake w where w.provider = p) order by p on conflict do nothing;
+  insert into image_jobs.opened_lanes (lane, priority) select p, 0 from unnest(p_providers) p order by p on conflict do nothing;
   insert into image_jobs.daemons (id, name, version, slots, lease, providers, unserved_grace, started_at, seen_at, fresh_since)
   values (p_id, p_name, p_version, p_slots, p_lease, p_providers, p_unserved_grace,
     image_jobs.now(), image_jobs.now(), image_jobs.now())
@@ -156,6 +157,9 @@ begin
     continue when not v_silent.lapsed and not (
       coalesce(image_jobs.session_began(p_daemon) < v_silent.seen_at, false)
       and pg_try_advisory_xact_lock(image_jobs.session_lock_key(v_silent.id)));
+    -- It is claiming just now.
+    perform from image_jobs.claimants c where c.daemon = v_silent.id for update skip locked;
+    continue when not found;
     update image_jobs.daemons d set ended_at = v_now, ended = 'taken over' where d.id = v_silent.id;
     v_count := v_count + image_jobs.abandon_runs(v_silent.id);
   end loop;

@@ -51,7 +51,8 @@ declare
 begin
   if p_limit.per_minute is not null then
     select sum(s.starts), min(s.at) into v_starts, v_first
-    from unnest(p_limit.recent_at, p_limit.recent_starts) as s (at, starts) where s.at >= v_second - 60;
+    from image_jobs.starts_of(p_limit.id) last
+    cross join lateral unnest(last.at, last.starts) as s (at, starts) where s.at >= v_second - 60;
     if v_starts >= p_limit.per_minute then
       return query select to_timestamp(v_first + 61), format(
         '%s may start %s image%s a minute here, and this minute''s are used up. What waits starts by itself.',
@@ -233,7 +234,6 @@ begin
 end
 $$;
 
--- Not of what claims count there.
 create or replace trigger limits_changed
   after insert or delete or update of provider, model, per_minute, max_running, paused on image_jobs.provider_limits
   for each statement execute function image_jobs.limits_changed();

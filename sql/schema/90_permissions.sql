@@ -7,6 +7,7 @@
 -- Ours, one by one.
 revoke all on
   image_jobs.cancellations, image_jobs.daemon_status, image_jobs.daemons, image_jobs.lanes, image_jobs.models,
+  image_jobs.claimants, image_jobs.due_marks, image_jobs.opened_lanes, image_jobs.recent_starts, image_jobs.watermarks,
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.provider_streaks, image_jobs.providers,
   image_jobs.queue_stats, image_jobs.run_costs,
   image_jobs.run_timings, image_jobs.set_aside, image_jobs.stale_nodes, image_jobs.storage_stats, image_jobs.storage_violations,
@@ -14,8 +15,9 @@ revoke all on
   image_jobs.workflows, public.image_jobs, public.image_models, public.workflow_members
   from public, anon, authenticated, service_role;
 revoke all on sequence
-  image_jobs.claims, image_jobs.event_numbers, image_jobs.node_versions, image_jobs.provider_blocks_id_seq,
-  image_jobs.provider_limits_id_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets, image_jobs.usage_limits_id_seq
+  image_jobs.claims, image_jobs.due_marks_version_seq, image_jobs.event_numbers, image_jobs.node_versions, image_jobs.provider_blocks_id_seq,
+  image_jobs.provider_limits_id_seq, image_jobs.recent_starts_version_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets,
+  image_jobs.usage_limits_id_seq, image_jobs.watermarks_version_seq
   from public, anon, authenticated, service_role;
 revoke all on image_jobs.calls, image_jobs.file_removals, image_jobs.migrations, image_jobs.prices, image_jobs.project, image_jobs.source_removals, image_jobs.walks from public, anon, authenticated, service_role;
 revoke all on function image_jobs.check_set_up(text, boolean), image_jobs.realtime_steps(), image_jobs.set_up(text, boolean), image_jobs.storage_steps(text, boolean)
@@ -41,7 +43,7 @@ revoke all on function
   image_jobs.claim_checks(uuid, varchar[], integer),
   image_jobs.claim_runs(uuid, integer, boolean, text[]),
   image_jobs.claim_starts(uuid, image_jobs.lanes, integer, boolean, boolean, numeric),
-  image_jobs.claimable_providers(text[], interval), image_jobs.claimed_run(public.runs, timestamptz),
+  image_jobs.claimable_providers(text[], interval, boolean), image_jobs.claimed_run(public.runs, timestamptz),
   image_jobs.closed_reason(text), image_jobs.consume_deliveries(public.runs),
   image_jobs.count_running(text, text, integer), image_jobs.count_webhook(text, integer, integer, integer),
   image_jobs.current_user_id(), image_jobs.delete_delivery(text, text), image_jobs.delete_events(),
@@ -64,19 +66,21 @@ revoke all on function
   image_jobs.node_message(public.workflow_nodes), image_jobs.nodes_changed(), image_jobs.note_responses(uuid, jsonb), image_jobs.now(),
   image_jobs.open_lanes(text[], boolean), image_jobs.owned_keys(), image_jobs.pictured_workflow(text),
   image_jobs.postpone_node(varchar, integer, text, text), image_jobs.project_changes(image_jobs.run_change[]),
-  image_jobs.project_nodes(varchar[], integer), image_jobs.promote_due(), image_jobs.promote_runs(varchar[], uuid),
+  image_jobs.project_nodes(varchar[], integer), image_jobs.promote_due(boolean), image_jobs.promote_runs(varchar[], uuid),
   image_jobs.publish_models(text, jsonb), image_jobs.receive_webhook(text, jsonb, text),
   image_jobs.record_delivery(varchar, text, text, text), image_jobs.record_progress(uuid, jsonb),
   image_jobs.record_provider_job(varchar, text, text, text, text, jsonb),
-  image_jobs.record_starts(text, text, integer), image_jobs.refresh_stale_nodes(), image_jobs.refuse(text, text),
+  image_jobs.record_starts(text, text, integer), image_jobs.refresh_stale_nodes(timestamptz), image_jobs.refuse(text, text),
   image_jobs.refuse_nameless(), image_jobs.register_daemon(uuid, text, text, integer, interval, text[], interval), image_jobs.release_runs(varchar[], uuid),
   image_jobs.release_unheld(uuid, bigint[], bigint), image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.requeue_run(varchar), image_jobs.reroute_each(varchar[], uuid),
-  image_jobs.reroute_message(jsonb, varchar), image_jobs.reroute_runs(), image_jobs.route_hash(jsonb, varchar, varchar), image_jobs.due_checks(text[], integer),
+  image_jobs.reroute_message(jsonb, varchar), image_jobs.reroute_runs(), image_jobs.route_hash(jsonb, varchar, varchar), image_jobs.due_checks(text[], integer, boolean),
   image_jobs.resume_provider_job(public.runs, public.runs),
   image_jobs.run_moved(), image_jobs.runs_deleted(), image_jobs.runs_inserted(), image_jobs.runs_set_aside(), image_jobs.runs_updated(),
   image_jobs.session_began(uuid), image_jobs.session_lock_key(uuid), image_jobs.set_run_aside(varchar, text, text),
   image_jobs.set_webhook_secrets(jsonb), image_jobs.settle_runs(uuid, jsonb), image_jobs.source_workflow(jsonb, boolean),
+  image_jobs.starts_of(bigint), image_jobs.stay_awake(uuid, double precision), image_jobs.due_from(text, boolean),
+  image_jobs.move_due_mark(text, timestamptz), image_jobs.keep_claimant(),
   image_jobs.stamp_events(), image_jobs.storage_path(text),
   image_jobs.start_runs(varchar[], uuid), image_jobs.sweep_webhooks(),
   image_jobs.sync(uuid, integer, boolean, jsonb, jsonb, bigint[], double precision, text[], bigint),
@@ -231,7 +235,11 @@ alter table image_jobs.used_hours enable row level security;
 alter table image_jobs.set_aside enable row level security;
 alter table image_jobs.stale_nodes enable row level security;
 alter table image_jobs.providers enable row level security;
-alter table image_jobs.lanes enable row level security;
+alter table image_jobs.opened_lanes enable row level security;
+alter table image_jobs.watermarks enable row level security;
+alter table image_jobs.due_marks enable row level security;
+alter table image_jobs.claimants enable row level security;
+alter table image_jobs.recent_starts enable row level security;
 alter table image_jobs.daemons enable row level security;
 alter table image_jobs.wake enable row level security;
 alter table image_jobs.models enable row level security;

@@ -42,18 +42,70 @@ async def empty(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
     """Insert nothing."""
 
 
-async def dead_entries(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
-    """Insert runs that were claimed and have ended; an old transaction keeps vacuum from their index entries."""
-    await fill(sudo, "pending", "demo:painter", NOW)
+async def hold_back_vacuum(stack: AsyncExitStack, dsn: str) -> None:
+    """Open a transaction that keeps vacuum from all that dies from now on."""
     old = await connect(dsn)
     stack.push_async_callback(old.close)
     await old.execute("begin isolation level repeatable read")
     await old.execute("select from runs limit 1")
+
+
+async def end_runs(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
+    """Complete all runs; their index entries stay."""
+    await hold_back_vacuum(stack, dsn)
     await sudo.execute(
         """update runs set status = 'completed', queue_state = null, rank = null, due_at = null, finished_at = now(),
         payload = '{"imageUrl": "https://example.supabase.co/x.png"}'"""
     )
-    await sudo.execute("update image_jobs.lanes set watermark = $1 where lane = 'demo'", MANY // 100)
+
+
+async def dead_entries(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
+    """Insert runs that were claimed and have ended."""
+    await fill(sudo, "pending", "demo:painter", NOW)
+    await end_runs(sudo, stack, dsn)
+    await sudo.execute(
+        "insert into image_jobs.watermarks (lane, priority, watermark) values ('demo', 0, $1)", MANY // 100
+    )
+
+
+async def dead_delayed(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
+    """Insert runs that were put off, and have ended."""
+    await fill(sudo, "pending", "demo:painter", -timedelta(hours=1))
+    await end_runs(sudo, stack, dsn)
+
+
+async def dead_parked(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
+    """Insert runs that were parked, and have ended."""
+    await fill(sudo, "running", "demo:painter", -timedelta(hours=1))
+    await end_runs(sudo, stack, dsn)
+
+
+async def dead_state(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
+    """Write what claims write elsewhere, again and again: watermarks, counted starts, marks, wakefulness, stale nodes, daemons."""
+    await sudo.execute("insert into image_jobs.provider_limits (provider, per_minute) values ('demo', $1)", 10 * MANY)
+    await hold_back_vacuum(stack, dsn)
+    await sudo.execute(
+        f"""do $$ begin
+        for n in 1..{MANY} loop
+          delete from image_jobs.watermarks m using image_jobs.lanes l
+          where l.lane = 'demo' and l.priority = 0 and m.lane = l.lane and m.priority = l.priority and m.version = l.version;
+          insert into image_jobs.watermarks (lane, priority, watermark) values ('demo', 0, 0);
+          perform image_jobs.record_starts('demo', 'demo', 1);
+        end loop;
+        insert into image_jobs.wake (provider, awake_until)
+        select 'demo', now() - n * interval '1 s' from generate_series(1, {MANY}) n;
+        delete from image_jobs.wake w where w.provider = 'demo'
+          and w.awake_until < (select max(l.awake_until) from image_jobs.wake l where l.provider = 'demo');
+        insert into image_jobs.stale_nodes (node_id, due_at)
+        select n, now() - interval '1 hour' from generate_series(1, {MANY}) n;
+        delete from image_jobs.stale_nodes;
+        insert into image_jobs.daemons
+          (id, name, version, slots, lease, providers, started_at, seen_at, fresh_since, ended_at, ended)
+        select gen_random_uuid(), 'old', '0', 1, '30 s', array['demo'], now(), now(), now(), now(), 'stopped'
+        from generate_series(1, {MANY});
+        delete from image_jobs.daemons where name = 'old';
+        end $$"""
+    )
 
 
 async def parked(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
@@ -92,6 +144,9 @@ async def waiting(sudo: Db, stack: AsyncExitStack, dsn: str) -> None:
 SCENES = {
     "an empty queue": empty,
     f"behind {MANY:,} dead entries": dead_entries,
+    f"behind {MANY:,} dead that were put off": dead_delayed,
+    f"behind {MANY:,} dead that were parked": dead_parked,
+    f"behind {MANY:,} dead entries elsewhere": dead_state,
     f"beside {MANY:,} parked": parked,
     f"beside {MANY:,} parked that a limit counts": counted,
     f"beside {MANY:,} of a paused provider": paused,
@@ -126,9 +181,12 @@ async def test_claim_cost_is_independent_of_other_rows(durable: Cluster) -> None
             await sudo.close()
             db = await connect(dsn)
             stack.push_async_callback(db.close)
-            await insert_runs(db, 10)
+            await insert_runs(db, 11)
             queue = await stack.enter_async_context(Queue(dsn))
-            places[name] = db, await register(queue, providers=("demo", "openai"))
+            daemon = await register(queue, providers=("demo", "openai"))
+            # Moves what it reads from, past what is dead.
+            await db.fetch("select image_jobs.claim_runs($1, 1, false)", daemon)
+            places[name] = db, daemon
         for _ in range(ROUNDS):
             for name, (db, daemon) in places.items():
                 for full_scan, found in costs[name].items():

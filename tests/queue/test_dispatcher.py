@@ -369,7 +369,7 @@ async def test_dispatcher_with_a_sync_under_way_is_not_idle(database: str, db: D
         locker = await connect(database)
         try:
             async with locker.transaction():
-                await locker.execute("select from image_jobs.daemons for update")
+                await locker.execute("select from image_jobs.claimants for update")
                 run = await insert_run(db)
                 it.signals.wake()
                 await wait_until(lambda: not it.dispatcher.idle)

@@ -114,10 +114,7 @@ class Waiting:
 @given(steps=st.lists(STEPS, min_size=5, max_size=30))
 async def test_claims_take_the_first_runs_of_open_models(db: Db, daemon: Daemon, steps: list[tuple[Any, ...]]) -> None:
     """Up to 30 inserts, blocks, openings and claims, with full scans and without, of three models and three workflows."""
-    await db.execute(
-        "truncate runs, run_events, image_jobs.provider_blocks; "
-        "update image_jobs.lanes set watermark = 0, passed_over = null"
-    )
+    await db.execute("truncate runs, run_events, image_jobs.provider_blocks; delete from image_jobs.watermarks")
     blocked: set[str] = set()
     for what, *arguments in [*steps, *(("unblock", model) for model in MODELS), ("claim", 200, False)]:
         match what:

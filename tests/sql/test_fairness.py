@@ -193,7 +193,7 @@ async def test_a_users_dead_entries_cost_the_next_claim_nothing(database: str, d
                     max_attempts, claim, ticket, lane, n, n, created_by, queue_state
                 from generate_series(0, 4999) n, (select * from runs limit 1) first;
                 update runs set status = 'running', queue_state = 'running', due_at = null where id like 'many-%';
-                update image_jobs.lanes set watermark = 4999 where lane = 'demo'"""
+                insert into image_jobs.watermarks (lane, priority, watermark) values ('demo', 0, 4999)"""
             )
             await db.execute("alter table runs enable trigger user")
             await db.execute("analyze runs")

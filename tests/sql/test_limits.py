@@ -188,9 +188,11 @@ async def test_starts_are_counted_per_second_not_per_claim(db):
     daemon = await new_daemon(db, "openai")
     for _ in range(30):
         await daemon.claim(1)
-    row = await db.fetchrow("select recent_at, recent_starts from image_jobs.provider_limits where provider = 'openai'")
-    assert sum(row["recent_starts"]) == 30
-    assert len(row["recent_at"]) == len(set(row["recent_at"]))
+    row = await db.fetchrow(
+        "select s.* from image_jobs.provider_limits l, image_jobs.starts_of(l.id) s where l.provider = 'openai'"
+    )
+    assert sum(row["starts"]) == 30
+    assert len(row["at"]) == len(set(row["at"]))
 
 
 # What it costs. Buffers are counted, not seconds: they say the same on every machine.

@@ -126,8 +126,8 @@ class Queue(RuleBasedStateMachine):
     def begin(self) -> None:
         self.execute(
             "truncate runs, run_events, workflow_nodes, image_jobs.stale_nodes, image_jobs.daemons, image_jobs.workflows, "
-            "image_jobs.calls, image_jobs.cancellations; "
-            "update image_jobs.lanes set watermark = 0; delete from image_jobs.provider_limits where provider = 'demo'; "
+            "image_jobs.calls, image_jobs.cancellations, image_jobs.claimants, image_jobs.due_marks; "
+            "delete from image_jobs.watermarks; delete from image_jobs.provider_limits where provider = 'demo'; "
             "insert into image_jobs.provider_limits (provider) values ('demo')"
         )
         self.last_claim = self.fetch("select nextval('image_jobs.claims')")[0][0]
