@@ -143,6 +143,9 @@ create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), su
 -- What has ended, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.
 create index if not exists runs_ended_by_claim on public.runs (claim)
   where queue_state is null and ticket is not null and kind = 'image_gen';
+-- And what is older than the migration, which may hold what is forbidden by now.
+create index if not exists runs_from_before on public.runs (id)
+  where ticket is null and kind = 'image_gen';
 create unique index if not exists runs_idempotency
   on public.runs (created_by, subject_id, (metadata ->> 'idempotencyKey')) nulls not distinct
   where ticket is not null and kind = 'image_gen' and metadata ->> 'idempotencyKey' is not null;

@@ -27,6 +27,9 @@ create index if not exists run_events_of_a_workflow on public.run_events (workfl
 -- Those of which alerts are made; there are few, whatever else happens.
 create index if not exists run_events_of_alerts on public.run_events (ts)
   where run_kind = 'image_gen' and kind = 'error' and payload ->> 'event' in ('incident', 'warning');
+-- For operators: one event of a run.
+create index if not exists run_events_of_uploads on public.run_events (ts)
+  where run_kind = 'image_gen' and payload -> 'data' ? 'uploadTries';
 
 -- Number events of image runs and copy the kind and the workflow of those, which decide whether our checks apply and who may see
 -- the event, so no writer may choose them: write_events does so itself, and this for every other writer. By the statement, since

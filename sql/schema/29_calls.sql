@@ -45,6 +45,17 @@ create index if not exists calls_of_a_run on image_jobs.calls (run_id);
 create index if not exists calls_open on image_jobs.calls (id) where state = 'open';
 create index if not exists calls_of_a_provider_job on image_jobs.calls (provider_job_id) where provider_job_id is not null;
 
+-- Returns a claim such that whatever ended since a time has that or a newer one: claims are drawn in the sequence of time, and a
+-- run ends within an hour of its last. Read from the calls, each of which is a claim with its time.
+create or replace function image_jobs.claim_before(p_at timestamptz)
+returns bigint language plpgsql volatile set search_path = ''
+as $$
+begin
+  return coalesce((
+    select c.id from image_jobs.calls c where c.opened_at < p_at - interval '1 hour' order by c.opened_at desc limit 1), 0);
+end
+$$;
+
 -- Refuse a change of state that would falsify the books, and note when a call was closed.
 create or replace function image_jobs.guard_call()
 returns trigger language plpgsql volatile security definer set search_path = ''

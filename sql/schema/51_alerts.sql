@@ -19,17 +19,6 @@ comment on column image_jobs.alert_notices.sent is 'What has been sent of it; nu
 comment on column image_jobs.alert_notices.due_at is 'Not before then is the next sent; while a daemon is at it, the end of its lease.';
 create unique index if not exists alert_notices_one_open on image_jobs.alert_notices (name, subject) where closed_at is null;
 
--- Returns a claim such that whatever ended since a time has that or a newer one: claims are drawn in the sequence of time, and a
--- run ends within an hour of its last. Read from the calls, each of which is a claim with its time.
-create or replace function image_jobs.claim_before(p_at timestamptz)
-returns bigint language plpgsql volatile set search_path = ''
-as $$
-begin
-  return coalesce((
-    select c.id from image_jobs.calls c where c.opened_at < p_at - interval '1 hour' order by c.opened_at desc limit 1), 0);
-end
-$$;
-
 -- Returns what is wrong now. Thresholds stand here and nowhere else; sql/README.md lists them. Nothing that users or providers
 -- have written gets into a sentence, but the reason of a block.
 create or replace function image_jobs.current_alerts()

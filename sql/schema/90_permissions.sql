@@ -185,7 +185,7 @@ grant execute on function image_jobs.my_workflows(), image_jobs.can_access_workf
 -- Functions that the client functions and the views call.
 grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.image_job_record(varchar),
   image_jobs.refuse(text, text), image_jobs.current_user_id() to authenticated, service_role;
-grant execute on function image_jobs.now(), image_jobs.forget_user(uuid) to service_role;
+grant execute on function image_jobs.now(), image_jobs.claim_before(timestamptz), image_jobs.forget_user(uuid) to service_role;
 grant select on image_jobs.alerts to service_role;
 grant execute on function image_jobs.current_alerts(), image_jobs.dashboard(interval) to service_role;
 

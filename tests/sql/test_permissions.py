@@ -91,7 +91,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.provider_name": NOBODY,
     "image_jobs.provider_status": SIGNED_IN,
     "image_jobs.report_daemon": NOBODY,
-    "image_jobs.claim_before": NOBODY,
+    "image_jobs.claim_before": {"service_role"},
     "image_jobs.current_alerts": {"service_role"},
     "image_jobs.dashboard": {"service_role"},
     "image_jobs.finish_alert_notice": NOBODY,
