@@ -303,7 +303,9 @@ async def older_file(db: Db) -> str:
     run = await insert_run(db)
     daemon = await new_daemon(db)
     await daemon.complete(await daemon.claim_one())
-    await db.execute("alter table runs drop constraint runs_payload_holds_no_base64; alter table runs disable trigger user")
+    await db.execute(
+        "alter table runs drop constraint runs_payload_holds_no_base64; alter table runs disable trigger user"
+    )
     file = {"imageUrl": "data:image/png;base64,AA=="}
     await db.execute("update runs set payload = $2, ticket = null where id = $1", run, file)
     await db.execute("alter table runs enable trigger user")
