@@ -114,11 +114,17 @@ async def test_slack_that_was_away_gets_each_alert_once(database: str, db: Db, l
 
 async def test_two_daemons_post_an_alert_once(database: str, db: Db, living: Daemon, slack: SlackAPI) -> None:
     providers = ("demo", "google", "midjourney", "openai", "stability")
-    async with senders(database, slack, 2) as both:
+    async with senders(database, slack, 2) as (one, other):
         for provider in providers:
             await block(db, provider)
-        for _ in range(3):
-            await asyncio.gather(*(sender.send() for sender in both))
+        go = slack.hold()
+        sending = asyncio.create_task(one.send())
+        await wait_until(lambda: bool(slack.requests))
+        await other.send()
+        assert len(slack.requests) == 1
+        go.set()
+        await sending
+        await asyncio.gather(one.send(), other.send())
     assert sorted(told(slack)) == [(provider, "open") for provider in providers]
 
 

@@ -6077,6 +6077,19 @@ begin
     from waiting w
     where w.since < v_now - interval '10 min' and not exists (
       select from image_jobs.provider_limits l where l.provider = w.provider and l.model is null and l.paused)
+    union all
+    select alert.name, budget.period, alert.severity, null,
+      format('Of this %s''s budget of $%s for all together, $%s are used.',
+        budget.period, round(budget.usd, 2), round(used.usd, 2)),
+      format('Raise usd_per_%s of "all together" in image_jobs.usage_limits, or wait: the %s ends at %s UTC.', budget.period, budget.period,
+        to_char(image_jobs.period_end(budget.period) at time zone 'utc', 'YYYY-MM-DD HH24:MI'))
+    from image_jobs.usage_limits l
+    cross join lateral (
+      select b.period, b.usd from (values ('day', l.usd_per_day), ('month', l.usd_per_month)) as b (period, usd) where b.usd is not null
+    ) budget
+    cross join lateral image_jobs.used_together(image_jobs.period_start(budget.period)) used
+    cross join (values ('budget_nearly_spent', 'warning', 0.8), ('budget_spent', 'critical', 1)) as alert (name, severity, share)
+    where l.applies_to = 'all together' and used.usd >= alert.share * budget.usd
   )
   select f.name, f.subject, f.severity, coalesce(f.since, n.since, v_now), f.sentence, f.cure
   from found f
@@ -6378,10 +6391,11 @@ begin
         'processor', f.processor, 'attempt', f.attempt, 'code', f.payload ->> 'code', 'error', f.payload ->> 'error',
         'hint', f.payload ->> 'hint') order by f.finished_at desc), '[]')
       from (
+        -- By claim, which the index has; that is nearly the sequence in which they ended.
         select r.* from public.runs r
         where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen'
           and r.claim >= v_day_ago and r.status = 'failed' and r.finished_at is not null
-        order by r.finished_at desc limit 10
+        order by r.claim desc limit 10
       ) f)
   ) into v_board;
   return v_board;

@@ -214,10 +214,11 @@ begin
         'processor', f.processor, 'attempt', f.attempt, 'code', f.payload ->> 'code', 'error', f.payload ->> 'error',
         'hint', f.payload ->> 'hint') order by f.finished_at desc), '[]')
       from (
+        -- By claim, which the index has; that is nearly the sequence in which they ended.
         select r.* from public.runs r
         where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen'
           and r.claim >= v_day_ago and r.status = 'failed' and r.finished_at is not null
-        order by r.finished_at desc limit 10
+        order by r.claim desc limit 10
       ) f)
   ) into v_board;
   return v_board;

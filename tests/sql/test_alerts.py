@@ -72,6 +72,22 @@ async def report_trouble(db: Db, daemon: Daemon, *, storage: bool = False, unrea
     await db.execute(report, daemon.id, storage, list(unreachable))
 
 
+async def spend(db: Db, daemon: Daemon, budget: str) -> None:
+    """Spend four cents of a budget for a day."""
+    await db.execute(
+        "insert into image_jobs.usage_limits (applies_to, usd_per_day) values ('all together', $1::text::numeric)",
+        budget,
+    )
+    await insert_run(db)
+    claimed = await daemon.claim_one()
+    call = {"id": claimed["call"], "state": "charged", "cost": 0.04}
+    await daemon.settle(claimed, "completed", payload={"imageUrl": "https://example.com/i.png"}, calls=[call])
+
+
+async def raise_budget(db: Db, _: Daemon) -> None:
+    await db.execute("update image_jobs.usage_limits set usd_per_day = 1 where applies_to = 'all together'")
+
+
 async def wait_long(db: Db, daemon: Daemon) -> None:
     await insert_run(db)
     await move_clock(db, "11 min")
@@ -143,6 +159,11 @@ KINDS: dict[tuple[str, str], tuple[Step, Step, str]] = {
         deliver,
         "1 webhook of demo did not come in time in the last hour, and none has come since.",
     ),
+    ("budget_nearly_spent", "day"): (
+        lambda db, daemon: spend(db, daemon, "0.05"),
+        raise_budget,
+        "Of this day's budget of $0.05 for all together, $0.04 are used.",
+    ),
     ("oldest_wait", "demo"): (
         wait_long,
         lambda db, daemon: daemon.claim_one(),
@@ -196,6 +217,16 @@ async def test_storage_that_daemons_find_closed_is_an_alert(db: Db, daemon: Daem
         "Storage takes no uploads, so no run is started.",
     )
     await report_trouble(db, daemon)
+    assert await alerts(db) == {}
+
+
+async def test_a_spent_budget_is_critical(db: Db, daemon: Daemon) -> None:
+    await spend(db, daemon, "0.04")
+    assert [(name, alert["severity"]) for (name, _), alert in (await alerts(db)).items()] == [
+        ("budget_spent", "critical"),
+        ("budget_nearly_spent", "warning"),
+    ]
+    await raise_budget(db, daemon)
     assert await alerts(db) == {}
 
 

@@ -1,0 +1,24 @@
+"""Two daemons with an address for alerts, as operators run them: one of them posts, and neither logs the address."""
+
+from tests.fakes.slack_api import PATH, SlackAPI
+from tests.support.daemon_harness import DaemonHarness, open_harness
+from tests.support.postgres import wait_until
+
+
+async def test_one_of_two_daemons_posts_an_alert(database: str) -> None:
+    async with SlackAPI() as slack, open_harness(DaemonHarness, database) as harness:
+        address = {"IMAGE_JOBS_ALERT_URL": slack.address}
+        async with harness.run_daemon(**address) as first, harness.run_daemon(**address) as second:
+            await first.started()
+            await second.started()
+            await harness.db.execute(
+                "select image_jobs.block_provider('openai', null, interval '1 hour', 'Pay your bill.')"
+            )
+            await wait_until(lambda: slack.posted, timeout=30)
+            await harness.db.execute("delete from image_jobs.provider_blocks")
+            await wait_until(lambda: len(slack.posted) >= 2, timeout=30)
+        assert [notice["state"] for notice in slack.posted] == ["open", "closed"]
+        assert slack.posted[0]["text"].startswith("WARNING 127.0.0.1:")
+        lines = [line for daemon in harness.daemons for line in daemon.raw]
+        assert sum("alert.sent" in line for line in lines) == 2
+        assert not any(PATH in line for line in lines)
