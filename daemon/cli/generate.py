@@ -17,6 +17,15 @@ from daemon.settings import Settings
 
 POLL_INTERVAL = 0.2
 """Seconds between two reads of the run."""
+PATIENCE = 1.0
+"""Seconds that a run waits before it is asked why, and between two times."""
+
+REASON = """
+select s.sentence from public.runs r
+join public.image_provider_status s on s.provider = split_part(coalesce(r.routed_to, r.processor), ':', 1)
+  and (s.model is null or s.provider || ':' || s.model = coalesce(r.routed_to, r.processor))
+where r.id = $1 and r.status = 'pending' order by s.model nulls last limit 1"""
+"""Why a run waits: the state of its model, where that has one of its own, else of its provider; null while that is open."""
 
 WARNINGS = """
 select e.payload ->> 'message' as message from public.run_events e
@@ -148,7 +157,10 @@ async def _insert(connection: Connection, processor: str, workflow: UUID, metada
 
 
 async def _follow(connection: Connection, run_id: str, show: Show) -> asyncpg.Record:
-    """Read a run until its status is terminal; pass its progress and message to `show`."""
+    """Read a run until its status is terminal; pass its progress and message to `show`, and say why it waits."""
+    loop = asyncio.get_running_loop()
+    ask_at = loop.time() + PATIENCE
+    reason: str | None = None
     while True:
         run = await connection.fetchrow(
             "select status, progress, message, payload from public.runs where id = $1", run_id
@@ -157,8 +169,13 @@ async def _follow(connection: Connection, run_id: str, show: Show) -> asyncpg.Re
             raise ImageJobsError(f"{run_id} was deleted.", "Whoever did so can say why.")
         if run["status"] not in ("pending", "running"):
             return run
+        if loop.time() >= ask_at:
+            ask_at = loop.time() + PATIENCE
+            before, reason = reason, await connection.fetchval(REASON, run_id)
+            if reason not in (None, before):
+                note(str(reason))
         waiting = "Waiting in line." if run["status"] == "pending" else "Working on it."
-        show(run["progress"] or 0, run["message"] or waiting)
+        show(run["progress"] or 0, (reason if run["status"] == "pending" else None) or run["message"] or waiting)
         await asyncio.sleep(POLL_INTERVAL)
 
 

@@ -132,8 +132,8 @@ async def findings(db: Db, *configured: str) -> list[tuple[str, str]]:
     return [(each.state, each.message) for each in found]
 
 
-async def test_no_daemon_alive_is_a_problem_when_runs_wait(db: Db) -> None:
-    assert await findings(db, "openai") == [("info", "No daemon is alive; no run waits for one.")]
+async def test_no_daemon_alive_is_a_problem(db: Db) -> None:
+    assert await findings(db, "openai") == [("problem", "No daemon is alive; no run waits for one.")]
     await insert_runs(db, 2)
     assert await findings(db) == [("problem", "No daemon is alive, and 2 runs wait for one.")]
 
@@ -160,7 +160,7 @@ async def test_daemons_of_one_host_are_told_apart(db: Db) -> None:
 async def test_runs_that_are_put_off_or_held_do_not_wait(db: Db) -> None:
     await insert_runs(db, 3)
     await db.execute("update runs set due_at = now() + interval '1 day'")
-    assert await findings(db) == [("info", "No daemon is alive; no run waits for one.")]
+    assert await findings(db) == [("problem", "No daemon is alive; no run waits for one.")]
 
 
 async def test_doctor_fails_for_a_wrong_key_and_waiting_runs(

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -10,6 +11,8 @@ from daemon.cli.console import dollars
 from tests.support.commands import end_run, fail_run
 from tests.support.postgres import wait_until
 from tests.support.servers import served
+
+DAEMON = uuid4()
 
 
 async def test_ctrl_c_ends_generate_and_keeps_the_run(image_jobs, database, db):
@@ -120,3 +123,17 @@ async def test_generate_uses_a_model_of_a_living_daemon(image_jobs, database, db
     finally:
         process.send_signal(signal.SIGINT)
         await image_jobs.end(process)
+
+
+async def test_generate_says_why_its_run_waits(image_jobs, database, db):
+    """The operator pauses the provider and goes on; then the last daemon leaves."""
+    await db.execute("select image_jobs.register_daemon($1, 'x', '0', 1, '1 hour', array['demo'])", DAEMON)
+    await db.execute("insert into image_jobs.provider_limits (provider, paused) values ('demo', true)")
+    process = await image_jobs.start("generate", "a red fox", "--processor", "demo:painter", DATABASE_URL=database)
+    assert process.stderr is not None
+    assert (await process.stderr.readline()).decode().startswith("Demo is paused.")
+    await db.execute("update image_jobs.provider_limits set paused = false")
+    await db.execute("select image_jobs.leave($1)", DAEMON)
+    assert (await process.stderr.readline()).decode().startswith("No images are made at the moment.")
+    process.send_signal(signal.SIGINT)
+    await image_jobs.end(process)

@@ -46,7 +46,7 @@ async def check_daemons(connection: Connection, served: Served, configured: list
         cure = "Start one where the keys are: image-jobs run."
         if waiting:
             return [Finding("daemons", "problem", f"No daemon is alive, and {runs} for one.", cure)]
-        return [Finding("daemons", "info", "No daemon is alive; no run waits for one.", cure)]
+        return [Finding("daemons", "problem", "No daemon is alive; no run waits for one.", cure)]
     each = "; ".join(f"{name} serves {', '.join(providers) or 'nothing'}" for name, providers in served.items())
     findings = [Finding("daemons", "info", f"{len(served)} alive: {each}.")]
     everywhere = {provider for providers in served.values() for provider in providers}
