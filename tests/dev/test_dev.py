@@ -6,18 +6,22 @@ import socket
 import stat
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
+from supabase import AsyncClient, AsyncClientOptions, acreate_client
 
 from daemon.database import connected
 from daemon.dev.home import Home
 from daemon.dev.supabase.gateway import is_free
 from tests.support.commands import STATE, ImageJobs
 from tests.support.dev_process import Dev, running
-from tests.support.postgres import free_port
+from tests.support.postgres import free_port, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -27,6 +31,14 @@ IMAGE = re.compile(r"completed\s+[\d.]+ s\s+(http://\S+)")
 @pytest.fixture(scope="module")
 def directory():
     """A directory that the user `nobody` can reach, unlike pytest's: as root, Postgres runs as `nobody`."""
+    path = Path(tempfile.mkdtemp(prefix="image-jobs-dev-"))
+    path.chmod(0o755)
+    yield path
+    rmtree(path)
+
+
+@pytest.fixture
+def another_directory():
     path = Path(tempfile.mkdtemp(prefix="image-jobs-dev-"))
     path.chmod(0o755)
     yield path
@@ -217,3 +229,40 @@ async def test_data_survives_stops_and_kills_until_fresh(directory: Path):
             fourth.daemon().kill()
             assert await fourth.ended() == 1
     assert "The daemon ended by itself, with code -9." in fourth.text
+
+
+async def test_private_pictures_open_for_members_alone(another_directory: Path):
+    """The mode by IMAGE_JOBS_PRIVATE, with the official client as a member, as another user, and as nobody."""
+    directory = another_directory
+    async with (
+        running(directory, free_port(), "--data", ".image-jobs", IMAGE_JOBS_PRIVATE="1") as private,
+        httpx.AsyncClient(timeout=20) as http,
+    ):
+        assert re.search(r"Pictures\s+private", private.text)
+        assert environment(directory)["IMAGE_JOBS_PRIVATE"] == "1"
+        url = (await private.says(IMAGE))[1]
+        assert "/object/authenticated/images/" in url
+        assert (await http.get(url)).status_code == 400
+        saved = await ImageJobs(directory)("generate", "a red fox", "--size", "64x64", "--out", "fox.png")
+        assert (saved.code, (directory / "fox.png").read_bytes()[:4]) == (0, b"\x89PNG")
+        values = environment(directory)
+        options = AsyncClientOptions(httpx_client=http, auto_refresh_token=False, persist_session=False)
+        signed: list[list[Any]] = []
+        for _ in range(2):
+            client = await acreate_client(values["SUPABASE_URL"], values["SUPABASE_ANON_KEY"], options)
+            await client.auth.sign_in_anonymously()
+            if not signed:
+                request = {"workflowId": str(uuid4()), "promptSpec": {"basePrompt": "a fox", "size": "64x64"}}
+                request |= {"nodeId": "n", "provider": "demo", "model": "painter"}
+                run = (await client.rpc("start_image_job", {"request": request}).execute()).data["jobId"]
+                payload = await wait_until(partial(payload_of, client, run), timeout=40)
+            paths = [payload["imagePath"], payload["thumbnailPath"]]
+            signed.append(await client.storage.from_("images").create_signed_urls(paths, 600))
+        assert [(await http.get(each["signedURL"])).status_code for each in signed[0]] == [200, 200]
+        assert [each["signedURL"] for each in signed[1]] == [None, None]
+
+
+async def payload_of(client: AsyncClient, run: str) -> dict[str, Any] | None:
+    """Return what a completed run has, as its user reads it; None before."""
+    (row,) = (await client.table("runs").select("status,payload").eq("id", run).execute()).data
+    return row["payload"] if row["status"] == "completed" else None
