@@ -21,14 +21,15 @@ from daemon.errors import ImageJobsError, Misconfigured
 from daemon.fetch.client import Fetcher
 from daemon.images.decoder import Decoder
 from daemon.log import masker, secrets_of
-from daemon.metrics import Metrics
-from daemon.providers import PROVIDERS, Provider, create
+from daemon.metrics import Metrics, Process
+from daemon.providers import PROVIDERS, Provider, create, models
 from daemon.queue.client import Queue
 from daemon.queue.dispatcher import Dispatcher
 from daemon.queue.heartbeat import Heartbeat, State
 from daemon.queue.identity import Identity
 from daemon.queue.lease import Lease
 from daemon.queue.listener import Listener
+from daemon.queue.observer import Observer
 from daemon.queue.obstacles import Obstacles
 from daemon.queue.outage import Outage, describe
 from daemon.queue.outbox import Outbox
@@ -99,7 +100,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._dsn = _secret(settings.database_url)
-        self._metrics = Metrics(settings.metrics_port, PROVIDERS)
+        self._metrics = Metrics(settings.metrics_port)
         self._shutdown = Shutdown(settings.drain_timeout.total_seconds())
 
     async def run(self) -> None:
@@ -227,7 +228,7 @@ class Service:
     ) -> None:
         """Wire the parts from the queue to the worker and back, and run them until the daemon is drained."""
         settings, queue, providers = self._settings, clients.queue, clients.providers
-        outbox, unreachable = Outbox(signals), Unreachable()
+        outbox, unreachable = Outbox(signals, self._metrics.settled), Unreachable()
         raise_file_limit(settings.concurrency)
         intake = Intake(clients.breaker, Room(settings.tmp_dir, picture_bytes=settings.max_image_bytes))
         late = LateUploads(clients.storage, clients.kept, clients.workdirs, max_bytes=settings.max_image_bytes)
@@ -257,6 +258,11 @@ class Service:
         buckets = (settings.bucket, settings.conversation_bucket, settings.kept_bucket)
         retention = Retention(queue, signals, clients.storage, buckets, keep=settings.retention)
 
+        if self._metrics.served:
+            self._metrics.watch(
+                _model_names(clients), lambda: self._process(clients, dispatcher, outbox, listener, lease)
+            )
+
         async with asyncio.TaskGroup() as infra:
             tasks = [
                 infra.create_task(listener.run(), name="listener"),
@@ -268,6 +274,7 @@ class Service:
                 infra.create_task(orphans.run(), name="orphans"),
                 infra.create_task(cancellations.run(), name="cancellations"),
                 infra.create_task(retention.run(), name="retention"),
+                infra.create_task(Observer(queue, self._metrics).run(), name="observer"),
             ]
             if settings.alert_url is not None:
                 alerts = Alerts(queue, settings.alert_url, project=urlsplit(settings.supabase_url or "").netloc)
@@ -283,6 +290,22 @@ class Service:
         except Exception as error:  # noqa: BLE001 - whatever the database says, the daemon leaves
             log.warning("daemon.left_silently", error=describe(error))
         log.info("daemon.stopped", daemon=str(identity.id))
+
+    def _process(
+        self, clients: Clients, dispatcher: Dispatcher, outbox: Outbox, listener: Listener, lease: Lease
+    ) -> Process:
+        """Return the state of this process, for a scrape: from another thread, which reads only numbers here."""
+        stores = (clients.storage, clients.conversations, clients.kept)
+        return Process(
+            slots=self._settings.concurrency,
+            held=dispatcher.held,
+            outbox=len(outbox),
+            listener_connected=listener.hears,
+            last_beat_seconds=lease.silent,
+            uploads_stored=sum(store.uploads_stored for store in stores),
+            uploads_failed=sum(store.uploads_failed for store in stores),
+            base64_refused=clients.queue.base64_refused,
+        )
 
     def _worker(
         self,
@@ -329,7 +352,6 @@ class Service:
             attempts=attempts,
             publisher=publisher,
             retries=retries,
-            metrics=self._metrics,
             app_url=settings.app_url,
         )
 
@@ -360,6 +382,12 @@ class Service:
         finally:
             idle.cancel()
             insisted.cancel()
+
+
+def _model_names(clients: Clients) -> dict[str, frozenset[str]]:
+    """Return the models of each provider whose code can be loaded, set up here or not: the labels of metrics."""
+    names = [name for name in PROVIDERS if name not in clients.broken]
+    return {name: frozenset(model.name for model in models(name)) for name in names}
 
 
 def _published(provider: str, model: Mapping[str, object]) -> dict[str, object]:

@@ -17,6 +17,7 @@ import asyncpg
 
 from daemon.database import CONNECTIONS
 from daemon.dsn import address
+from daemon.metrics import Gauge, Tally
 from daemon.queue.sanitize import sanitize_charge, sanitize_progress, sanitize_settlement, sanitize_text
 from daemon.run import ClaimedRun, Fate, ProviderJob
 
@@ -120,6 +121,8 @@ class Queue:
         self._dsn = dsn
         self._timeout = timeout
         self._mask = mask
+        self.base64_refused = 0
+        """How many texts were shortened since they hold files: of providers and users, on their way into the database."""
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._beats: asyncpg.Pool[asyncpg.Record] | None = None
         self._beside = asyncio.Semaphore(BESIDE)
@@ -183,6 +186,9 @@ class Queue:
                 yield connection
         finally:
             self._beside.release()
+
+    def _refuse_base64(self) -> None:
+        self.base64_refused += 1
 
     async def register_daemon(
         self,
@@ -353,6 +359,18 @@ class Queue:
                 "select image_jobs.finish_source_removal($1, $2, $3)", removal.belongs_to, UUID(removal.id), done
             )
 
+    async def take_tallies(self) -> list[Tally]:
+        """Take what is to be counted: nobody else gets it."""
+        async with self._connected_beside() as connection:
+            rows = await connection.fetch("select image_jobs.take_tallies()")
+        return [Tally(**json.loads(text)) for (text,) in rows]
+
+    async def gauges(self) -> list[Gauge]:
+        """Return what waits, and what is closed."""
+        async with self._connected_beside() as connection:
+            rows = await connection.fetch("select image_jobs.gauges()")
+        return [Gauge(**json.loads(text)) for (text,) in rows]
+
     async def ping(self) -> None:
         """Make a round trip that asks for nothing: whoever refuses it refuses everything."""
         async with self._connected() as connection:
@@ -395,8 +413,8 @@ class Queue:
                 daemon,
                 slots,
                 full_scan,
-                json.dumps([sanitize_settlement(each, self._mask) for each in settlements]),
-                json.dumps([sanitize_progress(each, self._mask) for each in progress]),
+                json.dumps([sanitize_settlement(each, self._mask, self._refuse_base64) for each in settlements]),
+                json.dumps([sanitize_progress(each, self._mask, self._refuse_base64) for each in progress]),
                 held,
                 awake,
                 list(unreachable),

@@ -19,12 +19,18 @@ class Lease:
     def __init__(self, length: timedelta) -> None:
         self.length = length
         self._until = 0.0
+        self._beaten = time.monotonic()
         self._fresh = asyncio.Event()
 
     @property
     def fresh(self) -> bool:
         """Whether others must still believe that this daemon lives."""
         return time.monotonic() < self._until
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the last beat that arrived; before the first one, since the start."""
+        return time.monotonic() - self._beaten
 
     async def wait_fresh(self) -> None:
         """Return as soon as the lease is fresh: at once, as a rule."""
@@ -37,6 +43,7 @@ class Lease:
 
         One that vouched for the session's lock is believed for a shorter time: if the network goes, so does the lock.
         """
+        self._beaten = sent
         seconds = self.length.total_seconds()
         self._until = sent + (silence(seconds) if session_lock else seconds)
         self._fresh.set()

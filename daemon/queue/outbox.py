@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
@@ -13,7 +13,7 @@ from daemon.calls import Call
 from daemon.events import Event
 from daemon.queue.client import Acknowledgement, Result
 from daemon.queue.signals import Signals
-from daemon.run import ClaimedRun
+from daemon.run import ClaimedRun, Fate
 
 log = structlog.stdlib.get_logger()
 
@@ -144,10 +144,14 @@ class Outbox:
 
     Args:
         signals: Wakes the dispatcher when an entry was added.
+        settled: Called once for each settlement that is written, with what the database says has become of the run.
     """
 
-    def __init__(self, signals: Signals) -> None:
+    def __init__(
+        self, signals: Signals, settled: Callable[[ClaimedRun, Fate], None] = lambda _run, _fate: None
+    ) -> None:
         self._signals = signals
+        self._count = settled
         self._settlements: deque[Settlement] = deque()
         self._progress: dict[int, Progress] = {}
         self._put_off: dict[int, Settlement] = {}
@@ -155,6 +159,9 @@ class Outbox:
 
     def __bool__(self) -> bool:
         return bool(self._settlements or self._progress)
+
+    def __len__(self) -> int:
+        return len(self._settlements) + len(self._progress) + len(self._put_off)
 
     async def settle(self, run: ClaimedRun, outcome: Outcome) -> Acknowledgement:
         """Write a run's outcome back; return once the database has it.
@@ -261,6 +268,8 @@ class Outbox:
                 self.put_back(Batch([item]))
                 continue
             settled.add(claim)
+            if acknowledgement.fate is not None:
+                self._count(item.run, acknowledgement.fate)
             item.resolve(acknowledgement)
         lost: set[int] = set()
         for entry in batch.progress:

@@ -67,6 +67,8 @@ SHOWN = frozenset({"error", "hint", "message"})
 """Names whose texts are shown on the canvas."""
 
 Mask = Callable[[str], str]
+Refuse = Callable[[], None]
+"""Called for each text with a file in it, as base64."""
 Json = dict[str, Any]
 
 
@@ -75,14 +77,14 @@ def sanitize_text(text: str, mask: Mask) -> str:
     return _Column(mask).shown(text)
 
 
-def sanitize_settlement(settlement: Mapping[str, Any], mask: Mask) -> Json:
+def sanitize_settlement(settlement: Mapping[str, Any], mask: Mask, refuse: Refuse = lambda: None) -> Json:
     """Return a settlement that the database can take; see `image_jobs.settle_runs`."""
-    return _sanitize(settlement, mask)
+    return _sanitize(settlement, mask, refuse)
 
 
-def sanitize_progress(entry: Mapping[str, Any], mask: Mask) -> Json:
+def sanitize_progress(entry: Mapping[str, Any], mask: Mask, refuse: Refuse = lambda: None) -> Json:
     """Return a progress entry that the database can take; see `image_jobs.record_progress`."""
-    return _sanitize(entry, mask)
+    return _sanitize(entry, mask, refuse)
 
 
 def sanitize_charge(charge: Mapping[str, Any]) -> Json:
@@ -90,20 +92,20 @@ def sanitize_charge(charge: Mapping[str, Any]) -> Json:
     return {name: _Column(str).value(value) for name, value in charge.items()}
 
 
-def _sanitize(entry: Mapping[str, Any], mask: Mask) -> Json:
+def _sanitize(entry: Mapping[str, Any], mask: Mask, refuse: Refuse) -> Json:
     """Return the entry with each column's value made writable by itself. Names that are not known here are structure."""
     shortened: dict[str, None] = {}
     written: Json = {}
     for name, value in entry.items():
         match name, value:
             case "events", list() | tuple():
-                written[name] = [_event(event, mask, shortened) for event in cast("Sequence[Json]", value)]
+                written[name] = [_event(event, mask, refuse, shortened) for event in cast("Sequence[Json]", value)]
             case "if_lost", Mapping():
-                written[name] = _event(cast("Json", value), mask, {})
+                written[name] = _event(cast("Json", value), mask, refuse, {})
             case "payload", Mapping():
-                written[name] = _Column(mask).record(cast("Json", value), shortened, STRUCTURE)
+                written[name] = _Column(mask, refuse).record(cast("Json", value), shortened, STRUCTURE)
             case "message", str():
-                column = _Column(mask)
+                column = _Column(mask, refuse)
                 written[name] = column.shown(value)
                 shortened |= dict.fromkeys([name] if column.shortened else [])
             case "due_in", int() | float():
@@ -120,10 +122,10 @@ def _sanitize(entry: Mapping[str, Any], mask: Mask) -> Json:
     return written
 
 
-def _event(event: Mapping[str, Any], mask: Mask, shortened: dict[str, None]) -> Json:
+def _event(event: Mapping[str, Any], mask: Mask, refuse: Refuse, shortened: dict[str, None]) -> Json:
     """Return an event whose payload the database can take; the names of what was shortened are added to `shortened`."""
     payload = cast("Mapping[str, Any]", event["payload"])
-    column = _Column(mask)
+    column = _Column(mask, refuse)
     parts: dict[str, None] = {}
     data = payload.get("data")
     written: Json = {"event": column.value(payload.get("event"))}
@@ -179,6 +181,7 @@ class _Column:
     """The value of one column, while it is made writable: what room is left in it."""
 
     mask: Mask
+    refuse: Refuse = lambda: None
     tokens: int = ALLOWED
     bytes: int = MAX_BYTES
     shortened: bool = field(default=False)
@@ -301,6 +304,8 @@ class _Column:
         """Return the text without a file in it, and no larger than there is room for."""
         fitting = break_data_urls(text)
         encoded = count(fitting) if len(fitting) >= SHORTEST_TOKEN else 0
+        if encoded > tokens or fitting != text:
+            self.refuse()
         if encoded > tokens:
             fitting = shorten_tokens(fitting, tokens)
             encoded = count(fitting)

@@ -144,6 +144,7 @@ class Storage:
         private: bool = False,
     ) -> None:
         self.uploads_tried = 0
+        self.uploads_stored = 0
         self.uploads_failed = 0
         self._url = url.rstrip("/")
         self._key = key
@@ -248,6 +249,7 @@ class Storage:
                 if self._breaker is not None:
                     self._breaker.failed(error)
                 raise
+            self.uploads_stored += 1
             if self._breaker is not None:
                 self._breaker.passed()
             return tries

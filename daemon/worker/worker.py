@@ -10,7 +10,6 @@ from functools import partial
 
 import structlog
 
-from daemon.metrics import Metrics
 from daemon.queue.client import Acknowledgement
 from daemon.queue.outbox import Outbox
 from daemon.run import ClaimedRun
@@ -33,7 +32,6 @@ class Worker:
         attempts: Works on one attempt.
         publisher: Stores previews.
         retries: Forgets runs that have ended.
-        metrics: Counts outcomes.
         app_url: The frontend's address, for links to workflows of failed runs; None for none.
     """
 
@@ -45,7 +43,6 @@ class Worker:
         attempts: Attempts,
         publisher: Publisher,
         retries: Retries,
-        metrics: Metrics,
         app_url: str | None = None,
     ) -> None:
         self._group = group
@@ -53,7 +50,6 @@ class Worker:
         self._attempts = attempts
         self._publisher = publisher
         self._retries = retries
-        self._metrics = metrics
         self._app_url = app_url
         self._tasks: dict[int, tuple[asyncio.Task[None], RunReporter]] = {}
         self._settled: set[int] = set()
@@ -100,17 +96,16 @@ class Worker:
         try:
             self._finished(run, acknowledgement, time.monotonic() - started)
         except Exception:  # the run is settled: what is only told of it must end nothing
-            log.exception("run.not_counted")
+            log.exception("run.not_logged")
 
     def _finished(self, run: ClaimedRun, acknowledgement: Acknowledgement, seconds: float) -> None:
-        """Forget, count and log a run that is settled, by what the database has made of it."""
+        """Forget and log a run that is settled, by what the database has made of it."""
         fate = acknowledgement.fate
         if fate is None or fate.outcome != "retried":
             self._retries.forget(run)
         if fate is None:  # it was taken away meanwhile, or cannot be written
             log.info("run.finished", result=acknowledgement.result, seconds=round(seconds, 3))
             return
-        self._metrics.finished(run, fate.outcome, seconds)
         line = {
             "outcome": fate.outcome,
             "result": acknowledgement.result,

@@ -2100,6 +2100,106 @@ $$;
 comment on function public.estimate_cost(text, jsonb) is
   'Image Job Orchestrator: the likely cost of one image in USD; null where it is not known.';
 
+-- Tallies: what became of calls, and of runs that ended without a daemon's settlement (cancelled, taken over for the last time,
+-- refused by the database). One daemon takes each, for its metrics and its log: so all daemons together count everything once.
+
+-- Unlogged: a crash loses the last seconds, as it does of the counters themselves.
+create unlogged table if not exists image_jobs.tallies (
+  id bigint generated always as identity primary key,
+  metric text not null,
+  provider text not null,
+  model text not null,
+  result text not null,
+  code text,
+  count bigint not null,
+  usd numeric,
+  run_id varchar,
+  workflow_id uuid,
+  node_id text,
+  error text
+);
+comment on table image_jobs.tallies is 'What daemons have still to count and log. Empty again every few seconds.';
+
+-- Tally calls whose state has just changed, and the USD: the cost of a charged one, the estimate of an unknown one. A call that was
+-- unknown, and is charged later, counts as both.
+create or replace function image_jobs.tally_calls(p_calls bigint[])
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  insert into image_jobs.tallies (metric, provider, model, result, count, usd)
+  select 'calls', c.provider, c.model, c.state, count(*),
+    sum(case c.state when 'charged' then c.cost when 'unknown' then c.estimate end)
+  from image_jobs.calls c
+  where c.id = any (p_calls)
+  group by c.provider, c.model, c.state;
+end
+$$;
+
+-- Take what is to be counted: {metric, provider, model, result, code, count, usd, and of a run that failed run_id, workflow_id,
+-- node_id, error}. metric: runs, calls, webhooks (result: accepted, duplicate, refused), base64.
+create or replace function image_jobs.take_tallies()
+returns setof jsonb language plpgsql volatile set search_path = ''
+  set enable_hashjoin = off set enable_mergejoin = off set enable_nestloop = on set enable_seqscan = off set jit = off
+as $$
+begin
+  return query
+  with taken as (
+    delete from image_jobs.tallies t
+    where t.id in (select q.id from image_jobs.tallies q order by q.id limit 10000 for update skip locked)
+    returning t.*
+  )
+  select jsonb_strip_nulls(jsonb_build_object(
+    'metric', t.metric, 'provider', t.provider, 'model', t.model, 'result', t.result, 'code', t.code, 'count', sum(t.count),
+    'usd', sum(t.usd), 'run_id', t.run_id, 'workflow_id', t.workflow_id, 'node_id', t.node_id, 'error', t.error))
+  from taken t
+  group by t.metric, t.provider, t.model, t.result, t.code, t.run_id, t.workflow_id, t.node_id, t.error;
+
+  -- The counters of webhooks are there already: the last minutes of each provider.
+  return query
+  with seen as (
+    select c.provider, c.minute, c.slot, c.told from (
+      select p.name from image_jobs.providers p union select unnest(array['openai', 'midjourney', 'hmac', 'unknown'])
+    ) p (name)
+    join image_jobs.webhook_counters c on c.provider = p.name and c.minute > image_jobs.now() - interval '10 min'
+    where c.told <> array[c.accepted, c.duplicates, c.refused]
+    for update of c skip locked
+  ),
+  told as (
+    update image_jobs.webhook_counters c set told = array[c.accepted, c.duplicates, c.refused]
+    from seen s
+    where c.provider = s.provider and c.minute = s.minute and c.slot = s.slot
+    returning c.provider, s.told as before, c.told as now
+  )
+  select jsonb_build_object('metric', 'webhooks', 'provider', t.provider, 'result', r.name, 'count', sum(t.now[r.n] - t.before[r.n]))
+  from told t cross join unnest(array['accepted', 'duplicate', 'refused']) with ordinality as r (name, n)
+  group by t.provider, r.name
+  having sum(t.now[r.n] - t.before[r.n]) > 0;
+end
+$$;
+
+-- Returns what gauges show: {gauge, provider, value, and of a closed one its reason}. waiting and oldest_waiting: of what is due;
+-- closed: 1 for each reason for which nothing of a provider, or of a model of it, starts.
+create or replace function image_jobs.gauges()
+returns setof jsonb language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+begin
+  return query
+  select jsonb_build_object('gauge', g.name, 'provider', w.provider, 'value', g.value)
+  from (
+    select split_part(coalesce(r.routed_to, r.processor), ':', 1) as provider, count(*) as waiting,
+      extract(epoch from image_jobs.now() - min(r.due_at)) as oldest
+    from public.runs r
+    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+    group by 1
+  ) w
+  cross join lateral (values ('waiting', w.waiting::numeric), ('oldest_waiting', w.oldest)) g (name, value);
+  return query
+  select distinct jsonb_build_object('gauge', 'closed', 'provider', s.provider, 'reason', s.state, 'value', 1)
+  from image_jobs.provider_status() s where s.state <> 'open';
+end
+$$;
+
 -- The books: one row for each request to a provider that may be charged. Costs in payloads, events and views are read from
 -- here and nowhere else.
 --
@@ -2210,6 +2310,8 @@ create or replace function image_jobs.close_calls(p_calls jsonb)
 returns void language plpgsql volatile set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
+declare
+  v_changed bigint[];
 begin
   with said as materialized (
     select distinct on (k.id) k.*
@@ -2225,18 +2327,25 @@ begin
     from said s join image_jobs.calls c on c.id = s.id
     order by s.id
     for update of c
+  ),
+  written as (
+    update image_jobs.calls c
+    set state = l.becomes,
+      cost = coalesce(c.cost, case when l.state = 'charged' and l.becomes = 'charged' then l.cost end),
+      image = c.image or l.becomes = 'charged' and coalesce(l.image, false),
+      estimate = case when l.was in ('open', 'unknown') then coalesce(l.estimate, c.estimate) else c.estimate end,
+      model = case when l.was in ('open', 'unknown') then coalesce(l.model, c.model) else c.model end,
+      provider_job_id = coalesce(c.provider_job_id, l.provider_job_id),
+      sent_at = least(c.sent_at, image_jobs.seconds_ago(l.sent_ago)),
+      image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
+    from locked l
+    where c.id = l.id
+    returning c.id, c.state, l.was
   )
-  update image_jobs.calls c
-  set state = l.becomes,
-    cost = coalesce(c.cost, case when l.state = 'charged' and l.becomes = 'charged' then l.cost end),
-    image = c.image or l.becomes = 'charged' and coalesce(l.image, false),
-    estimate = case when l.was in ('open', 'unknown') then coalesce(l.estimate, c.estimate) else c.estimate end,
-    model = case when l.was in ('open', 'unknown') then coalesce(l.model, c.model) else c.model end,
-    provider_job_id = coalesce(c.provider_job_id, l.provider_job_id),
-    sent_at = least(c.sent_at, image_jobs.seconds_ago(l.sent_ago)),
-    image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
-  from locked l
-  where c.id = l.id;
+  select array_agg(w.id) into v_changed from written w where w.state <> w.was;
+  if v_changed is not null then
+    perform image_jobs.tally_calls(v_changed);
+  end if;
 end
 $$;
 
@@ -2263,10 +2372,19 @@ $$;
 create or replace function image_jobs.lose_calls(p_calls bigint[])
 returns void language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_changed bigint[];
 begin
-  update image_jobs.calls c set state = 'unknown'
-  where c.id = any (p_calls) and c.state = 'open'
-    and not exists (select from image_jobs.cancellations x where x.call = c.id);
+  with lost as (
+    update image_jobs.calls c set state = 'unknown'
+    where c.id = any (p_calls) and c.state = 'open'
+      and not exists (select from image_jobs.cancellations x where x.call = c.id)
+    returning c.id
+  )
+  select array_agg(l.id) into v_changed from lost l;
+  if v_changed is not null then
+    perform image_jobs.tally_calls(v_changed);
+  end if;
 end
 $$;
 
@@ -2414,6 +2532,7 @@ declare
   v_open bigint[];
   v_lost bigint[];
   v_runs varchar[];
+  v_changed bigint[];
 begin
   select array_agg(o.id order by o.id) into v_open
   from (select c.id from image_jobs.calls c where c.state = 'open' and c.id > p_after order by c.id limit p_limit) o;
@@ -2435,8 +2554,14 @@ begin
         and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call))
       order by c.id
       for update skip locked
+    ),
+    written as (
+      update image_jobs.calls c set state = 'unknown' from lost l where c.id = l.id returning c.id
     )
-    update image_jobs.calls c set state = 'unknown' from lost l where c.id = l.id;
+    select array_agg(w.id) into v_changed from written w;
+    if v_changed is not null then
+      perform image_jobs.tally_calls(v_changed);
+    end if;
     perform image_jobs.refresh_costs(v_runs);
   end if;
   return v_open[cardinality(v_open)];
@@ -3379,6 +3504,9 @@ begin
     insert into image_jobs.stale_nodes (node_id, due_at, failures)
     values (p_node, image_jobs.now() + make_interval(secs => least(2 ^ least(p_failures, 9), 300)), p_failures + 1);
   end if;
+  if p_reason like '%base64%' then
+    insert into image_jobs.tallies (metric, provider, model, result, count) values ('base64', '', '', '', 1);
+  end if;
   perform image_jobs.write_events(array[row(null, r.id, 'error', jsonb_build_object(
     'event', 'warning',
     'message', case when p_reason like '%base64%' then 'The node breaks the base64 rule, so it cannot show this run.'
@@ -3417,6 +3545,23 @@ as $$
   ) shown
   where n.id = target.id
     and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt')
+$$;
+
+-- Tally the runs that ended otherwise than by the settlement of the daemon that held them, which counts and logs those itself. Of
+-- the failed ones each, for the log; of cancelled ones, which may be many, how many.
+create or replace function image_jobs.tally_endings(p_changes image_jobs.run_change[])
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  insert into image_jobs.tallies (metric, provider, model, result, code, count, run_id, workflow_id, node_id, error)
+  select 'runs', split_part(c.processor, ':', 1), substr(c.processor, strpos(c.processor, ':') + 1), c.status,
+    e.payload ->> 'code', count(*), e.id, e.subject_id, e.node_id, e.payload ->> 'error'
+  from unnest(p_changes) c
+  left join lateral (select c.id, c.subject_id, c.node_id, c.payload where c.status = 'failed') e on true
+  where c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
+    and (c.old_holder is null or c.claim <> c.old_claim)
+  group by 2, 3, c.status, e.id, e.subject_id, e.node_id, e.payload;
+end
 $$;
 
 -- Project changed runs, in the lock order: calls, nodes, then events. Notifications go out at commit.
@@ -3529,6 +3674,13 @@ begin
     perform image_jobs.write_events(v_events);
   end if;
   perform image_jobs.broadcast_runs(p_changes);
+  if exists (
+    select from unnest(p_changes) c
+    where c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
+      and (c.old_holder is null or c.claim <> c.old_claim))
+  then
+    perform image_jobs.tally_endings(p_changes);
+  end if;
 
   -- "You no longer hold this": to the holder of a claim that is not the run's any more. At most 8,000 bytes a message.
   for v_lost in
@@ -5145,6 +5297,14 @@ begin
     when o.provider_job_id is not null then 'running'
     when held.spent and o.attempt >= o.max_attempts then 'failed' else 'pending' end as status) fate
   where r.id = o.id;
+  -- By the claim it looks like a settlement of the daemon, which knows nothing of it.
+  insert into image_jobs.tallies (metric, provider, model, result, code, count, run_id, workflow_id, node_id, error)
+  select 'runs', split_part(at.processor, ':', 1), substr(at.processor, strpos(at.processor, ':') + 1), r.status,
+    r.payload ->> 'code', 1, r.id, r.subject_id, r.metadata ->> 'nodeId', r.payload ->> 'error'
+  from unnest(p_runs) as p (id)
+  join public.runs r on r.id = p.id
+  cross join lateral (select coalesce(r.routed_to, r.processor) as processor) at
+  where r.status = 'failed';
   return null;
 end
 $$;
@@ -6924,9 +7084,11 @@ create table if not exists image_jobs.webhook_counters (
   duplicates bigint not null default 0,
   refused bigint not null default 0,
   slot bigint not null default 0,
+  told bigint[] not null default '{0,0,0}',
   primary key (provider, minute, slot)
 );
 comment on table image_jobs.webhook_counters is 'All that is kept of a bad call: a row for each would let anyone fill the disk.';
+comment on column image_jobs.webhook_counters.told is 'What of accepted, duplicates and refused the daemons'' metrics have counted.';
 comment on column image_jobs.webhook_counters.slot is '0 counts good calls, 1 to 8 bad ones: sum them up.';
 
 -- On large tables `image-jobs migrate` makes these itself, afterwards and concurrently (daemon/indexes.py).
@@ -7059,7 +7221,10 @@ declare
   v_state text;
   v_replaces boolean := false;
   v_job text;
+  v_named text;
+  v_run record;
 begin
+  select null::varchar as id, null::text as provider_job_id, false as ended into v_run;
   if octet_length(p_body) > 1048576 then
     perform image_jobs.count_webhook(v_counted, 0, 0, 1);
     perform set_config('response.status', '413', true);
@@ -7078,9 +7243,13 @@ begin
     return jsonb_build_object('code', 'PT401', 'message', 'The signature is missing, wrong or stale.');
   end if;
 
-  -- The provider's id of its job; in the hex scheme job_id may name the run instead.
-  v_job := nullif(coalesce(v_json #>> '{data,id}', v_json ->> 'id', case when v_provider = 'hmac' then (
-    select r.provider_job_id from public.runs r where r.kind = 'image_gen' and r.id = v_json ->> 'job_id') end), '');
+  -- The provider's id of its job, also under job_id; in the hex scheme job_id may name the run instead.
+  v_named := nullif(coalesce(v_json #>> '{data,job_id}', v_json ->> 'job_id'), '');
+  if v_provider = 'hmac' and v_named is not null then
+    select r.id, r.provider_job_id, r.status in ('completed', 'failed', 'cancelled') as ended into v_run
+    from public.runs r where r.kind = 'image_gen' and r.ticket is not null and r.id = v_named;
+  end if;
+  v_job := nullif(coalesce(v_json #>> '{data,id}', v_json ->> 'id', v_run.provider_job_id, v_named), '');
   -- Who has seen a state may send any body with it: it has twenty places, then each new body takes that of the oldest.
   if v_provider = 'midjourney' then
     v_state := split_part(v_json ->> 'state', '.', 1);
@@ -7106,6 +7275,16 @@ begin
   end if;
   if length(v_job) <= 500 then
     perform image_jobs.match_deliveries(v_job);
+  end if;
+  -- A receipt of a run that has no provider job: all there is to do is to keep it. Not behind a daemon that holds the row's lock.
+  if v_run.id is not null and v_run.provider_job_id is null then
+    perform from public.runs r where r.id = v_run.id for key share skip locked;
+    if found then
+      perform image_jobs.record_delivery(v_run.id, v_provider, v_id,
+        (select d.type from image_jobs.webhook_deliveries d where d.provider = v_provider and d.delivery_id = v_id));
+      update image_jobs.webhook_deliveries d set run_id = v_run.id, closed_at = case when v_run.ended then image_jobs.now() end
+      where d.provider = v_provider and d.delivery_id = v_id;
+    end if;
   end if;
   perform image_jobs.count_webhook(v_provider, 1, 0, 0);
   return jsonb_build_object('received', true, 'duplicate', false);
@@ -8247,8 +8426,11 @@ revoke all on function
   image_jobs.walk(text[], interval, integer), image_jobs.webhook_key(text, text), image_jobs.webhook_wait(public.runs),
   image_jobs.write_events(image_jobs.event[]), image_jobs.write_nodes(varchar[])
   from public, anon, authenticated, service_role;
+revoke all on image_jobs.tallies from public, anon, authenticated, service_role;
+revoke all on sequence image_jobs.tallies_id_seq from public, anon, authenticated, service_role;
 revoke all on function
-  image_jobs.fate_of(public.runs, text), image_jobs.seconds_ago(double precision),
+  image_jobs.fate_of(public.runs, text), image_jobs.gauges(), image_jobs.take_tallies(), image_jobs.tally_calls(bigint[]),
+  image_jobs.tally_endings(image_jobs.run_change[]), image_jobs.seconds_ago(double precision),
   image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar),
@@ -8391,6 +8573,7 @@ alter table image_jobs.migrations enable row level security;
 alter table image_jobs.project enable row level security;
 alter table image_jobs.provider_blocks enable row level security;
 alter table image_jobs.provider_limits enable row level security;
+alter table image_jobs.tallies enable row level security;
 alter table image_jobs.usage_limits enable row level security;
 alter table image_jobs.provider_streaks enable row level security;
 alter table image_jobs.workflows enable row level security;

@@ -108,6 +108,8 @@ create or replace function image_jobs.close_calls(p_calls jsonb)
 returns void language plpgsql volatile set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
+declare
+  v_changed bigint[];
 begin
   with said as materialized (
     select distinct on (k.id) k.*
@@ -123,18 +125,25 @@ begin
     from said s join image_jobs.calls c on c.id = s.id
     order by s.id
     for update of c
+  ),
+  written as (
+    update image_jobs.calls c
+    set state = l.becomes,
+      cost = coalesce(c.cost, case when l.state = 'charged' and l.becomes = 'charged' then l.cost end),
+      image = c.image or l.becomes = 'charged' and coalesce(l.image, false),
+      estimate = case when l.was in ('open', 'unknown') then coalesce(l.estimate, c.estimate) else c.estimate end,
+      model = case when l.was in ('open', 'unknown') then coalesce(l.model, c.model) else c.model end,
+      provider_job_id = coalesce(c.provider_job_id, l.provider_job_id),
+      sent_at = least(c.sent_at, image_jobs.seconds_ago(l.sent_ago)),
+      image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
+    from locked l
+    where c.id = l.id
+    returning c.id, c.state, l.was
   )
-  update image_jobs.calls c
-  set state = l.becomes,
-    cost = coalesce(c.cost, case when l.state = 'charged' and l.becomes = 'charged' then l.cost end),
-    image = c.image or l.becomes = 'charged' and coalesce(l.image, false),
-    estimate = case when l.was in ('open', 'unknown') then coalesce(l.estimate, c.estimate) else c.estimate end,
-    model = case when l.was in ('open', 'unknown') then coalesce(l.model, c.model) else c.model end,
-    provider_job_id = coalesce(c.provider_job_id, l.provider_job_id),
-    sent_at = least(c.sent_at, image_jobs.seconds_ago(l.sent_ago)),
-    image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
-  from locked l
-  where c.id = l.id;
+  select array_agg(w.id) into v_changed from written w where w.state <> w.was;
+  if v_changed is not null then
+    perform image_jobs.tally_calls(v_changed);
+  end if;
 end
 $$;
 
@@ -161,10 +170,19 @@ $$;
 create or replace function image_jobs.lose_calls(p_calls bigint[])
 returns void language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_changed bigint[];
 begin
-  update image_jobs.calls c set state = 'unknown'
-  where c.id = any (p_calls) and c.state = 'open'
-    and not exists (select from image_jobs.cancellations x where x.call = c.id);
+  with lost as (
+    update image_jobs.calls c set state = 'unknown'
+    where c.id = any (p_calls) and c.state = 'open'
+      and not exists (select from image_jobs.cancellations x where x.call = c.id)
+    returning c.id
+  )
+  select array_agg(l.id) into v_changed from lost l;
+  if v_changed is not null then
+    perform image_jobs.tally_calls(v_changed);
+  end if;
 end
 $$;
 
@@ -312,6 +330,7 @@ declare
   v_open bigint[];
   v_lost bigint[];
   v_runs varchar[];
+  v_changed bigint[];
 begin
   select array_agg(o.id order by o.id) into v_open
   from (select c.id from image_jobs.calls c where c.state = 'open' and c.id > p_after order by c.id limit p_limit) o;
@@ -333,8 +352,14 @@ begin
         and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call))
       order by c.id
       for update skip locked
+    ),
+    written as (
+      update image_jobs.calls c set state = 'unknown' from lost l where c.id = l.id returning c.id
     )
-    update image_jobs.calls c set state = 'unknown' from lost l where c.id = l.id;
+    select array_agg(w.id) into v_changed from written w;
+    if v_changed is not null then
+      perform image_jobs.tally_calls(v_changed);
+    end if;
     perform image_jobs.refresh_costs(v_runs);
   end if;
   return v_open[cardinality(v_open)];

@@ -104,6 +104,9 @@ begin
     insert into image_jobs.stale_nodes (node_id, due_at, failures)
     values (p_node, image_jobs.now() + make_interval(secs => least(2 ^ least(p_failures, 9), 300)), p_failures + 1);
   end if;
+  if p_reason like '%base64%' then
+    insert into image_jobs.tallies (metric, provider, model, result, count) values ('base64', '', '', '', 1);
+  end if;
   perform image_jobs.write_events(array[row(null, r.id, 'error', jsonb_build_object(
     'event', 'warning',
     'message', case when p_reason like '%base64%' then 'The node breaks the base64 rule, so it cannot show this run.'
@@ -142,6 +145,23 @@ as $$
   ) shown
   where n.id = target.id
     and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt')
+$$;
+
+-- Tally the runs that ended otherwise than by the settlement of the daemon that held them, which counts and logs those itself. Of
+-- the failed ones each, for the log; of cancelled ones, which may be many, how many.
+create or replace function image_jobs.tally_endings(p_changes image_jobs.run_change[])
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  insert into image_jobs.tallies (metric, provider, model, result, code, count, run_id, workflow_id, node_id, error)
+  select 'runs', split_part(c.processor, ':', 1), substr(c.processor, strpos(c.processor, ':') + 1), c.status,
+    e.payload ->> 'code', count(*), e.id, e.subject_id, e.node_id, e.payload ->> 'error'
+  from unnest(p_changes) c
+  left join lateral (select c.id, c.subject_id, c.node_id, c.payload where c.status = 'failed') e on true
+  where c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
+    and (c.old_holder is null or c.claim <> c.old_claim)
+  group by 2, 3, c.status, e.id, e.subject_id, e.node_id, e.payload;
+end
 $$;
 
 -- Project changed runs, in the lock order: calls, nodes, then events. Notifications go out at commit.
@@ -254,6 +274,13 @@ begin
     perform image_jobs.write_events(v_events);
   end if;
   perform image_jobs.broadcast_runs(p_changes);
+  if exists (
+    select from unnest(p_changes) c
+    where c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
+      and (c.old_holder is null or c.claim <> c.old_claim))
+  then
+    perform image_jobs.tally_endings(p_changes);
+  end if;
 
   -- "You no longer hold this": to the holder of a claim that is not the run's any more. At most 8,000 bytes a message.
   for v_lost in

@@ -62,6 +62,14 @@ begin
     when o.provider_job_id is not null then 'running'
     when held.spent and o.attempt >= o.max_attempts then 'failed' else 'pending' end as status) fate
   where r.id = o.id;
+  -- By the claim it looks like a settlement of the daemon, which knows nothing of it.
+  insert into image_jobs.tallies (metric, provider, model, result, code, count, run_id, workflow_id, node_id, error)
+  select 'runs', split_part(at.processor, ':', 1), substr(at.processor, strpos(at.processor, ':') + 1), r.status,
+    r.payload ->> 'code', 1, r.id, r.subject_id, r.metadata ->> 'nodeId', r.payload ->> 'error'
+  from unnest(p_runs) as p (id)
+  join public.runs r on r.id = p.id
+  cross join lateral (select coalesce(r.routed_to, r.processor) as processor) at
+  where r.status = 'failed';
   return null;
 end
 $$;

@@ -38,9 +38,11 @@ create table if not exists image_jobs.webhook_counters (
   duplicates bigint not null default 0,
   refused bigint not null default 0,
   slot bigint not null default 0,
+  told bigint[] not null default '{0,0,0}',
   primary key (provider, minute, slot)
 );
 comment on table image_jobs.webhook_counters is 'All that is kept of a bad call: a row for each would let anyone fill the disk.';
+comment on column image_jobs.webhook_counters.told is 'What of accepted, duplicates and refused the daemons'' metrics have counted.';
 comment on column image_jobs.webhook_counters.slot is '0 counts good calls, 1 to 8 bad ones: sum them up.';
 
 -- Finds the run whose provider job a delivery is about.
@@ -170,7 +172,10 @@ declare
   v_state text;
   v_replaces boolean := false;
   v_job text;
+  v_named text;
+  v_run record;
 begin
+  select null::varchar as id, null::text as provider_job_id, false as ended into v_run;
   if octet_length(p_body) > 1048576 then
     perform image_jobs.count_webhook(v_counted, 0, 0, 1);
     perform set_config('response.status', '413', true);
@@ -189,9 +194,13 @@ begin
     return jsonb_build_object('code', 'PT401', 'message', 'The signature is missing, wrong or stale.');
   end if;
 
-  -- The provider's id of its job; in the hex scheme job_id may name the run instead.
-  v_job := nullif(coalesce(v_json #>> '{data,id}', v_json ->> 'id', case when v_provider = 'hmac' then (
-    select r.provider_job_id from public.runs r where r.kind = 'image_gen' and r.id = v_json ->> 'job_id') end), '');
+  -- The provider's id of its job, also under job_id; in the hex scheme job_id may name the run instead.
+  v_named := nullif(coalesce(v_json #>> '{data,job_id}', v_json ->> 'job_id'), '');
+  if v_provider = 'hmac' and v_named is not null then
+    select r.id, r.provider_job_id, r.status in ('completed', 'failed', 'cancelled') as ended into v_run
+    from public.runs r where r.kind = 'image_gen' and r.ticket is not null and r.id = v_named;
+  end if;
+  v_job := nullif(coalesce(v_json #>> '{data,id}', v_json ->> 'id', v_run.provider_job_id, v_named), '');
   -- Who has seen a state may send any body with it: it has twenty places, then each new body takes that of the oldest.
   if v_provider = 'midjourney' then
     v_state := split_part(v_json ->> 'state', '.', 1);
@@ -217,6 +226,16 @@ begin
   end if;
   if length(v_job) <= 500 then
     perform image_jobs.match_deliveries(v_job);
+  end if;
+  -- A receipt of a run that has no provider job: all there is to do is to keep it. Not behind a daemon that holds the row's lock.
+  if v_run.id is not null and v_run.provider_job_id is null then
+    perform from public.runs r where r.id = v_run.id for key share skip locked;
+    if found then
+      perform image_jobs.record_delivery(v_run.id, v_provider, v_id,
+        (select d.type from image_jobs.webhook_deliveries d where d.provider = v_provider and d.delivery_id = v_id));
+      update image_jobs.webhook_deliveries d set run_id = v_run.id, closed_at = case when v_run.ended then image_jobs.now() end
+      where d.provider = v_provider and d.delivery_id = v_id;
+    end if;
   end if;
   perform image_jobs.count_webhook(v_provider, 1, 0, 0);
   return jsonb_build_object('received', true, 'duplicate', false);

@@ -93,8 +93,11 @@ revoke all on function
   image_jobs.walk(text[], interval, integer), image_jobs.webhook_key(text, text), image_jobs.webhook_wait(public.runs),
   image_jobs.write_events(image_jobs.event[]), image_jobs.write_nodes(varchar[])
   from public, anon, authenticated, service_role;
+revoke all on image_jobs.tallies from public, anon, authenticated, service_role;
+revoke all on sequence image_jobs.tallies_id_seq from public, anon, authenticated, service_role;
 revoke all on function
-  image_jobs.fate_of(public.runs, text), image_jobs.seconds_ago(double precision),
+  image_jobs.fate_of(public.runs, text), image_jobs.gauges(), image_jobs.take_tallies(), image_jobs.tally_calls(bigint[]),
+  image_jobs.tally_endings(image_jobs.run_change[]), image_jobs.seconds_ago(double precision),
   image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar),
@@ -226,6 +229,7 @@ alter table image_jobs.migrations enable row level security;
 alter table image_jobs.project enable row level security;
 alter table image_jobs.provider_blocks enable row level security;
 alter table image_jobs.provider_limits enable row level security;
+alter table image_jobs.tallies enable row level security;
 alter table image_jobs.usage_limits enable row level security;
 alter table image_jobs.provider_streaks enable row level security;
 alter table image_jobs.workflows enable row level security;

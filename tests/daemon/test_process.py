@@ -5,11 +5,10 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.support.daemon_harness import DaemonHarness, open_harness
-from tests.support.postgres import ROOT, free_port, wait_until
+from tests.support.postgres import ROOT, wait_until
 from tests.support.runs import run_row
 
 
@@ -52,20 +51,6 @@ async def test_missing_setting_is_named_at_start(harness: DaemonHarness) -> None
         assert await process.ended() == 2
     assert "SUPABASE_SERVICE_ROLE_KEY" in "\n".join(process.raw)
     assert "Traceback" not in "\n".join(process.raw)
-
-
-async def test_metrics_are_served_at_the_port(harness: DaemonHarness) -> None:
-    port = free_port()
-    async with harness.run_daemon(IMAGE_JOBS_METRICS_PORT=str(port)) as process:
-        await process.started()
-        await harness.wait_for_status(await harness.insert_run(demo={"noop": True}), "completed")
-        async with httpx.AsyncClient() as client:
-
-            async def counted() -> bool:
-                text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
-                return 'image_jobs_runs_finished_total{outcome="completed",provider="demo"} 1.0' in text
-
-            await wait_until(counted)
 
 
 async def test_daemon_runs_without_the_dev_package(harness: DaemonHarness, tmp_path: Path) -> None:

@@ -106,6 +106,32 @@ async def test_the_hex_scheme_may_name_the_run(db: Db, daemon: Daemon) -> None:
     assert (await daemon.claim_one())["id"] == run
 
 
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("by", ["order-1", "run"])
+async def test_job_id_names_the_provider_job_or_the_run(db: Db, daemon: Daemon, nested: bool, by: str) -> None:
+    """As the specification has them: `{type, data: {job_id, status}}`, and `{job_id, status}`."""
+    run = await run_in(db, daemon, "parked")
+    named = {"job_id": run if by == "run" else by, "status": "completed"}
+    body = json.dumps({"type": "image.generation.status", "data": named} if nested else named)
+    assert (await post(db, "hmac", body, {"webhook-signature": hex_hmac(body)}))[0] == 200
+    assert (await events(db, run))[-1]["kind"] == "webhook"
+    assert (await daemon.claim_one())["id"] == run
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "pending"])
+async def test_receipt_of_any_run_is_an_event(db: Db, daemon: Daemon, state: str) -> None:
+    run = await run_in(db, daemon, state)
+    before = await run_row(db, run)
+    body = json.dumps({"type": "image.generation.status", "data": {"job_id": run, "status": "completed"}})
+    for _ in range(2):
+        assert (await post(db, "hmac", body, {"webhook-signature": hex_hmac(body)}))[0] == 200
+    kinds = [event["kind"] for event in await events(db, run)]
+    assert kinds.count("webhook") == 1
+    assert await run_row(db, run) == before
+
+
 def task(state: object, **fields: Any) -> str:
     """Return what a midjourney-proxy posts of a job: the whole task, its hook included."""
     hook = f"https://example.supabase.co/rest/v1/rpc/webhook_midjourney?apikey=eyJ{'a' * 200}.{'b' * 40}"

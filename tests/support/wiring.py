@@ -9,7 +9,6 @@ from uuid import UUID
 
 from daemon.fetch.client import Fetcher
 from daemon.images.decoder import Decoder
-from daemon.metrics import Metrics
 from daemon.providers import Provider
 from daemon.queue.client import Queue
 from daemon.queue.identity import Identity
@@ -107,9 +106,7 @@ class Wiring:
             policy=policy,
             workdirs=self.workdirs,
         )
-        return Worker(
-            group, self.outbox, attempts=attempts, publisher=publisher, retries=retries, metrics=Metrics(None)
-        )
+        return Worker(group, self.outbox, attempts=attempts, publisher=publisher, retries=retries)
 
 
 async def wired(queue: Queue, *, slots: int = 4, lease: float = 30) -> Wiring:
