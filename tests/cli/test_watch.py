@@ -101,6 +101,14 @@ async def start(db, node_id: str, workflow: str = HERE) -> str:
     )
 
 
+async def test_watch_says_why_a_run_waits(project, image_jobs):
+    await put(project.db, "a")
+    await project.db.execute("insert into image_jobs.provider_limits (provider, paused) values ('demo', true)")
+    async with watching(image_jobs, HERE, **operator(project)) as watch:
+        await start(project.db, "a")
+        await watch.says(r"  a  pending +Demo is paused\.")
+
+
 async def test_a_line_for_each_node_and_one_for_each_change(project, image_jobs):
     await put(project.db, "a")
     async with watching(image_jobs, HERE, **operator(project)) as watch:

@@ -56,9 +56,8 @@ class Channel:
             Away: If the server cannot be reached, or responds with an error.
             ImageJobsError: If the key or the token is not accepted.
         """
-        headers = {"apikey": self._key, "authorization": f"Bearer {self._token}"}
         found: Rows = []
-        async with http_client(base_url=self._url, headers=headers, timeout=TIMEOUT) as client:
+        async with self._client() as client:
             while True:
                 query = {
                     "select": "id,version,node_data",
@@ -67,22 +66,54 @@ class Channel:
                     "order": "id",
                     "limit": str(PAGE),
                 }
-                try:
-                    response = await client.get("/rest/v1/workflow_nodes", params=query)
-                    response.raise_for_status()
-                    page: Rows = response.json()
-                except httpx.HTTPStatusError as error:
-                    message = f"{self._url} answers {error.response.status_code} {_message(error.response)}".rstrip(
-                        " ."
-                    )
-                    if error.response.status_code in (401, 403):
-                        raise ImageJobsError(f"{message}.", self._cure()) from error
-                    raise Away(message) from error
-                except (httpx.HTTPError, json.JSONDecodeError) as error:
-                    raise Away(f"{self._url} does not answer ({type(error).__name__})") from error
+                page = await self._get(client, "workflow_nodes", query)
                 found += page
                 if len(page) < PAGE:
                     return found
+
+    async def reasons(self) -> dict[str, str]:
+        """Fetch why pending runs of the workflow wait: sentences by their ids, of the first thousand.
+
+        Raises:
+            Away, ImageJobsError: As `rows`.
+        """
+        async with self._client() as client:
+            states = await self._get(client, "image_provider_status", {"select": "*"})
+            closed = {
+                ":".join(filter(None, (each["provider"], each["model"]))): each["sentence"]
+                for each in states
+                if each["sentence"]
+            }
+            own = {f"{each['provider']}:{each['model']}" for each in states if each["model"]}
+            if not closed:
+                return {}
+            query = {
+                "select": "id,processor,routed_to",
+                "subject_id": f"eq.{self._workflow}",
+                "status": "eq.pending",
+                "limit": "1000",
+            }
+            routes = {run["id"]: run["routed_to"] or run["processor"] for run in await self._get(client, "runs", query)}
+        names = {run: route if route in own else route.partition(":")[0] for run, route in routes.items()}
+        return {run: closed[name] for run, name in names.items() if name in closed}
+
+    def _client(self) -> httpx.AsyncClient:
+        headers = {"apikey": self._key, "authorization": f"Bearer {self._token}"}
+        return http_client(base_url=self._url, headers=headers, timeout=TIMEOUT)
+
+    async def _get(self, client: httpx.AsyncClient, table: str, query: dict[str, str]) -> Rows:
+        try:
+            response = await client.get(f"/rest/v1/{table}", params=query)
+            response.raise_for_status()
+            rows: Rows = response.json()
+        except httpx.HTTPStatusError as error:
+            message = f"{self._url} answers {error.response.status_code} {_message(error.response)}".rstrip(" .")
+            if error.response.status_code in (401, 403):
+                raise ImageJobsError(f"{message}.", self._cure()) from error
+            raise Away(message) from error
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            raise Away(f"{self._url} does not answer ({type(error).__name__})") from error
+        return rows
 
     @asynccontextmanager
     async def joined(self) -> AsyncGenerator["Changes", None]:

@@ -42,6 +42,11 @@ class Nodes:
         """Whether a run of any node is pending or running."""
         return any(node.unfinished for node in self._known.values())
 
+    @property
+    def pending(self) -> list[Node]:
+        """The nodes whose run is in line."""
+        return [node for node in self._known.values() if node.data.get("status") == "pending"]
+
     def merge(self, changed: Sequence[Mapping[str, Any]]) -> list[Node]:
         """Merge rows, or the nodes of a message, which may be parts of rows. Return the nodes that look different now."""
         news = (self._merge_one(each) for each in changed)

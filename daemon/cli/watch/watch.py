@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 QUIET = 10.0
 """Refetch after this many seconds without a message while a run is under way: over its rate limits Realtime drops
 messages silently."""
+
+PATIENCE = 2.0
+"""Seconds without a message after which runs in line are asked why they wait."""
 
 LONGEST_PAUSE = 5.0
 """Seconds between two tries to connect."""
@@ -69,6 +73,7 @@ class Watch:
         self._channel = channel
         self._as_json = as_json
         self._nodes = Nodes()
+        self._reasons: dict[str, str] = {}
         self._was_connected = False
         self._away_since: float | None = None
         self._pause = 1.0
@@ -93,15 +98,30 @@ class Watch:
                 await self._wait(away)
 
     async def _follow(self, changes: "Changes") -> None:
+        quiet = 0.0
         while True:
             try:
-                async with asyncio.timeout(QUIET):
+                async with asyncio.timeout(PATIENCE):
                     nodes = await changes.next()
             except TimeoutError:
-                if self._nodes.unfinished:
+                quiet += PATIENCE
+                if quiet >= QUIET and self._nodes.unfinished:
+                    quiet = 0.0
                     await self._load()
+                if self._nodes.pending:
+                    self._explain(await self._channel.reasons())
             else:
+                quiet = 0.0
                 self._print(self._nodes.merge(nodes))
+
+    def _explain(self, reasons: dict[str, str]) -> None:
+        """Print why the runs of nodes wait, where that has changed."""
+        for node in self._nodes.pending:
+            run = str(node.data.get("runId", ""))
+            reason = reasons.get(run)
+            if reason is not None and reason != self._reasons.get(run):
+                self._print([replace(node, data={**node.data, "message": reason, "updatedAt": None})])
+        self._reasons = reasons
 
     async def _load(self) -> None:
         """Fetch all nodes: messages sent while the connection was away are lost."""
