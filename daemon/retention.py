@@ -5,7 +5,8 @@ again.
 """
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ import structlog
 
 from daemon.errors import RunError
 from daemon.queue.client import FileRemoval, Queue
-from daemon.queue.outage import describe
+from daemon.queue.outage import Outage
 from daemon.queue.signals import Signals
 from daemon.storage.client import SOURCES, Storage
 
@@ -50,22 +51,24 @@ class Retention:
         self._storage = storage
         self._buckets = buckets
         self._keep = keep
+        self._files = Outage("files.not_removed", "files.removed_again")
+        self._sources = Outage("sources.not_removed", "sources.removed_again")
 
     async def run(self) -> None:
         """Prune and remove until cancelled."""
+        steps = (
+            _Step(self._walk, "retention.not_done", "retention.resumed"),
+            _Step(self._remove_files, "file_removals.not_taken", "file_removals.taken_again"),
+            _Step(self._remove_sources, "source_removals.not_taken", "source_removals.taken_again"),
+        )
         while True:
             self._due.clear()
-            more = False
-            for step in (self._walk, self._remove_files, self._remove_sources):  # none waits for another's trouble
-                try:
-                    more |= await step()
-                except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
-                    log.warning("retention.not_done", error=describe(error))
-            if more:
-                await asyncio.sleep(PAUSE)
+            pause = min([await step.take() for step in steps])
+            if pause <= PAUSE:
+                await asyncio.sleep(pause)
                 continue
             with suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL):
+                async with asyncio.timeout(pause):
                     await self._due.wait()
 
     async def _walk(self) -> bool:
@@ -80,9 +83,12 @@ class Retention:
     async def _remove_files(self) -> bool:
         """Remove the files of some runs that are not there any more. Returns whether there may be more to do."""
         removals = await self._queue.take_file_removals(AT_ONCE)
+        removed = False
         for removal in removals:
-            await self._queue.finish_file_removal(removal, done=await self._remove(removal))
-        return len(removals) == AT_ONCE
+            done = await self._remove(removal)
+            await self._queue.finish_file_removal(removal, done=done)
+            removed |= done
+        return removed and len(removals) == AT_ONCE
 
     async def _remove(self, removal: FileRemoval) -> bool:
         """Remove the files of one run. Returns whether none is left."""
@@ -90,9 +96,10 @@ class Retention:
             for bucket, keys in removal.files.items():
                 await self._storage.remove(keys, bucket=bucket)
         except RunError as error:
-            log.warning("files.not_removed", run_id=removal.run_id, error=error.message)
+            self._files.failed(error, run_id=removal.run_id)
             return False
         if removal.files:
+            self._files.passed()
             log.info("files.removed", run_id=removal.run_id, files=sum(map(len, removal.files.values())))
         return True
 
@@ -104,8 +111,39 @@ class Retention:
             try:
                 await self._storage.remove(removal.names, bucket=SOURCES)
             except RunError as error:
-                log.warning("sources.not_removed", error=error.message)
+                self._sources.failed(error)
                 done = False
+            else:
+                self._sources.passed()
             await self._queue.finish_source_removal(removal, done=done)
             removed |= done
         return removed
+
+
+class _Step:
+    """One of the things to do, with an outage of its own: none waits for another's trouble.
+
+    Args:
+        step: Does a part of it; returns whether there is more.
+        event: As `Outage` logs it.
+        over: As `Outage` logs it.
+    """
+
+    def __init__(self, step: Callable[[], Awaitable[bool]], event: str, over: str) -> None:
+        self._step = step
+        self._outage = Outage(event, over, longest=INTERVAL)
+        self._paused_until = 0.0
+
+    async def take(self) -> float:
+        """Take the step, unless it pauses after an error. Returns the seconds to the next one."""
+        paused = self._paused_until - time.monotonic()
+        if paused > 0:
+            return paused
+        try:
+            more = await self._step()
+        except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
+            pause = self._outage.failed(error)
+            self._paused_until = time.monotonic() + pause
+            return pause
+        self._outage.passed()
+        return PAUSE if more else INTERVAL

@@ -9,7 +9,7 @@ import random
 import structlog
 
 from daemon.database import EXPECTED
-from daemon.errors import ImageJobsError
+from daemon.errors import ImageJobsError, RunError
 
 log = structlog.stdlib.get_logger()
 
@@ -34,14 +34,20 @@ class Outage:
         self._reason: str | None = None
         self.failures = 0
 
-    def failed(self, error: BaseException) -> float:
-        """Log an error, once while it stays the same. Returns the seconds to pause."""
+    def failed(self, error: BaseException, **fields: object) -> float:
+        """Log an error, once while it stays the same. Returns the seconds to pause.
+
+        Args:
+            error: What was raised.
+            fields: More for the line.
+        """
         self.failures += 1
         reason = describe(error)
         if reason != self._reason:
             self._reason = reason
-            trace = None if isinstance(error, (*EXPECTED, ImageJobsError)) else error  # any other may be a bug of ours
-            log.warning(self._event, error=reason, failures=self.failures, exc_info=trace)
+            expected = isinstance(error, (*EXPECTED, ImageJobsError, RunError))
+            trace = None if expected else error  # any other may be a bug of ours
+            log.warning(self._event, **fields, error=reason, failures=self.failures, exc_info=trace)
         pause = min(SHORTEST_PAUSE * 2 ** min(self.failures, 16), self._longest)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
@@ -54,7 +60,7 @@ class Outage:
 
 def describe(error: BaseException) -> str:
     """Return an error in one line: its class, its SQLSTATE where it has one, and its first line."""
-    if isinstance(error, ImageJobsError):
+    if isinstance(error, ImageJobsError | RunError):
         return error.message
     name = type(error).__name__
     if isinstance(sqlstate := getattr(error, "sqlstate", None), str):

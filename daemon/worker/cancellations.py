@@ -14,7 +14,7 @@ import structlog
 from daemon.errors import Refused, RunError
 from daemon.providers import Charge, Deferred, Provider
 from daemon.queue.client import Queue
-from daemon.queue.outage import describe
+from daemon.queue.outage import Outage
 from daemon.queue.signals import Signals
 from daemon.run import ProviderJob
 
@@ -42,16 +42,20 @@ class Cancellations:
         self._due = signals.cancel
         self._providers = {name: each for name, each in providers.items() if isinstance(each, Deferred)}
         self._busy = Counter[str]()
+        self._writing = Outage("cancellation.not_written", "cancellation.written_again")
 
     async def run(self) -> None:
         """Cancel provider jobs until cancelled itself."""
+        outage = Outage("cancellations.not_taken", "cancellations.taken_again")
         async with asyncio.TaskGroup() as group:
             while True:
                 self._due.clear()
                 try:
                     await self._take(group)
                 except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
-                    log.warning("cancellations.not_taken", error=describe(error))
+                    await asyncio.sleep(outage.failed(error))
+                    continue
+                outage.passed()
                 try:
                     async with asyncio.timeout(INTERVAL):
                         await self._due.wait()
@@ -88,8 +92,9 @@ class Cancellations:
         try:
             await self._queue.finish_cancellation(job, reason, final=final, charge=_call(charge))
         except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
-            log.warning("cancellation.not_written", provider_job_id=job.id, error=describe(error))
+            self._writing.failed(error, provider_job_id=job.id)
             return
+        self._writing.passed()
         fields = {"provider": job.provider, "provider_job_id": job.id, "run_id": job.run_id}
         if reason is None:
             log.info("provider_job.cancelled", **fields)

@@ -13,7 +13,7 @@ import structlog
 from daemon.errors import RunError
 from daemon.providers import Provider, Traceable
 from daemon.queue.client import Queue
-from daemon.queue.outage import describe
+from daemon.queue.outage import Outage
 from daemon.queue.signals import Signals
 from daemon.run import ProviderJob
 
@@ -41,15 +41,19 @@ class Orphans:
         self._due = signals.sweep
         self._providers = {name: each for name, each in providers.items() if isinstance(each, Traceable)}
         self._swept: int | None = None
+        self._attaching = Outage("provider_job.not_attached", "provider_job.attached_again")
 
     async def run(self) -> None:
         """Sweep until cancelled."""
+        outage = Outage("orphans.not_swept", "orphans.swept_again")
         while True:
             self._due.clear()
             try:
                 await self._sweep()
             except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
-                log.warning("orphans.not_swept", error=describe(error))
+                await asyncio.sleep(outage.failed(error))
+                continue
+            outage.passed()
             try:
                 async with asyncio.timeout(INTERVAL):
                     await self._due.wait()
@@ -79,6 +83,7 @@ class Orphans:
         try:
             result = await self._queue.attach_provider_job(job, run_id, ticket)
         except Exception as error:  # noqa: BLE001 - it comes round again, whatever the database says
-            log.warning("provider_job.not_attached", **fields, error=describe(error))
+            self._attaching.failed(error, **fields)
             return
+        self._attaching.passed()
         log.info("provider_job.traced", **fields, result=result)

@@ -97,14 +97,26 @@ class Pooler:
             self.refuse_session = lambda: None
 
     @contextmanager
-    def refusing_statements(self, part: str, *refusals: Refusal) -> Iterator[None]:
-        """Refuse the next statements whose SQL has `part` in it, once in the words of each refusal."""
+    def refusing_statements(self, part: str, *refusals: Refusal) -> Iterator[asyncio.Event]:
+        """Refuse the next statements whose SQL has `part` in it, once in the words of each refusal. Yields an event that is set
+        by the first one after these."""
         sayings = iter(refusals)
-        self.refuse_statement = lambda sql: next(sayings, None) if part in sql else None
+        passed = asyncio.Event()
+        before = self.refuse_statement
+
+        def refuse(sql: str) -> Refusal | None:
+            if part not in sql:
+                return before(sql)
+            saying = next(sayings, None)
+            if saying is None:
+                passed.set()
+            return saying
+
+        self.refuse_statement = refuse
         try:
-            yield
+            yield passed
         finally:
-            self.refuse_statement = lambda sql: None
+            self.refuse_statement = before
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = asyncio.current_task()
