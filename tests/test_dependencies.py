@@ -1,8 +1,11 @@
 """Private names and undocumented behaviour of our dependencies, which their next release may change.
 
-Each dependency with an entry here has an upper bound at its next minor version; a newer one is let in when these pass on it.
+Each dependency has an upper bound; those with an entry here at the next minor version: a newer one is let in when these pass
+on it. Python has a lower one, which all that checks the source has to take for its target.
 """
 
+import ast
+import re
 import tomllib
 from importlib.metadata import version
 
@@ -19,11 +22,43 @@ from daemon.errors import DaemonFenced
 from daemon.providers.openai.background import _STREAMED
 from tests.support.postgres import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 REQUIRED = {each.name: each for each in map(Requirement, PROJECT["dependencies"])}
 PRIVATE = {"asyncpg", "openai", "realtime"}
 """Bounded at the next minor version."""
 BELOW_THE_NEXT_MAJOR = {"google-genai", "httpx2", "pydantic", "pydantic-settings"}
+EVERY = [
+    *map(Requirement, PROJECT["dependencies"]),
+    *(Requirement(each) for extra in PROJECT["optional-dependencies"].values() for each in extra),
+    *map(Requirement, PYPROJECT["build-system"]["requires"]),
+]
+OLDEST = re.fullmatch(r">=(3\.\d+)", PROJECT["requires-python"])
+
+
+@pytest.mark.parametrize("required", [each for each in EVERY if each.name != PROJECT["name"]], ids=str)
+def test_every_dependency_has_an_upper_bound(required):
+    assert any(part.operator in ("<", "<=", "==", "~=") for part in required.specifier)
+
+
+def test_the_oldest_python_is_the_target_of_all_checks():
+    """The environment may be newer: what the linters take for the target is what keeps newer words out."""
+    assert OLDEST
+    oldest = OLDEST[1]
+    tools = PYPROJECT["tool"]
+    assert tools["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert tools["basedpyright"]["pythonVersion"] == oldest
+    for path in ("README.md", ".github/CONTRIBUTING.md", "tests/run"):
+        assert f"Python {oldest} or newer" in (ROOT / path).read_text()
+    assert f"sys.version_info < ({oldest.replace('.', ', ')})" in (ROOT / "tests/run").read_text()
+
+
+def test_the_source_is_of_the_oldest_python():
+    assert OLDEST
+    version = tuple(map(int, OLDEST[1].split(".")))
+    for path in (ROOT / "daemon").rglob("*.py"):
+        if "node_modules" not in path.parts:
+            ast.parse(path.read_text(), str(path), feature_version=version)
 
 
 @pytest.mark.parametrize("name", sorted(PRIVATE))
