@@ -26,7 +26,7 @@ OTHER_NAMES = {
     "SUPABASE_PUBLISHABLE_KEY": "SUPABASE_ANON_KEY",
     "SUPABASE_SECRET_KEY": "SUPABASE_SERVICE_ROLE_KEY",
 }
-"""What other tools call it → ours."""
+"""Names of other tools → ours."""
 
 _NEAR = 0.88
 """Similarity of two names, 0-1: SUPABASE_SERVICE_KEY is meant (0.89), API_URL (0.86) and AZURE_OPENAI_API_KEY (0.82) are not."""

@@ -19,7 +19,7 @@ MOST_DOLLARS = 1000.0
 SHORTEST_WEBHOOK_SECRET = 16
 """Bytes. `image_jobs.set_webhook_secrets` holds to the same."""
 LONGEST = timedelta(days=36500)
-"""What Postgres can still add to a time."""
+"""The longest that Postgres can add to a time."""
 
 _BLANK = "".join(
     map(chr, (*range(0x21), 0x7F, 0x85, 0xA0, 0xAD, 0x1680, *range(0x2000, 0x2010), *range(0x2028, 0x2030)))

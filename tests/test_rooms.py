@@ -33,11 +33,11 @@ MAY_IMPORT = {
 }
 STARTS_DEV = "daemon.cli.operate"
 """The command `dev`: nothing else may need what only a developer's machine has."""
-CALLS = {"generate", "check", "owner"}
+CALLS = {"generate", "check", "owner", "cancel"}
 """Methods of a provider that may cost money or time; `check_key` is free, and doctor may ask."""
 
 LONGEST_NAME = 60
-RIDDLE = re.compile(r"test_(what|who|whoever|whose|nobody|somebody)_")
+RIDDLE = re.compile(r"test_(what|who|whom|whoever|whose|nobody|somebody)(_|$)")
 OPENING = re.compile(r"(What|Whoever|Nobody|Somebody)\b")
 
 OUT_OF_USE = {
@@ -64,7 +64,16 @@ OUT_OF_USE = {
     "devs": "dev_process",
     "studio": "harness",
     "world": "harness",
+    "hand": "writer",
 }
+WHOLE_NAMES = {
+    "_CANNOT": "FALLBACK_CODES",
+    "Shown": "NodeState",
+    "Choices": "NodeInput",
+    "Made": "RenderedNode",
+}
+MODULES = {"checks": "polling"}
+"""Out of use as a module's name: what else is checked may be called so."""
 PHRASES = {
     ("pass", "on"): "reroute_runs",
     ("going", "on"): "reroute_message",
@@ -75,7 +84,26 @@ PHRASES = {
     ("hang", "up"): "unsubscribe",
     ("listen", "anew"): "resubscribe",
 }
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("daemon/worker/worker.py", "hand_back"): "the verb: it gives runs back",
+    ("tests/browser/test_sharing.py", "test_no_access_shows_when_membership_ends_elsewhere"): "in another browser",
+    (
+        "tests/dev/supabase/test_realtime_replay.py",
+        "test_concurrent_messages_arrive_in_order_at_all_clients",
+    ): "sequence",
+    ("tests/dev/test_guard.py", "test_leaving_the_context_stops_no_process"): "Python's word for what `with` enters",
+    (
+        "tests/fetch/test_destinations.py",
+        "test_a_configured_localhost_that_leads_elsewhere_is_refused",
+    ): "another address",
+    ("tests/providers/test_catalogue.py", "test_the_variable_that_is_said_to_turn_a_provider_on_does"): "to turn on",
+    ("tests/sql/test_by_hand.py", "test_by_hand"): "written by hand, by operators",
+    ("tests/sql/test_fairness.py", "test_workflows_of_a_user_take_turns"): "to take turns",
+    ("tests/sql/test_usage_limits.py", "test_inserts_in_opposite_order_meet_no_deadlock"): "sequence",
+    ("tests/test_indexes.py", "test_events_and_runs_are_locked_in_the_order_of_clients"): "sequence",
+    ("tests/test_migrate.py", "test_pending_migrations_run_once_in_order"): "sequence",
+    ("tests/test_migrate.py", "test_export_of_a_release_copies_its_new_files_in_order"): "sequence",
+}
 """(path, name) → why this name may keep a word that is out of use everywhere else."""
 
 VISIBLE = {"Dockerfile", "README.md", "daemon", "pyproject.toml", "sql", "tests"}
@@ -115,7 +143,7 @@ def imports_of_dev(sources: list[Source]) -> list[str]:
 
 def calls_of_providers(sources: list[Source]) -> list[str]:
     """Find calls of a provider outside of the worker and the providers."""
-    pattern = re.compile(rf"\bprovider\w*(?:\[\w+\])?\.({'|'.join(sorted(CALLS))})\(")
+    pattern = re.compile(rf"(?<![a-z])provider\w*(?:\[[^]]+\])?\.({'|'.join(sorted(CALLS))})\(")
     return [
         f"{source.path} calls {found[0]}…)"
         for source in sources
@@ -140,11 +168,11 @@ def riddles(sources: list[Source]) -> list[str]:
 
 
 def docstrings_that_open_badly(sources: list[Source]) -> list[str]:
-    """Find docstrings that do not say at once what the thing does."""
+    """Find docstrings, and comments of the schema, that do not say at once what the thing does."""
     return [
         f"{source.path}:{line} {text.splitlines()[0]}"
         for source in sources
-        if source.path.endswith(".py")
+        if source.path.endswith((".py", ".sql"))
         for line, text in source.docstrings()
         if OPENING.match(text)
     ]
@@ -158,8 +186,12 @@ def words_out_of_use(sources: list[Source]) -> list[str]:
             if (source.path, name) in EXCEPTIONS:
                 continue
             parts = words(name)
+            whole = {name: WHOLE_NAMES[name]} if name in WHOLE_NAMES else {}
+            if name in MODULES and source.path.endswith(f"/{name}.py"):
+                whole[name] = MODULES[name]
             pairs = {pair: PHRASES[pair] for pair in pairwise(parts) if pair in PHRASES}
-            for word, better in {**{part: OUT_OF_USE[part] for part in parts if part in OUT_OF_USE}, **pairs}.items():
+            single = {part: OUT_OF_USE[part] for part in parts if part in OUT_OF_USE}
+            for word, better in {**whole, **single, **pairs}.items():
                 said = word if isinstance(word, str) else "_".join(word)
                 found.append(f"{source.path}:{line} {name}: not {said}, but {better}")
     return sorted(set(found))
@@ -208,11 +240,13 @@ RULES: dict[Rule, list[Source]] = {
 
 OF_THE_DAEMON = {circles, upward_imports, imports_of_dev, calls_of_providers}
 """Rules about what runs; tests may import everything."""
+OF_ALL_LANGUAGES = {docstrings_that_open_badly, words_out_of_use}
+"""Rules that read SQL and TypeScript, too."""
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_house_keeps_its_rules(rule: Rule) -> None:
-    sources = DAEMON if rule in OF_THE_DAEMON else ALL if rule is words_out_of_use else PYTHON
+    sources = DAEMON if rule in OF_THE_DAEMON else ALL if rule in OF_ALL_LANGUAGES else PYTHON
     assert rule(sources) == []
 
 
@@ -230,10 +264,44 @@ def test_each_rule_finds_a_breach(rule: Rule, broken: list[Source]) -> None:
         ("daemon/dev/canvas/a.ts", "function hangUp() {}"),
         ("daemon/a.py", "self.last_word = 1"),
         ("daemon/a.py", "def f(thorough): ..."),
+        ("daemon/a.py", "_CANNOT = 1"),
+        ("daemon/dev/canvas/a.ts", "interface Shown {}"),
+        ("daemon/worker/checks.py", ""),
+        ("daemon/queue/inbox.py", ""),
+        ("tests/test_a.py", "def test_an_order_is_final(): ..."),
     ],
 )
 def test_words_out_of_use_are_found_in_every_language(path: str, text: str) -> None:
     assert len(words_out_of_use([Source(path, text)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("daemon/a.py", 'A = 1\n"""What else there is."""'),
+        ("daemon/a.py", 'class A:\n    a: int\n    """Nobody reads it."""'),
+        ("sql/schema/a.sql", "select 1;\n  -- What follows.\n  -- What is more."),
+    ],
+)
+def test_bad_openings_are_found_wherever_prose_stands(path: str, text: str) -> None:
+    assert len(docstrings_that_open_badly([Source(path, text)])) == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "self._providers[job.provider].generate(request)",
+        "parts._provider.check(job)",
+        "provider.cancel(job)",
+    ],
+)
+def test_calls_of_providers_are_found_however_they_are_held(call: str) -> None:
+    assert len(calls_of_providers([Source("daemon/service.py", f"await {call}")])) == 1
+
+
+@pytest.mark.parametrize("name", ["test_what", "test_whom_it_serves"])
+def test_riddles_are_found(name: str) -> None:
+    assert len(riddles([Source("tests/test_a.py", f"def {name}(): ...")])) == 1
 
 
 def test_exceptions_are_in_use() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Board: TypeAlias = dict[str, Any]
-"""What `image_jobs.dashboard` returns; sql/README.md lists the keys."""
+"""The result of `image_jobs.dashboard`; sql/README.md lists the keys."""
 
 REFRESH = 1.0
 LATEST = 5

@@ -111,8 +111,8 @@ begin
   select array_agg(c.oid) into v_tables
   from pg_class c where c.relnamespace = 'public'::regnamespace and c.relname = any (v_adopted);
 
-  -- What has a comment is ours where the schema is, the marker stands in it, and it belongs to the schema's owner. What
-  -- can have none is ours where the schema is.
+  -- An object that has a comment is ours where the schema is, the marker stands in it, and it belongs to the schema's owner. One
+  -- that can have none is ours where the schema is.
   v_found := v_found || (
     select coalesce(jsonb_agg(jsonb_build_array(format('%s has the name of something that the Image Job Orchestrator makes.', f.name), f.cure)
       order by f.name), '[]')
@@ -169,7 +169,7 @@ begin
     where not f.ours);
 
   perform set_config('image_jobs.differences', v_found::text, true);
-  -- What others had been granted on these stays; on what is made now, default privileges of the owner's do not.
+  -- Grants to others on these stay; on what is made now, default privileges of the owner's do not.
   perform set_config('image_jobs.adopted', coalesce((
     select string_agg(c.relname, ',') from pg_class c where c.oid = any (v_tables)), ''), true);
 end
@@ -180,7 +180,7 @@ $compare$;
 
 do $compare$
 declare
-  -- What each column has to take. size: characters at least. needed: a table without it is another's, whatever its name;
+  -- Each column, and what it has to take. size: characters at least. needed: a table without it is another's, whatever its name;
   -- a column that is not needed is added. nullable: it is null for good reason in some state.
   v_columns constant text := $columns$
     runs           id              text        30 needed
@@ -276,7 +276,7 @@ begin
     )
     select coalesce(jsonb_agg(jsonb_build_array(d.sentence, d.cure) order by d.rank, d.sentence), '[]')
     from (
-      -- What it is.
+      -- Its kind.
       select 1 as rank, format('%s is %s, and has to be an ordinary table.', t.name, case t.relkind
           when 'v' then 'a view' when 'm' then 'a materialized view' when 'p' then 'partitioned' when 'f' then 'a foreign table'
           when 'S' then 'a sequence' when 'c' then 'a composite type' else 'an index' end) as sentence,
@@ -1020,7 +1020,7 @@ create index if not exists runs_that_refine on public.runs (source_workflow)
   where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
   where ticket is not null and kind = 'image_gen';
--- What has ended, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.
+-- Ended runs, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.
 create index if not exists runs_ended_by_claim on public.runs (claim)
   where queue_state is null and ticket is not null and kind = 'image_gen';
 -- And what is older than the migration, which may hold what is forbidden by now.
@@ -1470,7 +1470,7 @@ comment on column image_jobs.provider_limits.per_minute is 'Starts in any 60 sec
 comment on column image_jobs.provider_limits.max_running is 'Runs in status running, parked ones included; exact.';
 comment on column image_jobs.provider_limits.paused is 'Nothing new is started. What runs goes on.';
 
--- What every claim writes stands in tables of its own, and is never updated: a row with the next version takes the place of the
+-- All that every claim writes stands in tables of its own, and is never updated: a row with the next version takes the place of the
 -- last, and the newest is read first. While an old transaction keeps vacuum away, each update of a row would leave a version
 -- that all readers of the row walk past, and a claim would cost more with every claim before it.
 
@@ -1721,7 +1721,7 @@ comment on column image_jobs.daemons.unserved_grace is
 comment on column image_jobs.daemons.storage_closed_at is 'Since when storage has taken no uploads of it, so that it claims nothing.';
 comment on column image_jobs.daemons.unreachable is 'Providers that it cannot connect to, and claims nothing for.';
 
--- What claims read of daemons. A beat never writes here: a claim would walk past every beat that vacuum cannot remove.
+-- The part of daemons that claims read. A beat never writes here: a claim would walk past every beat that vacuum cannot remove.
 create table if not exists image_jobs.claimants (
   daemon uuid primary key,
   providers text[] not null,
@@ -2034,7 +2034,7 @@ begin
 end
 $$;
 
--- What an image will likely cost: prices by model, quality and size, published by the daemons with their models.
+-- The likely cost of an image: prices by model, quality and size, published by the daemons with their models.
 
 create table if not exists image_jobs.prices (
   provider text not null,
@@ -2568,7 +2568,7 @@ begin
 end
 $$;
 
--- What users may use. Operators are never refused; but what they insert for a user counts as that user's.
+-- Limits of what users may use. Operators are never refused; but what they insert for a user counts as that user's.
 --
 -- Days and months are those of UTC. Of a period count its calls (their cost; the estimate while that is not known), and runs that
 -- wait and have no call of their present ticket that could be charged.
@@ -2603,7 +2603,7 @@ comment on column image_jobs.usage_limits.usd_per_day is
   'What has no known price counts nothing. Of all together, claims ask too: then runs wait.';
 comment on column image_jobs.usage_limits.usd_per_month is 'As usd_per_day.';
 
--- What all calls together have used, by hours that are over: to add up a month of calls takes too long for each claim. What is
+-- The use of all calls together, by hours that are over: to add up a month of calls takes too long for each claim. What is
 -- final never changes; of the others their present state counts.
 create table if not exists image_jobs.used_hours (
   hour timestamptz primary key,
@@ -2912,7 +2912,7 @@ begin
   if jsonb_typeof(p_metadata) is distinct from 'object' then
     perform image_jobs.refuse('metadata must be an object with a promptSpec.', 'Set metadata to {"promptSpec": {"basePrompt": "…"}}.');
   end if;
-  -- What Postgres can hold, the JSON reader of a daemon may not survive.
+  -- The JSON reader of a daemon may not survive all that Postgres can hold.
   if jsonb_path_exists(p_metadata, '$.**{65}') then
     perform image_jobs.refuse('metadata is nested more than 64 levels deep.', 'Store what is large elsewhere and give its URL.');
   end if;
@@ -3117,7 +3117,7 @@ begin
   new.lane := image_jobs.lane_of(new.processor);
   new.rank := null;
   new.workflow_rank := null;
-  -- What is put off takes its place in line when it is due.
+  -- A run that is put off takes its place in line when it is due.
   if new.due_at <= v_now then
     new.rank := image_jobs.next_rank(coalesce(new.created_by, new.subject_id), new.lane, new.priority);
     new.workflow_rank := image_jobs.next_workflow_rank(
@@ -3179,7 +3179,7 @@ begin
   new.call := old.call;
   new.unheld := old.unheld;
   new.queued_at := old.queued_at;
-  -- What the prompt names by now was not checked: a user's run reads what was.
+  -- The source that the prompt names by now was not checked: a user's run reads the one that was.
   new.source_workflow := old.source_workflow;
   new.lane := old.lane;
   new.rank := old.rank;
@@ -3597,7 +3597,7 @@ begin
     update image_jobs.calls k set ticket = c.ticket
     from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = c.call;
   end if;
-  -- What a run that is given up has cost; where its holder settles it, that is there already.
+  -- The cost of a run that is given up; where its holder settles it, that is there already.
   if exists (select from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed') then
     perform image_jobs.refresh_costs(array(
       select c.id from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed'));
@@ -4218,7 +4218,7 @@ begin
 end
 $$;
 
--- What may start now: the limits that leave room, the lanes in which runs wait, and their first runs.
+-- Lanes that may start now: the limits that leave room, the lanes in which runs wait, and their first runs.
 
 -- Returns how many runs are running at a provider, or of one model of it, counted no further than p_limit, whatever else is.
 -- By processor, not by lane: what was started before its model had a limit stands in the provider's lane.
@@ -6441,7 +6441,7 @@ begin
         select c.provider, c.model, null, null, null, null, null, null, null, null, c.usd, c.possible_usd from calls c
         where coalesce(c.usd, c.possible_usd) is not null
         union all
-        -- What is closed is told, also where nothing waits.
+        -- A closing is told, also where nothing waits.
         select s.provider, s.model, null, null, null, null, null, null, null, null, null, null
         from status s where s.state not in ('open', 'unserved', 'storage')
       ) each
@@ -6566,7 +6566,7 @@ begin
 end
 $$;
 
--- What clients call: start_image_job, cancel_run, requeue_run. The public ones run with the caller's rights and RLS;
+-- Functions for clients: start_image_job, cancel_run, requeue_run. The public ones run with the caller's rights and RLS;
 -- those that must change runs go through a function in image_jobs that checks membership first.
 
 -- Cancel a run that is pending or running; a finished one is left as it is. For members and operators.
@@ -7681,7 +7681,7 @@ begin
 end
 $$;
 
--- What ends: terminal runs that are old enough, and the files of runs that are gone, whoever deleted them.
+-- Retention: terminal runs that are old enough, and the files of runs that are gone, whoever deleted them.
 
 -- Files of runs that are gone. A row stays until a daemon has removed them.
 create table if not exists image_jobs.file_removals (
@@ -7695,7 +7695,7 @@ comment on table image_jobs.file_removals is 'Runs that are gone, and whose file
 comment on column image_jobs.file_removals.due_at is 'Not before then; while a daemon is at it, the end of its lease.';
 create index if not exists file_removals_due on image_jobs.file_removals (due_at);
 
--- What forgotten users have uploaded, and what lies in workflows that went with them. A row stays until none of it is left.
+-- Uploads of forgotten users, and those in workflows that went with them. A row stays until none of it is left.
 create table if not exists image_jobs.source_removals (
   belongs_to text not null check (belongs_to in ('user', 'workflow')),
   id uuid not null,
@@ -8141,7 +8141,7 @@ begin
         'members can upload no pictures to start from')) b (id, public, size, types, without)
   loop
     step := 'the bucket ' || v_bucket.id;
-    -- What was there before us may hold what members are not to see.
+    -- A bucket that was there before us may hold what members are not to see.
     command := format('with made as (insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types) '
       'values (%L, %1$L, %2$L, %3$s, %4$L) on conflict do nothing returning id) '
       'update image_jobs.project p set own_buckets = p.own_buckets || made.id from made;',
@@ -8275,7 +8275,7 @@ begin
 end
 $$;
 
--- What a project around us has to have: buckets, policies of Storage and Realtime, a table in a publication. Both make their
+-- The parts that a project around us has to have: buckets, policies of Storage and Realtime, a table in a publication. Both make their
 -- tables in their own time, perhaps after us. So this runs at every `image-jobs migrate` and as each migration's last line.
 
 create table if not exists image_jobs.project (

@@ -78,8 +78,8 @@ begin
   select array_agg(c.oid) into v_tables
   from pg_class c where c.relnamespace = 'public'::regnamespace and c.relname = any (v_adopted);
 
-  -- What has a comment is ours where the schema is, the marker stands in it, and it belongs to the schema's owner. What
-  -- can have none is ours where the schema is.
+  -- An object that has a comment is ours where the schema is, the marker stands in it, and it belongs to the schema's owner. One
+  -- that can have none is ours where the schema is.
   v_found := v_found || (
     select coalesce(jsonb_agg(jsonb_build_array(format('%s has the name of something that the Image Job Orchestrator makes.', f.name), f.cure)
       order by f.name), '[]')
@@ -136,7 +136,7 @@ begin
     where not f.ours);
 
   perform set_config('image_jobs.differences', v_found::text, true);
-  -- What others had been granted on these stays; on what is made now, default privileges of the owner's do not.
+  -- Grants to others on these stay; on what is made now, default privileges of the owner's do not.
   perform set_config('image_jobs.adopted', coalesce((
     select string_agg(c.relname, ',') from pg_class c where c.oid = any (v_tables)), ''), true);
 end

@@ -3,7 +3,7 @@
 
 do $compare$
 declare
-  -- What each column has to take. size: characters at least. needed: a table without it is another's, whatever its name;
+  -- Each column, and what it has to take. size: characters at least. needed: a table without it is another's, whatever its name;
   -- a column that is not needed is added. nullable: it is null for good reason in some state.
   v_columns constant text := $columns$
     runs           id              text        30 needed
@@ -99,7 +99,7 @@ begin
     )
     select coalesce(jsonb_agg(jsonb_build_array(d.sentence, d.cure) order by d.rank, d.sentence), '[]')
     from (
-      -- What it is.
+      -- Its kind.
       select 1 as rank, format('%s is %s, and has to be an ordinary table.', t.name, case t.relkind
           when 'v' then 'a view' when 'm' then 'a materialized view' when 'p' then 'partitioned' when 'f' then 'a foreign table'
           when 'S' then 'a sequence' when 'c' then 'a composite type' else 'an index' end) as sentence,

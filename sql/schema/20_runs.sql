@@ -140,7 +140,7 @@ create index if not exists runs_that_refine on public.runs (source_workflow)
   where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
   where ticket is not null and kind = 'image_gen';
--- What has ended, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.
+-- Ended runs, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.
 create index if not exists runs_ended_by_claim on public.runs (claim)
   where queue_state is null and ticket is not null and kind = 'image_gen';
 -- And what is older than the migration, which may hold what is forbidden by now.

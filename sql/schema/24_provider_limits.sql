@@ -14,7 +14,7 @@ comment on column image_jobs.provider_limits.per_minute is 'Starts in any 60 sec
 comment on column image_jobs.provider_limits.max_running is 'Runs in status running, parked ones included; exact.';
 comment on column image_jobs.provider_limits.paused is 'Nothing new is started. What runs goes on.';
 
--- What every claim writes stands in tables of its own, and is never updated: a row with the next version takes the place of the
+-- All that every claim writes stands in tables of its own, and is never updated: a row with the next version takes the place of the
 -- last, and the newest is read first. While an old transaction keeps vacuum away, each update of a row would leave a version
 -- that all readers of the row walk past, and a claim would cost more with every claim before it.
 

@@ -28,7 +28,7 @@ comment on column image_jobs.daemons.unserved_grace is
 comment on column image_jobs.daemons.storage_closed_at is 'Since when storage has taken no uploads of it, so that it claims nothing.';
 comment on column image_jobs.daemons.unreachable is 'Providers that it cannot connect to, and claims nothing for.';
 
--- What claims read of daemons. A beat never writes here: a claim would walk past every beat that vacuum cannot remove.
+-- The part of daemons that claims read. A beat never writes here: a claim would walk past every beat that vacuum cannot remove.
 create table if not exists image_jobs.claimants (
   daemon uuid primary key,
   providers text[] not null,

@@ -1,4 +1,4 @@
--- What an image will likely cost: prices by model, quality and size, published by the daemons with their models.
+-- The likely cost of an image: prices by model, quality and size, published by the daemons with their models.
 
 create table if not exists image_jobs.prices (
   provider text not null,

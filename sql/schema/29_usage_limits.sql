@@ -1,4 +1,4 @@
--- What users may use. Operators are never refused; but what they insert for a user counts as that user's.
+-- Limits of what users may use. Operators are never refused; but what they insert for a user counts as that user's.
 --
 -- Days and months are those of UTC. Of a period count its calls (their cost; the estimate while that is not known), and runs that
 -- wait and have no call of their present ticket that could be charged.
@@ -26,7 +26,7 @@ comment on column image_jobs.usage_limits.usd_per_day is
 comment on column image_jobs.usage_limits.usd_per_month is 'As usd_per_day.';
 insert into image_jobs.usage_limits (applies_to, max_waiting) values ('each user', 500);
 
--- What all calls together have used, by hours that are over: to add up a month of calls takes too long for each claim. What is
+-- The use of all calls together, by hours that are over: to add up a month of calls takes too long for each claim. What is
 -- final never changes; of the others their present state counts.
 create table if not exists image_jobs.used_hours (
   hour timestamptz primary key,

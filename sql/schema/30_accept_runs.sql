@@ -12,7 +12,7 @@ begin
   if jsonb_typeof(p_metadata) is distinct from 'object' then
     perform image_jobs.refuse('metadata must be an object with a promptSpec.', 'Set metadata to {"promptSpec": {"basePrompt": "…"}}.');
   end if;
-  -- What Postgres can hold, the JSON reader of a daemon may not survive.
+  -- The JSON reader of a daemon may not survive all that Postgres can hold.
   if jsonb_path_exists(p_metadata, '$.**{65}') then
     perform image_jobs.refuse('metadata is nested more than 64 levels deep.', 'Store what is large elsewhere and give its URL.');
   end if;
@@ -217,7 +217,7 @@ begin
   new.lane := image_jobs.lane_of(new.processor);
   new.rank := null;
   new.workflow_rank := null;
-  -- What is put off takes its place in line when it is due.
+  -- A run that is put off takes its place in line when it is due.
   if new.due_at <= v_now then
     new.rank := image_jobs.next_rank(coalesce(new.created_by, new.subject_id), new.lane, new.priority);
     new.workflow_rank := image_jobs.next_workflow_rank(

@@ -47,7 +47,7 @@ begin
   new.call := old.call;
   new.unheld := old.unheld;
   new.queued_at := old.queued_at;
-  -- What the prompt names by now was not checked: a user's run reads what was.
+  -- The source that the prompt names by now was not checked: a user's run reads the one that was.
   new.source_workflow := old.source_workflow;
   new.lane := old.lane;
   new.rank := old.rank;

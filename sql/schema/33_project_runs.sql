@@ -197,7 +197,7 @@ begin
     update image_jobs.calls k set ticket = c.ticket
     from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = c.call;
   end if;
-  -- What a run that is given up has cost; where its holder settles it, that is there already.
+  -- The cost of a run that is given up; where its holder settles it, that is there already.
   if exists (select from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed') then
     perform image_jobs.refresh_costs(array(
       select c.id from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed'));

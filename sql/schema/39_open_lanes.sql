@@ -1,4 +1,4 @@
--- What may start now: the limits that leave room, the lanes in which runs wait, and their first runs.
+-- Lanes that may start now: the limits that leave room, the lanes in which runs wait, and their first runs.
 
 -- Returns how many runs are running at a provider, or of one model of it, counted no further than p_limit, whatever else is.
 -- By processor, not by lane: what was started before its model had a limit stands in the provider's lane.

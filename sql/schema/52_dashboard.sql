@@ -100,7 +100,7 @@ begin
         select c.provider, c.model, null, null, null, null, null, null, null, null, c.usd, c.possible_usd from calls c
         where coalesce(c.usd, c.possible_usd) is not null
         union all
-        -- What is closed is told, also where nothing waits.
+        -- A closing is told, also where nothing waits.
         select s.provider, s.model, null, null, null, null, null, null, null, null, null, null
         from status s where s.state not in ('open', 'unserved', 'storage')
       ) each

@@ -1,4 +1,4 @@
--- What clients call: start_image_job, cancel_run, requeue_run. The public ones run with the caller's rights and RLS;
+-- Functions for clients: start_image_job, cancel_run, requeue_run. The public ones run with the caller's rights and RLS;
 -- those that must change runs go through a function in image_jobs that checks membership first.
 
 -- Cancel a run that is pending or running; a finished one is left as it is. For members and operators.

@@ -1,4 +1,4 @@
--- What ends: terminal runs that are old enough, and the files of runs that are gone, whoever deleted them.
+-- Retention: terminal runs that are old enough, and the files of runs that are gone, whoever deleted them.
 
 -- Files of runs that are gone. A row stays until a daemon has removed them.
 create table if not exists image_jobs.file_removals (
@@ -12,7 +12,7 @@ comment on table image_jobs.file_removals is 'Runs that are gone, and whose file
 comment on column image_jobs.file_removals.due_at is 'Not before then; while a daemon is at it, the end of its lease.';
 create index if not exists file_removals_due on image_jobs.file_removals (due_at);
 
--- What forgotten users have uploaded, and what lies in workflows that went with them. A row stays until none of it is left.
+-- Uploads of forgotten users, and those in workflows that went with them. A row stays until none of it is left.
 create table if not exists image_jobs.source_removals (
   belongs_to text not null check (belongs_to in ('user', 'workflow')),
   id uuid not null,

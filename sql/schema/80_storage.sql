@@ -56,7 +56,7 @@ begin
         'members can upload no pictures to start from')) b (id, public, size, types, without)
   loop
     step := 'the bucket ' || v_bucket.id;
-    -- What was there before us may hold what members are not to see.
+    -- A bucket that was there before us may hold what members are not to see.
     command := format('with made as (insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types) '
       'values (%L, %1$L, %2$L, %3$s, %4$L) on conflict do nothing returning id) '
       'update image_jobs.project p set own_buckets = p.own_buckets || made.id from made;',

@@ -1,4 +1,4 @@
--- What a project around us has to have: buckets, policies of Storage and Realtime, a table in a publication. Both make their
+-- The parts that a project around us has to have: buckets, policies of Storage and Realtime, a table in a publication. Both make their
 -- tables in their own time, perhaps after us. So this runs at every `image-jobs migrate` and as each migration's last line.
 
 create table image_jobs.project (

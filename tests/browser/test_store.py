@@ -180,7 +180,7 @@ async def test_runs_without_a_node_are_heard_by_the_store(outcomes: Any):
     assert outcomes["runs on the store's channel"] == [True, True]
 
 
-async def test_no_edit_is_left_of_a_node_that_is_gone(outcomes: Any):
+async def test_no_edit_is_left_of_a_node_that_was_deleted(outcomes: Any):
     assert outcomes["edits of nodes that are gone"] == [[], []]
 
 

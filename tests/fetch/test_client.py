@@ -237,11 +237,11 @@ async def test_a_redirect_to_another_port_of_this_machine_is_refused(to: Path) -
         assert not inside.asked
 
 
-# The answer
+# The response
 
 
 @pytest.mark.parametrize("status", ["201 Created", "204 No Content", "206 Partial Content", "300 Multiple Choices"])
-async def test_an_answer_that_is_not_the_image_is_refused(to: Path, status: str) -> None:
+async def test_a_response_that_is_not_the_image_is_refused(to: Path, status: str) -> None:
     async with serving(http(status, b"")) as server:
         assert f"127.0.0.1 answered {status[:3]}." in await refused(server.url, to, server.url)
 
@@ -263,7 +263,7 @@ async def test_an_image_that_is_not_there_is_refused(to: Path, status: str) -> N
         assert f"127.0.0.1 answered {status[:3]}." in await refused(f"{server.url}/?{SECRET}", to, server.url)
 
 
-async def test_a_refused_answer_is_not_listened_to_any_longer(to: Path) -> None:
+async def test_a_refused_response_is_not_read_any_longer(to: Path) -> None:
     async def talk(visit: Visit) -> None:
         await visit.say(http("404 Not Found", b"", content_length=1000))
         await visit.stay()

@@ -49,7 +49,7 @@ def to(tmp_path: Path) -> Path:
         "unix:///var/run/docker.sock",
     ],
 )
-async def test_only_https_is_spoken_with_strangers(to: Path, url: str) -> None:
+async def test_only_https_is_spoken_with_foreign_servers(to: Path, url: str) -> None:
     await nowhere(url, to)
 
 

@@ -342,7 +342,7 @@ async def test_a_picture_that_breaks_off_is_an_unknown_outcome(cut: int, harness
     assert len(harness.api.requests) == 1
 
 
-async def test_an_answer_that_is_no_picture_is_an_unknown_outcome(harness: Harness) -> None:
+async def test_a_response_that_is_no_picture_is_an_unknown_outcome(harness: Harness) -> None:
     harness.api.next(drawn(b"<html>Bad gateway</html>", kind="text/html"))
 
     assert isinstance(await harness.fail(), OutcomeUnknown)

@@ -61,7 +61,7 @@ def test_own_errors_of_5xx_are_free_and_give_attempts_back(provider: str, status
 @pytest.mark.parametrize("provider", OWN)
 @pytest.mark.parametrize("status", [500, 501, 502, 503, 507, 599])
 @pytest.mark.parametrize("body", [PAGE, b"", b"upstream connect error", b'{"a": 1}', b"[]", b"\xff\xfe"])
-def test_gateways_answers_of_5xx_are_unknown(provider: str, status: int, body: bytes) -> None:
+def test_gateways_responses_of_5xx_are_unknown(provider: str, status: int, body: bytes) -> None:
     error = translated(provider, status, body)
     assert isinstance(error, OutcomeUnknown)
     assert error.status == status

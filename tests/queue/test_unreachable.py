@@ -47,7 +47,7 @@ def test_pauses_double_up_to_a_minute_while_it_stays_so(clock: Clock) -> None:
     assert pauses == [min(FIRST_PAUSE * 2**n, LONGEST_PAUSE) for n in range(7)]
 
 
-def test_an_answer_ends_the_trouble(clock: Clock) -> None:
+def test_a_response_ends_the_trouble(clock: Clock) -> None:
     unreachable = Unreachable(clock)
     for _ in range(STREAK):
         unreachable.failed("openai")

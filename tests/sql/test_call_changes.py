@@ -79,7 +79,7 @@ async def test_payload_adds_up_the_calls_of_the_ticket(db: Db, daemon: Daemon) -
 
 
 @pytest.mark.parametrize("end", ["completed", "failed"])
-async def test_payload_of_an_ended_run_follows_a_late_answer(db: Db, daemon: Daemon, end: str) -> None:
+async def test_payload_of_an_ended_run_follows_a_late_result(db: Db, daemon: Daemon, end: str) -> None:
     first = await claimed(db, daemon)
     await take_over(db, daemon, first["id"])
     await move_clock(db, "2 min")

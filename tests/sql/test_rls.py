@@ -332,11 +332,11 @@ async def test_a_member_inserts_no_run_of_another_kind(db):
             )
 
 
-@pytest.mark.parametrize("hand", ["projection", "daemon"])
-async def test_a_client_cannot_pose_as_the_projection(db, hand):
+@pytest.mark.parametrize("writer", ["projection", "daemon"])
+async def test_a_client_cannot_pose_as_the_projection(db, writer):
     before = await db.fetchval("select node_data from workflow_nodes where id = 'ann-node'")
     async with signed_in(db, ANN):
-        await db.execute("select set_config('image_jobs.writer', $1, true)", hand)
+        await db.execute("select set_config('image_jobs.writer', $1, true)", writer)
         await db.execute(
             "update workflow_nodes set node_data = node_data || $1, run_ticket = 0, version = 0",
             {"status": "completed", "imageUrl": "https://evil.example/x.png"},

@@ -186,7 +186,7 @@ async def test_a_released_run_gets_its_attempt_back_and_goes_first(db: Db, daemo
     assert released in {claimed["id"] for claimed in await daemon.claim(2, full_scan=False)}
 
 
-async def test_a_released_order_is_parked_again(db: Db, daemon: Daemon) -> None:
+async def test_a_released_job_is_parked_again(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "parked")
     await move_clock(db, "6 s")
     assert await daemon.settle(await daemon.claim_one(), "released") == "settled"

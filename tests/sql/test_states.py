@@ -172,7 +172,7 @@ async def test_any_daemon_checks_a_parked_run(db: Db, daemon: Daemon) -> None:
 # running → pending (retry)
 
 
-async def test_a_retry_waits_for_its_back_off_and_counts_an_attempt(db: Db, daemon: Daemon) -> None:
+async def test_a_retry_waits_for_its_pause_and_counts_an_attempt(db: Db, daemon: Daemon) -> None:
     run = await insert_run(db)
     claimed = await daemon.claim_one()
     reason = {"error": "Later.", "code": "unavailable"}

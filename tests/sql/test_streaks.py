@@ -81,7 +81,7 @@ async def test_three_server_errors_in_a_row_close_a_provider(db: Db, daemons: li
 
 
 @pytest.mark.parametrize("status", [200, 400, 429])
-async def test_any_other_answer_ends_the_streak(db: Db, daemons: list[Daemon], status: int) -> None:
+async def test_any_other_response_ends_the_streak(db: Db, daemons: list[Daemon], status: int) -> None:
     await insert_runs(db, 60, processor=OPENAI)
     runs = await daemons[0].claim(5)
     for run, each in zip(runs, (503, 500, status, 502, 503), strict=True):
@@ -90,7 +90,7 @@ async def test_any_other_answer_ends_the_streak(db: Db, daemons: list[Daemon], s
     assert await claimable(daemons) == 20
 
 
-async def test_no_answer_neither_makes_nor_ends_a_streak(db: Db, daemons: list[Daemon]) -> None:
+async def test_no_response_neither_makes_nor_ends_a_streak(db: Db, daemons: list[Daemon]) -> None:
     await insert_runs(db, 60, processor=OPENAI)
     runs = await daemons[0].claim(9)
     for run in runs[:4]:
@@ -145,7 +145,7 @@ async def test_calls_from_before_the_closing_do_not_count_again(db: Db, daemons:
 
 
 @pytest.mark.parametrize("how", ["unanswered", "lost"])
-async def test_a_probe_that_brings_no_answer_is_followed_by_another(db: Db, daemons: list[Daemon], how: str) -> None:
+async def test_a_probe_that_brings_no_response_is_followed_by_another(db: Db, daemons: list[Daemon], how: str) -> None:
     await insert_runs(db, 60, processor=OPENAI)
     await break_down(daemons)
     await at(daemons, 5)

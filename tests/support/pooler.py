@@ -56,7 +56,7 @@ class Pooler:
         self.silent = False
         """Whether new sessions begin, and no statement of theirs is ever answered: the network is dark from then on."""
         self.refused: list[Refusal] = []
-        """What was said, to connections and statements."""
+        """All that was said, to connections and statements."""
         self.sessions = 0
         """How many sessions were begun."""
         self.statements: list[str] = []

@@ -19,6 +19,7 @@ _SQL = re.compile(
     re.MULTILINE,
 )
 _TYPESCRIPT = re.compile(r"\b(?:const|let|function|type|interface|class|enum)\s+([A-Za-z_]\w*)")
+_COMMENT = re.compile(r"^[ \t]*-- ?(\S.*)(?:\n[ \t]*--.*)*", re.MULTILINE)
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -39,12 +40,17 @@ class Source:
         return self.path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
     def docstrings(self) -> Iterator[tuple[int, str]]:
-        """Yield line and text of each docstring."""
+        """Yield line and text of each docstring, also below attributes; of SQL, of each comment that has lines of its own."""
+        if self.path.endswith(".sql"):
+            for found in _COMMENT.finditer(self.text):
+                yield self.text.count("\n", 0, found.start()) + 1, found[1]
+            return
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node)
-                if text:
-                    yield node.body[0].lineno, text
+            match node:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    yield node.lineno, text
+                case _:
+                    pass
 
     def tests(self) -> Iterator[tuple[int, str]]:
         """Yield line and name of each test."""
@@ -53,8 +59,9 @@ class Source:
                 yield node.lineno, node.name
 
     def names(self) -> Iterator[tuple[int, str]]:
-        """Yield line and name of everything that the file defines; imported names are others' words."""
+        """Yield line and name of everything that the file defines, and its own; imported names are others' words."""
         if self.path.endswith(".py"):
+            yield 1, self.path.rpartition("/")[2].removesuffix(".py")
             yield from _python_names(self.tree)
         else:
             pattern = _SQL if self.path.endswith(".sql") else _TYPESCRIPT
@@ -118,8 +125,7 @@ def _python_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                if not name.startswith("test_"):
-                    yield node.lineno, name
+                yield node.lineno, name
             case ast.arg(arg=name):
                 yield node.lineno, name
             case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):

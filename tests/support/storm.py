@@ -45,7 +45,7 @@ STEPS = {
     "cut_uploads": 3,
     "hold_uploads": 1,
 }
-"""What may happen next, and how likely."""
+"""Events that may happen next, and how likely."""
 
 
 @dataclass(eq=False)

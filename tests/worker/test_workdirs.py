@@ -39,7 +39,7 @@ def test_folders_go_with_a_killed_daemon_and_no_other(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {folder.name for folder in others}
 
 
-def test_the_folder_is_gone_with_its_daemon(tmp_path: Path) -> None:
+def test_the_folder_is_removed_with_its_daemon(tmp_path: Path) -> None:
     workdirs = Workdirs(tmp_path)
     with workdirs.new() as first, workdirs.new() as second:
         assert Path(first).parent == Path(second).parent

@@ -46,7 +46,7 @@ interface Signature {
 }
 
 /** A node as it was last shown. */
-interface Shown {
+interface ShownNode {
   node: WorkflowNode;
   urls: (string | undefined)[];
   result: WorkflowNode;
@@ -59,7 +59,7 @@ export class Pictures {
   #signatures = new Map<string, Signature>();
   /** What the nodes show, by key. */
   #wanted = new Map<string, Place>();
-  #shown = new Map<string, Shown>();
+  #shown = new Map<string, ShownNode>();
   #originals = new WeakMap<WorkflowNode, WorkflowNode>();
   /** Addresses of a bucket that was public, and does not give the picture: it may have become private. */
   #closed = new Set<string>();
@@ -87,7 +87,7 @@ export class Pictures {
    * picture before, that one stays meanwhile. A node stays the same object until it, or an address, changes.
    */
   show(nodes: WorkflowNode[]): WorkflowNode[] {
-    const shown = new Map<string, Shown>();
+    const shown = new Map<string, ShownNode>();
     this.#wanted.clear();
     const results = nodes.map(node => {
       const places = KINDS.map(kind => this.#locate(node.node_data, kind));

@@ -20,7 +20,7 @@ _MAX_PROMPT = 4_000
 _MAX_NEGATIVE = 1_000
 _HIGHEST_SEED = 4_294_967_295
 _MAX_IMAGE = 10 * 1024 * 1024
-"""What Discord takes as an attachment."""
+"""Bytes that Discord takes as an attachment."""
 
 
 @dataclass(frozen=True, slots=True)

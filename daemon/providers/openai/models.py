@@ -37,7 +37,7 @@ RATIO_SIZES: dict[tuple[int, int], Size] = {
 """The sizes of the usual ratios, from the second generation on."""
 _USUAL_SIZE: Size = (1024, 1024)
 _FURTHEST_SIZES: tuple[Size, ...] = ((2048, 2048), (2880, 2880), (1776, 592), (592, 1776))
-"""What else there are prices of: the largest squares, and the steepest ratios."""
+"""Sizes of which there are prices, too: the largest squares, and the steepest ratios."""
 _SIZES = (*FIXED_SIZES, "1536x864", "864x1536", "1792x1024", "1024x1792", "2560x1440", "3840x2160")
 _RATIOS = ("1:1", "16:9", "9:16", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "21:9")
 _QUALITIES = ("low", "standard", "hd")

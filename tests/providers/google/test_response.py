@@ -165,7 +165,7 @@ async def test_continuation_is_never_requested(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 40, 1000])
-async def test_an_answer_that_breaks_off_is_an_unknown_outcome(cut: int, harness: Harness) -> None:
+async def test_a_response_that_breaks_off_is_an_unknown_outcome(cut: int, harness: Harness) -> None:
     harness.api.next(Response(headers={"content-type": "application/json"}, cut=cut))
 
     failed = await harness.fail()
@@ -187,7 +187,7 @@ async def test_an_answer_that_breaks_off_is_an_unknown_outcome(cut: int, harness
         b'{"x": "' + b"x" * 16_100_000 + b'"}',
     ],
 )
-async def test_an_answer_that_is_damaged_is_an_unknown_outcome(body: bytes, harness: Harness) -> None:
+async def test_a_response_that_is_damaged_is_an_unknown_outcome(body: bytes, harness: Harness) -> None:
     harness.api.next(Response(200, body, {"content-type": "application/json"}))
 
     failed = await harness.fail()

@@ -180,7 +180,7 @@ async def test_broken_and_too_large_pictures_are_refused(
 
 
 @pytest.mark.parametrize("can_cancel", [True, False])
-async def test_an_order_is_cancelled_where_the_proxy_can_do_that(*, can_cancel: bool, harness: Harness) -> None:
+async def test_a_job_is_cancelled_where_the_proxy_can_do_that(*, can_cancel: bool, harness: Harness) -> None:
     harness.api.can_cancel = can_cancel
     job_id = await harness.submit_id()
     await harness.provider.cancel(job_id)

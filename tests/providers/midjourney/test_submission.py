@@ -39,7 +39,7 @@ async def test_accepted_queued_and_existing_jobs_are_submitted(number: int, harn
         (Response.json(502, {"code": 9, "description": "系统异常"}), Retryable, "provider_unavailable"),
     ],
 )
-async def test_every_answer_to_an_order_has_an_error_of_ours(
+async def test_every_response_to_a_submission_has_an_error_of_ours(
     response: Response, kind: type[RunError], name: str, harness: Harness
 ) -> None:
     harness.api.next(response)
@@ -110,7 +110,7 @@ async def test_job_of_a_lost_response_is_found_and_not_made_twice(harness: Harne
 
 
 @pytest.mark.parametrize("status", ["FAILURE", "CANCEL", "SUCCESS"])
-async def test_an_order_that_leads_to_no_picture_is_made_anew(status: str, harness: Harness) -> None:
+async def test_a_job_that_leads_to_no_picture_is_submitted_anew(status: str, harness: Harness) -> None:
     harness.api.known("999", status=status, state=STATE)
 
     assert await harness.submit_id(attempt=2) == "1001"

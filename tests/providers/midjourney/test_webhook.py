@@ -86,7 +86,7 @@ async def test_not_even_the_proxys_own_address_is_open_to_a_runs_hook(harness: H
     ("state", "heard"),
     [(signed(STATE), True), (signed(STATE, "the secret before that one"), False), (STATE, False)],
 )
-async def test_an_order_is_found_again_whatever_key_signed_it(state: str, *, heard: bool, harness: Harness) -> None:
+async def test_a_job_is_found_again_whatever_key_signed_it(state: str, *, heard: bool, harness: Harness) -> None:
     await harness.set_up(**HOOKED)
     harness.api.known("999", status="IN_PROGRESS", state=state)
     harness.api.known("998", status="IN_PROGRESS", state=signed("run_1:70"))

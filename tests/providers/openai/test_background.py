@@ -66,7 +66,7 @@ async def test_job_names_its_run_and_draws_once_with_its_model(harness: Harness)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-async def test_a_previous_image_goes_with_the_order_as_it_is(kind: str, harness: Harness) -> None:
+async def test_a_previous_image_goes_with_the_request_as_it_is(kind: str, harness: Harness) -> None:
     previous = picture((64, 64), kind)
 
     await harness.submit(previous=previous)
@@ -169,7 +169,7 @@ async def test_submission_without_a_response_is_unknown_outcome(harness: Harness
     ],
     ids=["html", "list", "no id", "broken off", "endless id", "id with NUL"],
 )
-async def test_an_answer_that_names_no_order_is_an_unknown_outcome(body: bytes, harness: Harness) -> None:
+async def test_a_response_that_names_no_job_is_an_unknown_outcome(body: bytes, harness: Harness) -> None:
     harness.api.next(Response(200, body, {"content-type": "application/json"}))
 
     assert isinstance(await harness.fail_to_submit(), OutcomeUnknown)
@@ -185,7 +185,7 @@ async def test_an_answer_that_names_no_order_is_an_unknown_outcome(body: bytes, 
         (503, error("Oh.", None), ("provider_unavailable", True, None)),
     ],
 )
-async def test_an_order_that_is_not_taken_now_is_tried_again(
+async def test_a_job_that_is_not_taken_now_is_tried_again(
     status: int, told: dict[str, Any], policy: tuple[str, bool, str | None], harness: Harness
 ) -> None:
     harness.api.next(Response.json(status, {"error": told}, retry_after="7"))
@@ -208,9 +208,7 @@ async def test_an_order_that_is_not_taken_now_is_tried_again(
         (404, error(f"The model '{FLARE}' does not exist.", "model_not_found"), "unknown_model"),
     ],
 )
-async def test_an_order_that_is_refused_is_final(
-    status: int, told: dict[str, Any], code: str, harness: Harness
-) -> None:
+async def test_a_job_that_is_refused_is_final(status: int, told: dict[str, Any], code: str, harness: Harness) -> None:
     harness.api.next(Response.json(status, {"error": told}))
 
     error = await harness.fail_to_submit()
@@ -255,7 +253,7 @@ async def test_server_without_background_returns_the_picture(harness: Harness) -
 
 
 @pytest.mark.parametrize("ended", [False, True])
-async def test_an_order_tells_its_run_and_ticket(ended: bool, harness: Harness) -> None:
+async def test_a_job_names_its_run_and_ticket(ended: bool, harness: Harness) -> None:
     harness.api.stages = [harness.api.completed() if ended else QUEUED]
     job = (await harness.submit()).job_id
 
@@ -272,7 +270,7 @@ async def test_an_order_tells_its_run_and_ticket(ended: bool, harness: Harness) 
     ],
     ids=repr,
 )
-async def test_an_order_of_somebody_else_is_none_of_ours(metadata: object, harness: Harness) -> None:
+async def test_a_job_of_somebody_else_is_none_of_ours(metadata: object, harness: Harness) -> None:
     harness.api.known(JOB, metadata=metadata)
 
     assert await harness.provider.owner(JOB) is None

@@ -30,7 +30,7 @@ async def harness(api: ResponsesAPI, tmp_path: Path) -> AsyncIterator[Harness]:
     await harness.provider.aclose()
 
 
-async def test_an_order_is_cancelled(harness: Harness) -> None:
+async def test_a_job_is_cancelled(harness: Harness) -> None:
     job = (await harness.submit()).job_id
 
     await harness.provider.cancel(job)

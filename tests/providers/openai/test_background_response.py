@@ -276,7 +276,7 @@ async def test_missing_response_is_an_unknown_outcome(harness: Harness) -> None:
         Response(cut=60),
     ],
 )
-async def test_trouble_with_asking_is_no_answer_and_orders_nothing(response: Response, harness: Harness) -> None:
+async def test_a_failed_check_is_no_result_and_submits_nothing(response: Response, harness: Harness) -> None:
     harness.api.known(JOB)
     harness.api.next(response)
 
