@@ -57,21 +57,34 @@ async def test_the_daemon_logs_what_it_ignores(image_jobs):
     assert [line["remark"].split()[0] for line in lines] == ["IMAGE_JOBS_CONCURENCY", "pgbouncer"]
 
 
-@pytest.mark.parametrize("command", ["run", "doctor"])
-async def test_variables_of_container_hosts_stop_no_command(image_jobs, database, command):
-    no_proxy = "localhost,,::1/128,fd00::/8,10.0.0.0/8,[::1]:80,*.internal"
-    done = await image_jobs(
-        command,
-        "--help" if command == "run" else "--json",
-        DATABASE_URL=database,
-        HTTPS_PROXY="http://10.0.0.1:3128",
-        NO_PROXY=no_proxy,
-        OPENAI_API_KEY="key",
-        GOOGLE_API_KEY="key",
-        STABILITY_API_KEY="key",
-        **REST,
-    )
+CONTAINER_HOST = {
+    "HTTPS_PROXY": "http://10.0.0.1:3128",
+    "NO_PROXY": "localhost,,::1/128,fd00::/8,10.0.0.0/8,[::1]:80,*.internal",
+    **dict.fromkeys(("OPENAI_API_KEY", "GOOGLE_API_KEY", "STABILITY_API_KEY"), "key"),
+    **REST,
+}
+"""Variables as container hosts inject them."""
+
+
+async def test_variables_of_container_hosts_do_not_stop_doctor(image_jobs, database):
+    done = await image_jobs("doctor", "--json", DATABASE_URL=database, **CONTAINER_HOST)
     assert done.err == ""
+
+
+async def test_variables_of_container_hosts_stop_no_daemon(image_jobs, database):
+    """Its HTTP clients are made before it has started: of every provider, and of Storage."""
+    process = await image_jobs.start("run", DATABASE_URL=database, **CONTAINER_HOST)
+    assert process.stderr is not None
+    logged = []
+    while not logged or logged[-1]["event"] != "daemon.started":
+        line = await process.stderr.readline()
+        assert line, (await process.wait(), logged)
+        logged.append(json.loads(line))
+    process.terminate()
+    assert {"google", "openai", "stability"} <= set(logged[-1]["providers"])
+    assert "provider.broken" not in [line["event"] for line in logged]
+    await process.communicate()
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
