@@ -246,7 +246,6 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.period_start": NOBODY,
     "image_jobs.refuse_usage": NOBODY,
     "image_jobs.usage_of_caller": SIGNED_IN,
-    "image_jobs.used_by": NOBODY,
     "image_jobs.used_since": NOBODY,
     "image_jobs.used_together": NOBODY,
     "image_jobs.publish_models": NOBODY,

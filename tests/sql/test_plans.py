@@ -3,8 +3,10 @@
 from typing import Any
 
 import asyncpg
+import pytest
 
 from daemon.queue.client import Queue
+from tests.support.postgres import Cluster, connect
 from tests.support.runs import completed, insert_runs, register
 
 Db = asyncpg.Connection
@@ -55,3 +57,34 @@ async def test_rerouting_reads_a_bounded_number_of_runs(db: Db) -> None:
     await insert_runs(db, 1500, processor="openai:gpt-image-2", fallback=["google:gemini-3-pro-image"])
     await db.execute("analyze runs")
     assert await read() < 210
+
+
+CALLED = "select coalesce(sum(calls), 0)::int from pg_stat_xact_user_functions where schemaname = 'image_jobs'"
+
+
+@pytest.mark.one_postgres
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "used_since(users.id, null, image_jobs.period_start('month'))",
+        "used_since(null, users.id, image_jobs.period_start('month'))",
+        "used_together(image_jobs.period_start('month'))",
+        "add_up_hours()",
+    ],
+)
+async def test_a_budget_calls_no_function_for_each_call(postgres: Cluster, database: str, budget: str) -> None:
+    sudo = await connect(postgres.server.dsn(database.rpartition("/")[2]))  # who else may count calls of functions
+    await sudo.execute(
+        """insert into image_jobs.calls
+          (id, run_id, workflow_id, user_id, provider, model, requested_model, opened_at, ticket)
+        select n, 'r' || n, u, u, 'demo', 'painter', 'painter', now() - n * interval '1 s', n
+        from generate_series(1, 500) n, gen_random_uuid() u"""
+    )
+    async with sudo.transaction():
+        await sudo.execute("set local track_functions = 'all'")
+        await sudo.execute(
+            f"select image_jobs.{budget} from (select user_id as id from image_jobs.calls limit 1) users"
+        )
+        called = await sudo.fetchval(CALLED)
+    await sudo.close()
+    assert 0 < called < 50
