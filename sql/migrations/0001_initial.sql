@@ -1995,9 +1995,8 @@ begin
       coalesce(bool_or(s.http_status < 500), false) as well,
       array_agg(s.claim) filter (where s.http_status >= 500) as failed,
       array_agg(r.started_at) filter (where s.http_status >= 500) as began,
-      (array_agg(s.payload ->> 'error') filter (where s.http_status >= 500))[1] as reason,
       array_agg(s.claim) filter (where s.http_status is null) as unanswered
-    from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, http_status integer, payload jsonb)
+    from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, http_status integer)
     join public.runs r on r.id = s.id and r.claim = s.claim and r.claimed_by = p_daemon
     group by 1 order by 1
   loop
@@ -2029,7 +2028,9 @@ begin
       closed_until = v_now + make_interval(secs => least(4 * 2 ^ least(s.closings, 9), 60))
     where s.provider = v_noted.provider
     returning s.* into v_streak;
-    perform image_jobs.block_until(v_noted.provider, null, v_streak.closed_until, v_noted.reason);
+    -- Every signed-in user reads it. The provider's words, which may be about one of them, stand in the events of the run.
+    perform image_jobs.block_until(v_noted.provider, null, v_streak.closed_until,
+      format('%s has a problem at the moment.', image_jobs.provider_name(v_noted.provider)));
   end loop;
 end
 $$;
