@@ -3144,7 +3144,8 @@ begin
     new := image_jobs.resume_provider_job(old, new);
   end if;
   new.updated_at := image_jobs.now();
-  new.queue_state := case when new.status in ('pending', 'running') then new.status end;
+  -- Of one that is older than the migration nothing is in line until a requeue draws its ticket: see guard_status.
+  new.queue_state := case when old.ticket is not null and new.status in ('pending', 'running') then new.status end;
   if current_setting('image_jobs.writer', true) = 'daemon' then
     if old.claimed_by is not null and new.status = 'running' and new.claimed_by is null and new.provider_job_id is not null then
       new := image_jobs.consume_deliveries(new);
@@ -3215,6 +3216,7 @@ begin
   if new.status = 'pending' then
     new.claim := nextval('image_jobs.claims');
     new.ticket := nextval('image_jobs.tickets');
+    new.queue_state := 'pending';
     new.claimed_by := null;
     new.attempt := 0;
     new.progress := 0;
@@ -3549,9 +3551,11 @@ returns void language plpgsql volatile set search_path = ''
 as $$
 begin
   insert into image_jobs.tallies (metric, provider, model, result, code, count, run_id, workflow_id, node_id, error)
-  select 'runs', split_part(c.processor, ':', 1), substr(c.processor, strpos(c.processor, ':') + 1), c.status,
+  select 'runs', split_part(at.processor, ':', 1), substr(at.processor, strpos(at.processor, ':') + 1), c.status,
     e.payload ->> 'code', count(*), e.id, e.subject_id, e.node_id, e.payload ->> 'error'
   from unnest(p_changes) c
+  -- One that is older than the migration may have none.
+  cross join lateral (select coalesce(c.processor, '') as processor) at
   left join lateral (select c.id, c.subject_id, c.node_id, c.payload where c.status = 'failed') e on true
   where c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
     and (c.old_holder is null or c.claim <> c.old_claim)
@@ -5298,7 +5302,7 @@ begin
     r.payload ->> 'code', 1, r.id, r.subject_id, r.metadata ->> 'nodeId', r.payload ->> 'error'
   from unnest(p_runs) as p (id)
   join public.runs r on r.id = p.id
-  cross join lateral (select coalesce(r.routed_to, r.processor) as processor) at
+  cross join lateral (select coalesce(r.routed_to, r.processor, '') as processor) at
   where r.status = 'failed';
   return null;
 end

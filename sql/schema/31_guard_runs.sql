@@ -17,7 +17,8 @@ begin
     new := image_jobs.resume_provider_job(old, new);
   end if;
   new.updated_at := image_jobs.now();
-  new.queue_state := case when new.status in ('pending', 'running') then new.status end;
+  -- Of one that is older than the migration nothing is in line until a requeue draws its ticket: see guard_status.
+  new.queue_state := case when old.ticket is not null and new.status in ('pending', 'running') then new.status end;
   if current_setting('image_jobs.writer', true) = 'daemon' then
     if old.claimed_by is not null and new.status = 'running' and new.claimed_by is null and new.provider_job_id is not null then
       new := image_jobs.consume_deliveries(new);
@@ -88,6 +89,7 @@ begin
   if new.status = 'pending' then
     new.claim := nextval('image_jobs.claims');
     new.ticket := nextval('image_jobs.tickets');
+    new.queue_state := 'pending';
     new.claimed_by := null;
     new.attempt := 0;
     new.progress := 0;

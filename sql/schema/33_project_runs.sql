@@ -154,9 +154,11 @@ returns void language plpgsql volatile set search_path = ''
 as $$
 begin
   insert into image_jobs.tallies (metric, provider, model, result, code, count, run_id, workflow_id, node_id, error)
-  select 'runs', split_part(c.processor, ':', 1), substr(c.processor, strpos(c.processor, ':') + 1), c.status,
+  select 'runs', split_part(at.processor, ':', 1), substr(at.processor, strpos(at.processor, ':') + 1), c.status,
     e.payload ->> 'code', count(*), e.id, e.subject_id, e.node_id, e.payload ->> 'error'
   from unnest(p_changes) c
+  -- One that is older than the migration may have none.
+  cross join lateral (select coalesce(c.processor, '') as processor) at
   left join lateral (select c.id, c.subject_id, c.node_id, c.payload where c.status = 'failed') e on true
   where c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
     and (c.old_holder is null or c.claim <> c.old_claim)

@@ -68,7 +68,7 @@ begin
     r.payload ->> 'code', 1, r.id, r.subject_id, r.metadata ->> 'nodeId', r.payload ->> 'error'
   from unnest(p_runs) as p (id)
   join public.runs r on r.id = p.id
-  cross join lateral (select coalesce(r.routed_to, r.processor) as processor) at
+  cross join lateral (select coalesce(r.routed_to, r.processor, '') as processor) at
   where r.status = 'failed';
   return null;
 end

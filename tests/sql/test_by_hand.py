@@ -270,3 +270,35 @@ async def test_deleting_a_held_run_notifies_its_daemon(db: Db, daemon: Daemon) -
     assert [payload for payload in heard if payload] == [str(claimed["claim"])]
     assert await daemon.complete(claimed) == "lost"
     assert await daemon.record(claimed, progress=50) == "lost"
+
+
+# from before the migration
+
+
+async def insert_from_before(db: Db, processor: str | None) -> str:
+    """Insert a pending run as the application did before it had a daemon."""
+    async with db.transaction():
+        await db.execute("alter table runs disable trigger user")
+        run = await db.fetchval(
+            "insert into runs (kind, subject_id, status, processor) values ('image_gen', $1, 'pending', $2) returning id",
+            WORKFLOW,
+            processor,
+        )
+        await db.execute("alter table runs enable trigger user")
+    return run
+
+
+async def test_an_old_run_without_a_processor_is_cancelled(db: Db) -> None:
+    run = await insert_from_before(db, None)
+    await set_status(db, run, "cancelled")
+    assert (await run_row(db, run))["status"] == "cancelled"
+
+
+async def test_an_old_run_is_in_line_once_it_is_requeued(db: Db, daemon: Daemon) -> None:
+    run = await insert_from_before(db, "demo:painter")
+    await db.execute("update runs set metadata = $2 where id = $1", run, {"promptSpec": {"basePrompt": "a red fox"}})
+    assert (await run_row(db, run))["queue_state"] is None
+    assert await daemon.claim() == []
+    await set_status(db, run, "pending")
+    assert (await run_row(db, run))["queue_state"] == "pending"
+    assert (await daemon.claim_one())["id"] == run
