@@ -3098,7 +3098,8 @@ begin
   new.priority := coalesce(new.priority, 0);
   new.attempt := 0;
   new.max_attempts := greatest(coalesce(new.max_attempts, 3), 1);
-  new.due_at := coalesce(new.due_at, v_now);
+  -- A past one of a client's would look like a wait of years.
+  new.due_at := case when v_operator then coalesce(new.due_at, v_now) else greatest(new.due_at, v_now) end;
   new.claim := nextval('image_jobs.claims');
   new.ticket := nextval('image_jobs.tickets');
   new.claimed_by := null;

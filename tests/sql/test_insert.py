@@ -2,6 +2,7 @@
 
 import re
 import time
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -99,6 +100,14 @@ async def test_a_client_may_choose_when(db: Db) -> None:
     assert await daemon.claim(10) == []
     await move_clock(db, "61 min")
     assert (await daemon.claim_one())["id"] == run
+
+
+async def test_a_client_has_not_waited_before_its_insert(db: Db) -> None:
+    past = datetime(1971, 1, 1, tzinfo=UTC)
+    async with signed_in(db):
+        row = await insert(db, subject_id=uuid4(), due_at=past)
+    assert row["due_at"] == row["created_at"]
+    assert (await insert(db, due_at=past))["due_at"] == past  # by an operator
 
 
 async def test_an_event_says_that_it_was_created(db: Db) -> None:
