@@ -11,6 +11,9 @@ registerHooks({
 });
 const every = globalThis.setInterval;
 globalThis.setInterval = (call, time) => every(call, time === 5_000 ? 20 : time); // the store's watch
+const after = globalThis.setTimeout;
+let patience = 20_000;
+globalThis.setTimeout = (call, time, ...rest) => after(call, time === 20_000 ? patience : time, ...rest); // the store's
 const now = Date.now;
 let moved = 0;
 Date.now = () => now() + moved;
@@ -270,9 +273,23 @@ const scenarios = {
     store.answer = () => undefined;
     store.workflow.refresh();
     await store.until(({ nodes }) => nodes.length > 0); // of the next user
+    await store.until(hasUrls); // while the request of the last one hangs
     held.letGo();
+    await turns();
+    return [store.asked.length, short(store.url())];
+  },
+  async "a request that hangs"() {
+    patience = 100;
+    const store = open([node(1)], () => new Promise(() => {}));
+    await when(() => store.asked.length > 0);
+    patience = 20_000;
+    store.answer = () => undefined;
+    await when(() => {
+      moved += 1_000;
+      return store.asked.length > 1;
+    });
     await store.until(hasUrls);
-    return short(store.url());
+    return [short(store.url()), store.problems];
   },
   async "a deleted node that comes back"() {
     const store = open([node(1)]);
@@ -294,7 +311,7 @@ const scenarios = {
 
 const results = {};
 for (const [name, scenario] of Object.entries(scenarios)) {
-  const late = new Promise(resolve => setTimeout(resolve, 20_000, "it did not come to an end"));
+  const late = new Promise(resolve => after(resolve, 20_000, "it did not come to an end"));
   results[name] = await Promise.race([scenario().catch(error => String(error.stack)), late]);
 }
 console.log(JSON.stringify(results));

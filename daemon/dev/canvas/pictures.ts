@@ -16,6 +16,8 @@ const RENEW_AFTER = 480_000, RENEW_EARLY = 120_000;
 const FRESH = 5_000;
 /** Milliseconds between two requests while Storage is in trouble: doubled each time. */
 const FIRST_PAUSE = 2_000, LONGEST_PAUSE = 30_000;
+/** Milliseconds: a request that lasts longer counts as one without a response. supabase-js would wait for ever. */
+const TIMEOUT = 20_000;
 const MAX_PATHS = 500;
 const DEFAULT_BUCKET = "images";
 const STORED = /\/storage\/v1\/object\/(public|authenticated)\/([^/?#]+)\/([^?#]+)(?:\?v=(\w+))?/;
@@ -118,10 +120,11 @@ export class Pictures {
   async sign(): Promise<void> {
     if (this.#isSigning) return;
     this.#isSigning = true;
+    const era = this.#era;
     try {
-      for (let due = this.#due(); due.length > 0; due = this.#due()) await this.#signBatch(due);
+      for (let due = this.#due(); due.length > 0 && era === this.#era; due = this.#due()) await this.#signBatch(due);
     } finally {
-      this.#isSigning = false;
+      if (era === this.#era) this.#isSigning = false; // otherwise another user's pictures are being signed by now
     }
   }
 
@@ -155,7 +158,7 @@ export class Pictures {
   clear(): void {
     this.#era += 1;
     for (const each of [this.#signatures, this.#wanted, this.#shown, this.#closed, this.#toldMissing]) each.clear();
-    this.#isTold = false;
+    this.#isTold = this.#isSigning = false;
     this.resume();
   }
 
@@ -192,7 +195,7 @@ export class Pictures {
     const era = this.#era;
     const renewAt = Date.now() + RENEW_AFTER;
     const bucket = this.#supabase.storage.from(places[0]!.bucket);
-    const { data, error } = await bucket.createSignedUrls(places.map(({ path }) => path), VALID_FOR)
+    const { data, error } = await inTime(bucket.createSignedUrls(places.map(({ path }) => path), VALID_FOR))
       .catch((error: Error) => ({ data: null, error })); // what came is no list
     if (era !== this.#era) return;
     if (error) return this.#fail(error);
@@ -235,6 +238,15 @@ export class Pictures {
 interface StorageFailure {
   message: string;
   status?: number | undefined;
+}
+
+/** Returns the response to a request, and throws when it does not come in time. */
+async function inTime<T>(request: Promise<T>): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => reject(new Error("Storage did not respond in time.")), TIMEOUT);
+  });
+  return Promise.race([request, late]).finally(() => clearTimeout(timer));
 }
 
 /** Returns what stays the same of an address when it is signed anew. */
