@@ -76,13 +76,17 @@ async function live(answer) {
   return { ...store, supabase, id };
 }
 
-/** Holds back the responses to requests for the nodes while it is on. */
+/** Holds back the responses to requests while it is on: for the nodes, unless others are named. */
 class Brake {
+  #isHeld;
   #release = () => {};
   #held = undefined;
   asked = Promise.resolve();
+  constructor(isHeld = isNodes) {
+    this.#isHeld = isHeld;
+  }
   answer = async (address, method, all) => {
-    if (!this.#held || method !== "GET" || !isNodes(address)) return undefined;
+    if (!this.#held || method !== "GET" || !this.#isHeld(address)) return undefined;
     const response = await fetch(...all);
     this.#ask();
     await this.#held;
@@ -99,6 +103,26 @@ class Brake {
     this.#release();
     await new Promise(resolve => setTimeout(resolve, 50));
   }
+}
+
+/** Counts the limits that are shown after `end`, and those that were on their way meanwhile. */
+async function usageAfter(end, isOver) {
+  const brake = new Brake(address => address.includes("/rest/v1/image_usage"));
+  const limit = { scope: "user", period: "day", used_images: 3, max_images: 9, used_usd: 0, max_usd: null };
+  const { supabase, workflow, until } = await live(async (address, method, all) => {
+    if (address.includes("/rpc/leave_workflow")) return new Response(null, { status: 204 });
+    if (!address.includes("/rest/v1/image_usage")) return undefined;
+    await brake.answer(address, method, all);
+    return json(200, [limit]);
+  });
+  await until(({ usage }) => usage.length === 1);
+  brake.on();
+  workflow.refresh();
+  await brake.asked;
+  await end({ supabase, workflow });
+  const { usage } = await until(isOver);
+  await brake.off();
+  return [usage.length, workflow.snapshot().usage.length];
 }
 
 async function gateway(status) {
@@ -200,6 +224,8 @@ const scenarios = {
     await brake.off();
     return workflow.snapshot().nodes.length;
   },
+  "usage after signing out": () => usageAfter(({ supabase }) => supabase.auth.signOut(), ({ error }) => error),
+  "usage after leaving": () => usageAfter(({ workflow }) => workflow.leave(), ({ connection }) => connection === "denied"),
   async "runs on the store's channel"() {
     const { workflow, supabase } = await live();
     let hear;

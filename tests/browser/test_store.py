@@ -176,6 +176,11 @@ async def test_a_first_load_shows_nothing_after_signing_out(outcomes: Any):
     assert outcomes["a first load that ends after signing out"] == 0
 
 
+@pytest.mark.parametrize("end", ["signing out", "leaving"])
+async def test_the_usage_of_a_user_is_shown_to_no_other(outcomes: Any, end: str):
+    assert outcomes[f"usage after {end}"] == [0, 0]
+
+
 async def test_runs_without_a_node_are_heard_by_the_store(outcomes: Any):
     assert outcomes["runs on the store's channel"] == [True, True]
 

@@ -28,6 +28,8 @@ export class Availability {
   #underWay = "";
   #channel: RealtimeChannel | undefined;
   #isOpen = false;
+  /** Grows with `close`: what was asked for before is another user's. */
+  #era = 0;
   #patience: ReturnType<typeof setTimeout> | undefined;
   #check: ReturnType<typeof setTimeout> | undefined;
   #counting: ReturnType<typeof setTimeout> | undefined;
@@ -69,8 +71,9 @@ export class Availability {
 
   /** Loads what the user has used and may use. */
   async loadUsage(): Promise<void> {
+    const era = this.#era;
     const { data } = await this.#supabase.from("image_usage").select("*");
-    if (!data) return;
+    if (!data || era !== this.#era) return;
     this.#usage = data as unknown as Usage[];
     this.#onChange();
   }
@@ -78,18 +81,23 @@ export class Availability {
   /** Loads the states, if a run has waited: messages may have been lost. */
   async load(): Promise<void> {
     if (!this.#isOpen) return;
+    const era = this.#era;
     const { data } = await this.#supabase.from("image_provider_status").select("*");
-    if (!this.#isOpen || !data) return;
+    if (!data || era !== this.#era) return;
     this.#states.clear();
     this.#merge(data as unknown as ProviderState[]);
   }
 
+  /** Forgets all, and what is under way: the next user may see other things. */
   close(): void {
+    this.#era += 1;
     for (const timer of [this.#patience, this.#check, this.#counting]) clearTimeout(timer);
     this.#patience = this.#check = this.#counting = undefined;
     this.#isOpen = false;
     this.#states.clear();
     this.#routes.clear();
+    this.#usage = [];
+    this.#underWay = "";
     if (this.#channel) void this.#supabase.removeChannel(this.#channel);
     this.#channel = undefined;
   }
@@ -134,7 +142,9 @@ export class Availability {
     if (![...this.#states.values()].some(({ state }) => state !== "open")) return;
     const ids = this.#pending.filter(id => !this.#routes.has(id)).slice(0, 100);
     if (ids.length === 0) return;
+    const era = this.#era;
     const { data } = await this.#supabase.from("runs").select("id,processor,routed_to").in("id", ids);
+    if (era !== this.#era) return;
     const before = this.#routes.size;
     data?.forEach(run => this.#routes.set(run.id, run.routed_to ?? run.processor ?? ""));
     if (this.#routes.size > before) this.#onChange();

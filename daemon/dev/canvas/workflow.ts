@@ -484,6 +484,7 @@ export class Workflow implements Actions {
     if (error) return this.#tell(toProblem({ error, status }));
     const unsubscribed = this.#unsubscribe();
     this.#era += 1;
+    this.#availability.close();
     this.#nodes.clear();
     this.#pictures.clear();
     this.#connection = "denied";
