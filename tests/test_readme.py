@@ -112,6 +112,11 @@ def test_settings_named_in_documents_exist() -> None:
         assert named <= known, document
 
 
+def test_every_file_for_prometheus_is_named() -> None:
+    files = sorted(path.name for path in (ROOT / "daemon/observability").iterdir())
+    assert [name for name in files if f"(observability/{name})" not in DAEMON_README] == []
+
+
 def test_every_command_is_named_in_the_readme() -> None:
     rows = re.findall(
         r"^\| (`image-jobs [^|]*) \|", README.split("From a terminal:")[1].split("\n## ")[0], re.MULTILINE
