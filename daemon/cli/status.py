@@ -105,11 +105,10 @@ def _screen(board: Board) -> "Group":
     failures = [
         {"failed": row["id"], "processor": row["processor"], "why": row["error"]} for row in board["failures"][:LATEST]
     ]
-    nothing = "No runs in the last hour." if failures else "No runs yet."
     missing = "No daemon is running: start one with image-jobs run."
     parts = [
         *([_table(alerts, width, "what", style="yellow")] if alerts else []),
-        _table(queue, width, "note") if queue else Text(nothing),
+        _table(queue, width, "note") if queue else Text("No runs in the last hour."),
         *([Text("\n".join(fold(_sums(board["totals"]), width)))] if queue else []),
         _table(daemons, width, "providers") if daemons else Text("\n".join(fold(missing, width)), style="yellow"),
         *([_table(failures, width, "why")] if failures else []),

@@ -4,6 +4,7 @@ import json
 import signal
 
 from tests.support.commands import fail_run, insert_run
+from tests.support.protocol import move_clock
 
 
 async def test_status_counts_runs_and_shows_failures_verbatim(image_jobs, database, db):
@@ -24,8 +25,18 @@ async def test_status_counts_runs_and_shows_failures_verbatim(image_jobs, databa
 async def test_an_empty_database_has_a_status_too(image_jobs, database):
     done = await image_jobs("status", DATABASE_URL=database)
     assert done.code == 0
-    assert "No runs yet." in done.out
+    assert "No runs in the last hour." in done.out
     assert "image-jobs run" in done.out
+
+
+async def test_runs_before_the_last_hour_are_not_denied(image_jobs, database, db):
+    await move_clock(db, "-2 hours")
+    await insert_run(db, "job_g")
+    await db.execute("update runs set status = 'cancelled' where id = 'job_g'")
+    await move_clock(db, "0")
+    done = await image_jobs("status", DATABASE_URL=database)
+    assert "No runs in the last hour." in done.out
+    assert "yet" not in done.out
 
 
 async def test_status_watch_refreshes_until_ctrl_c(image_jobs, database, db):
