@@ -22,6 +22,8 @@ _PARTS = " union all ".join(
         "r.queue_state = 'pending' and r.rank is null",
         "r.queue_state = 'running'",
         f"r.queue_state is null and r.ticket is not null order by r.claim desc limit greatest($4, {WINDOW})",
+        # From before the migration, in the order of their ids: nothing says which of them is the newest.
+        f"r.queue_state is null and r.ticket is null order by r.id desc limit greatest($4, {WINDOW})",
     )
 )
 RUNS = f"""

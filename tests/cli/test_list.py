@@ -55,6 +55,19 @@ async def test_list_shows_a_line_for_each_run(image_jobs, database, runs):
     assert (done.code, done.out) == (0, "There is no such run.\n")
 
 
+async def test_runs_from_before_the_migration_come_last(image_jobs, database, db, runs):
+    await db.execute("""
+        alter table runs disable trigger user;
+        insert into runs (id, kind, subject_id, status, processor, created_at)
+        select id, 'image_gen', gen_random_uuid(), 'completed', 'demo:painter', null from unnest(array['job_1', 'job_2']) id;
+        alter table runs enable trigger user;
+    """)
+    done = await image_jobs("list", "--json", DATABASE_URL=database)
+    assert [run["id"] for run in done.json] == ["job_pending", "job_cancelled", "job_failed", "job_2", "job_1"]
+    done = await image_jobs("list", "--status", "completed", DATABASE_URL=database)
+    assert [line.split()[:2] for line in done.out.splitlines()[1:]] == [["job_2", "completed"], ["job_1", "completed"]]
+
+
 async def test_list_without_runs_says_so(image_jobs, database):
     assert (await image_jobs("list", DATABASE_URL=database)).out == "No runs yet.\n"
     assert (await image_jobs("list", "--json", DATABASE_URL=database)).json == []
