@@ -214,6 +214,9 @@ as $$
 begin
   if tg_op = 'DELETE' then
     delete from image_jobs.recent_starts s where s.limit_id = old.id;
+  elsif new.model is not null then
+    -- Before the first run comes: an insert opens a lane before it has the locks of usage_limits, and a requeue after.
+    insert into image_jobs.opened_lanes (lane, priority) values (new.provider || ':' || new.model, 0) on conflict do nothing;
   end if;
   with misplaced as materialized (
     select r.id from public.runs r

@@ -1,18 +1,27 @@
 """Limits and requeues: of who asks, and of who made the run."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from tests.sql.test_budgets import INSERT, OTHER, PROMPT, USER, limit, refused
+from tests.sql.test_budgets import INSERT, OTHER, PROMPT, USER, insert_as, limit, refused
 from tests.support.postgres import connect, signed_in, wait_until
 from tests.support.protocol import Db
 
 pytestmark = pytest.mark.one_postgres
 
-WAITING_FOR_A_LOCK = "select exists (select from pg_locks where not granted and pid = $1)"
+WAITS = "select exists (select from pg_locks where not granted and pid = $1)"
+
+
+@pytest.fixture
+async def crowd(database: str) -> AsyncIterator[list[Db]]:
+    connections = [await connect(database) for _ in range(2)]
+    yield connections
+    for connection in connections:
+        await connection.close()
 
 
 @pytest.fixture
@@ -31,8 +40,7 @@ async def cancelled(db: Db, workflow: UUID, user: UUID | None) -> str:
     if user is None:
         await db.execute(INSERT, workflow, PROMPT, 1)
     else:
-        async with signed_in(db, user):
-            await db.execute(INSERT, workflow, PROMPT, 1)
+        await insert_as(db, user, 1, workflow)
     run: str = await db.fetchval("update runs set status = 'cancelled' returning id")
     return run
 
@@ -41,6 +49,16 @@ async def requeue(db: Db, run: str, user: UUID) -> dict[str, Any]:
     async with signed_in(db, user):
         record: dict[str, Any] = await db.fetchval("select requeue_run($1)", run)
         return record
+
+
+async def until_it_waits(db: Db, task: asyncio.Task[Any], connection: Db) -> None:
+    """Wait until a connection's statement waits for a lock, or is done."""
+    pid = connection.get_server_pid()
+
+    async def waits() -> bool:
+        return task.done() or bool(await db.fetchval(WAITS, pid))
+
+    await wait_until(waits, 30)
 
 
 @pytest.mark.parametrize("creator", [USER, None], ids=["of another member", "of nobody"])
@@ -58,19 +76,27 @@ async def test_a_requeue_meets_the_limits_of_the_creator(db: Db, workflow: UUID)
     await refused(requeue(db, run, OTHER))
 
 
-async def test_a_requeue_that_waited_for_a_cancel_is_limited(db: Db, database: str, workflow: UUID) -> None:
+async def test_a_requeue_that_waited_for_a_cancel_is_limited(db: Db, crowd: list[Db], workflow: UUID) -> None:
     run = await cancelled(db, workflow, USER)
-    assert (await requeue(db, run, USER))["status"] == "pending"
+    await requeue(db, run, USER)
     await limit(db, "user", user=USER, images_per_day=0)
-    member = await connect(database)
     async with db.transaction():
         await db.execute("update runs set status = 'cancelled' where id = $1", run)
-        again = asyncio.create_task(refused(requeue(member, run, USER)))
-        pid = member.get_server_pid()
-
-        async def stuck() -> bool:
-            return again.done() or bool(await db.fetchval(WAITING_FOR_A_LOCK, pid))
-
-        await wait_until(stuck)
+        again = asyncio.create_task(refused(requeue(crowd[0], run, USER)))
+        await until_it_waits(db, again, crowd[0])
     await again
-    await member.close()
+
+
+async def test_insert_and_requeue_open_a_lane_without_deadlock(db: Db, crowd: list[Db], workflow: UUID) -> None:
+    """A requeue has the lock of the workflow's limit and waits for the run; an insert comes, and waits for that lock."""
+    run = await cancelled(db, workflow, USER)
+    await limit(db, "workflow", workflow=workflow, images_per_day=9)
+    await db.execute("insert into image_jobs.provider_limits (provider, model) values ('demo', 'painter')")
+    async with db.transaction():
+        await db.execute("select from runs where id = $1 for update", run)
+        again = asyncio.create_task(requeue(crowd[0], run, USER))
+        await until_it_waits(db, again, crowd[0])
+        inserted = asyncio.create_task(insert_as(crowd[1], OTHER, 1, workflow))
+        await until_it_waits(db, inserted, crowd[1])
+    await asyncio.gather(again, inserted)
+    assert await db.fetchval("select count(*) from runs where lane = 'demo:painter' and status = 'pending'") == 2
