@@ -2191,10 +2191,11 @@ begin
   return query
   select jsonb_build_object('gauge', g.name, 'provider', w.provider, 'value', g.value)
   from (
-    select split_part(coalesce(r.routed_to, r.processor), ':', 1) as provider, count(*) as waiting,
+    -- Of its lane: invented providers share one.
+    select split_part(r.lane, ':', 1) as provider, count(*) as waiting,
       extract(epoch from image_jobs.now() - min(r.due_at)) as oldest
     from public.runs r
-    where r.kind = 'image_gen' and r.status = 'pending' and r.rank is not null
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
     group by 1
   ) w
   cross join lateral (values ('waiting', w.waiting::numeric), ('oldest_waiting', w.oldest)) g (name, value);

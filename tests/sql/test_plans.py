@@ -88,3 +88,17 @@ async def test_a_budget_calls_no_function_for_each_call(postgres: Cluster, datab
         called = await sudo.fetchval(CALLED)
     await sudo.close()
     assert 0 < called < 50
+
+
+async def test_gauges_read_only_runs_that_wait(db: Db) -> None:
+    await insert_runs(db, 1500)
+    await db.execute("update runs set status = 'cancelled'")
+    await insert_runs(db, FEW)
+    await db.execute("analyze runs")
+    async with db.transaction():
+        before = await db.fetchval(READ)
+        rows = await db.fetch("select g from image_jobs.gauges() g")
+        read = (await db.fetchval(READ)) - before
+    (waiting,) = [row["g"]["value"] for row in rows if row["g"]["gauge"] == "waiting"]
+    assert waiting == FEW
+    assert read < 20 * FEW

@@ -15,6 +15,26 @@ if TYPE_CHECKING:
 RESPONSE_TIMEOUT = 10.0
 """Seconds for a provider to say whether it accepts the key."""
 
+WAITING = """
+select split_part(w.name, ':', 1) as provider, sum(w.runs)::bigint as runs
+from (
+  select coalesce(r.routed_to, r.processor) as name, count(*) as runs from public.runs r
+  where r.queue_state = 'pending' and r.kind = 'image_gen' and r.rank is not null
+    and r.due_at <= (select image_jobs.now())
+  group by 1
+  union all
+  select coalesce(r.routed_to, r.processor), count(*) from public.runs r
+  where r.queue_state = 'pending' and r.kind = 'image_gen' and r.rank is null and r.due_at <= (select image_jobs.now())
+  group by 1
+  union all
+  select coalesce(r.routed_to, r.processor), count(*) from public.runs r
+  where r.queue_state = 'running' and r.kind = 'image_gen' and not exists (
+    select from image_jobs.daemon_status d where d.id = r.claimed_by and d.state in ('alive', 'draining'))
+  group by 1
+) w
+group by 1 order by 1"""
+"""Runs that a daemon should be at, by provider. Each part is an index."""
+
 Served = Mapping[str, list[str]]
 """Daemons that are alive, by their names and ids, with the providers that each serves."""
 
@@ -33,13 +53,7 @@ async def living_daemons(connection: Connection) -> dict[str, list[str]]:
 
 async def check_daemons(connection: Connection, served: Served, configured: list[str]) -> list[Finding]:
     """Compare the providers that runs wait for, and those with a key here, with what living daemons serve."""
-    rows = await connection.fetch(
-        "select split_part(coalesce(r.routed_to, r.processor), ':', 1) as provider, count(*) as runs from public.runs r"
-        " where r.kind = 'image_gen' and r.ticket is not null and (r.status = 'pending' and r.due_at <= image_jobs.now()"
-        " or r.status = 'running' and not exists (select from image_jobs.daemon_status d"
-        " where d.id = r.claimed_by and d.state in ('alive', 'draining')))"
-        " group by 1 order by 1"
-    )
+    rows = await connection.fetch(WAITING)
     waiting: dict[str, int] = {row["provider"]: row["runs"] for row in rows}
     if not served:
         runs = _runs(sum(waiting.values()))
