@@ -6020,6 +6020,34 @@ where stage.runs > 0;
 comment on view image_jobs.run_timings is
   'Milliseconds of each stage of the runs that were completed in the last 24 hours, by provider and the model that drew: in line, at the provider, to storage, from there to the node.';
 
+create or replace view image_jobs.failures with (security_invoker = on) as
+select f.code, f.count, f.last, f.example, r.payload ->> 'error' as sentence
+from (
+  select r.payload ->> 'code' as code, count(*) as count, max(r.finished_at) as last,
+    (array_agg(r.id order by r.finished_at desc))[1] as example
+  from public.runs r
+  where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen' and r.status = 'failed'
+    and r.claim between (select image_jobs.claim_before(image_jobs.now() - interval '24 hours')) and 9223372036854775807
+    and r.finished_at > (select image_jobs.now() - interval '24 hours')
+  group by 1
+) f
+join public.runs r on r.id = f.example;
+comment on view image_jobs.failures is 'Runs that failed in the last 24 hours, by code: how many, and the newest as an example with its sentence.';
+
+create or replace view image_jobs.throughput with (security_invoker = on) as
+select
+  date_bin('1 min', r.finished_at, '2000-01-01 00:00:00+00') as minute,
+  count(*) filter (where r.status = 'completed') as done,
+  count(*) filter (where r.status = 'failed') as failed,
+  coalesce(sum(r.attempt - 1) filter (where r.attempt > 1), 0)::bigint as retried
+from public.runs r
+where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen'
+  and r.claim between (select image_jobs.claim_before(image_jobs.now() - interval '24 hours')) and 9223372036854775807
+  and r.finished_at > (select image_jobs.now() - interval '24 hours')
+group by 1;
+comment on view image_jobs.throughput is
+  'Runs that ended in the last 24 hours, by minute. retried: how many more attempts than one these runs took.';
+
 create or replace view image_jobs.run_costs with (security_invoker = on) as
 select
   -- A day of UTC.
@@ -8348,7 +8376,7 @@ revoke all on
   image_jobs.cancellations, image_jobs.daemon_status, image_jobs.daemons, image_jobs.lanes, image_jobs.models,
   image_jobs.claimants, image_jobs.due_marks, image_jobs.opened_lanes, image_jobs.recent_starts, image_jobs.watermarks,
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.provider_streaks, image_jobs.providers,
-  image_jobs.queue_stats, image_jobs.run_costs,
+  image_jobs.failures, image_jobs.queue_stats, image_jobs.run_costs, image_jobs.throughput,
   image_jobs.run_timings, image_jobs.set_aside, image_jobs.stale_nodes, image_jobs.storage_stats, image_jobs.storage_violations,
   image_jobs.usage_limits, image_jobs.wake, image_jobs.webhook_counters, image_jobs.webhook_deliveries, image_jobs.webhook_secrets,
   image_jobs.workflows, public.image_jobs, public.image_models, public.workflow_members
@@ -8569,7 +8597,8 @@ grant execute on function image_jobs.can_subscribe(text) to authenticated;
 grant select, insert, update, delete on public.runs, public.run_events, public.workflow_nodes, public.workflow_members,
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.usage_limits to service_role;
 grant select on public.image_jobs, image_jobs.calls, image_jobs.queue_stats, image_jobs.run_timings, image_jobs.run_costs, image_jobs.storage_stats,
-  image_jobs.storage_violations, image_jobs.daemon_status, image_jobs.daemons, image_jobs.migrations to service_role;
+  image_jobs.failures, image_jobs.throughput, image_jobs.storage_violations, image_jobs.daemon_status, image_jobs.daemons,
+  image_jobs.migrations to service_role;
 
 alter table public.runs enable row level security;
 alter table public.run_events enable row level security;

@@ -121,6 +121,34 @@ where stage.runs > 0;
 comment on view image_jobs.run_timings is
   'Milliseconds of each stage of the runs that were completed in the last 24 hours, by provider and the model that drew: in line, at the provider, to storage, from there to the node.';
 
+create or replace view image_jobs.failures with (security_invoker = on) as
+select f.code, f.count, f.last, f.example, r.payload ->> 'error' as sentence
+from (
+  select r.payload ->> 'code' as code, count(*) as count, max(r.finished_at) as last,
+    (array_agg(r.id order by r.finished_at desc))[1] as example
+  from public.runs r
+  where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen' and r.status = 'failed'
+    and r.claim between (select image_jobs.claim_before(image_jobs.now() - interval '24 hours')) and 9223372036854775807
+    and r.finished_at > (select image_jobs.now() - interval '24 hours')
+  group by 1
+) f
+join public.runs r on r.id = f.example;
+comment on view image_jobs.failures is 'Runs that failed in the last 24 hours, by code: how many, and the newest as an example with its sentence.';
+
+create or replace view image_jobs.throughput with (security_invoker = on) as
+select
+  date_bin('1 min', r.finished_at, '2000-01-01 00:00:00+00') as minute,
+  count(*) filter (where r.status = 'completed') as done,
+  count(*) filter (where r.status = 'failed') as failed,
+  coalesce(sum(r.attempt - 1) filter (where r.attempt > 1), 0)::bigint as retried
+from public.runs r
+where r.queue_state is null and r.ticket is not null and r.kind = 'image_gen'
+  and r.claim between (select image_jobs.claim_before(image_jobs.now() - interval '24 hours')) and 9223372036854775807
+  and r.finished_at > (select image_jobs.now() - interval '24 hours')
+group by 1;
+comment on view image_jobs.throughput is
+  'Runs that ended in the last 24 hours, by minute. retried: how many more attempts than one these runs took.';
+
 create or replace view image_jobs.run_costs with (security_invoker = on) as
 select
   -- A day of UTC.

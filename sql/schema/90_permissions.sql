@@ -9,7 +9,7 @@ revoke all on
   image_jobs.cancellations, image_jobs.daemon_status, image_jobs.daemons, image_jobs.lanes, image_jobs.models,
   image_jobs.claimants, image_jobs.due_marks, image_jobs.opened_lanes, image_jobs.recent_starts, image_jobs.watermarks,
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.provider_streaks, image_jobs.providers,
-  image_jobs.queue_stats, image_jobs.run_costs,
+  image_jobs.failures, image_jobs.queue_stats, image_jobs.run_costs, image_jobs.throughput,
   image_jobs.run_timings, image_jobs.set_aside, image_jobs.stale_nodes, image_jobs.storage_stats, image_jobs.storage_violations,
   image_jobs.usage_limits, image_jobs.wake, image_jobs.webhook_counters, image_jobs.webhook_deliveries, image_jobs.webhook_secrets,
   image_jobs.workflows, public.image_jobs, public.image_models, public.workflow_members
@@ -219,7 +219,8 @@ grant execute on function image_jobs.can_subscribe(text) to authenticated;
 grant select, insert, update, delete on public.runs, public.run_events, public.workflow_nodes, public.workflow_members,
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.usage_limits to service_role;
 grant select on public.image_jobs, image_jobs.calls, image_jobs.queue_stats, image_jobs.run_timings, image_jobs.run_costs, image_jobs.storage_stats,
-  image_jobs.storage_violations, image_jobs.daemon_status, image_jobs.daemons, image_jobs.migrations to service_role;
+  image_jobs.failures, image_jobs.throughput, image_jobs.storage_violations, image_jobs.daemon_status, image_jobs.daemons,
+  image_jobs.migrations to service_role;
 
 alter table public.runs enable row level security;
 alter table public.run_events enable row level security;

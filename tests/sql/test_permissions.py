@@ -70,6 +70,8 @@ RELATIONS: dict[str, dict[str, set[str]]] = {
     "image_jobs.usage_limits": {"service_role": WRITE},
     "image_jobs.usage_limits_id_seq": {},
     "image_jobs.queue_stats": {"service_role": READ},
+    "image_jobs.failures": {"service_role": READ},
+    "image_jobs.throughput": {"service_role": READ},
     "image_jobs.run_costs": {"service_role": READ},
     "public.run_events": {"authenticated": READ, "service_role": WRITE},
     "image_jobs.run_timings": {"service_role": READ},

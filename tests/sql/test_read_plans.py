@@ -7,6 +7,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from daemon.cli.doctor.providers import WAITING
 from daemon.cli.list import RUNS
 from tests.support.postgres import Cluster, connect, signed_in
 
@@ -91,6 +92,8 @@ NEWEST = {"newest runs": "runs_of_a_workflow", "newest events": "run_events_of_a
 VIEWS = {
     "queue_stats": {"runs_delayed", "runs_running", "runs_ended_by_claim"},
     "run_timings": {"runs_ended_by_claim"},
+    "failures": {"runs_ended_by_claim"},
+    "throughput": {"runs_ended_by_claim"},
     "run_costs": {"calls_by_time"},
     "storage_stats": {"run_events_of_uploads"},
     "storage_violations": {"runs_from_before"},
@@ -124,6 +127,9 @@ async def test_operators_read_their_window(db: Db) -> None:
         shown = await plan(db, f"select * from image_jobs.{view}")
         assert indexes(shown) >= wanted, shown
         assert not indexes(shown) & {"runs", "run_events", "calls"}, shown
+    shown = await plan(db, WAITING)
+    assert indexes(shown) >= {"runs_delayed", "runs_running"}, shown
+    assert "runs" not in indexes(shown), shown
     for status, code in (("null", "null"), ("'failed'", "'refused'")):
         values = {"$1": status, "$2": "null", "$3": code, "$4": "20"}
         shown = await plan(db, re.sub(r"\$[1-4]", lambda name, values=values: values[name[0]], RUNS))

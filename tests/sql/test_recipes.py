@@ -151,10 +151,12 @@ async def test_the_views_show_the_state_of_the_queue(db: Db, daemon: Daemon) -> 
 
 async def test_events_of_a_run_and_common_failures(db: Db, daemon: Daemon) -> None:
     run = await named(db, "job_1")
-    await daemon.fail(await daemon.claim_one())
+    await daemon.fail(await daemon.claim_one(), error="It went wrong.")
     trail, failures = recipe("What happened to one run").strip().removesuffix(";").split(";\n")
     assert [row["event"] for row in await db.fetch(trail)] == ["created", "claimed", "failed"]
-    assert [tuple(row) for row in await db.fetch(failures)] == [("refused", 1)]
+    (failure,) = await db.fetch(failures)
+    assert (failure["code"], failure["count"], failure["example"]) == ("refused", 1, run)
+    assert failure["sentence"] == "It went wrong."
     assert run == "job_1"
 
 

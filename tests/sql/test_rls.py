@@ -18,7 +18,16 @@ INSERT_RUN = "insert into runs (id, kind, subject_id, status, processor, metadat
 INSERT_NODE = "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ($1, $2, 'image', $3)"
 OPERATORS_VIEWS = tuple(
     f"image_jobs.{view}"
-    for view in ("queue_stats", "run_timings", "run_costs", "storage_stats", "storage_violations", "daemon_status")
+    for view in (
+        "queue_stats",
+        "run_timings",
+        "run_costs",
+        "failures",
+        "throughput",
+        "storage_stats",
+        "storage_violations",
+        "daemon_status",
+    )
 )
 TABLES = ("runs", "run_events", "workflow_nodes", "workflow_members", "image_jobs")
 
