@@ -168,8 +168,9 @@ begin
       format('A run for %s has been waiting for %s minutes.', w.provider, floor(extract(epoch from v_now - w.since) / 60)),
       'Start more daemons, or raise IMAGE_JOBS_CONCURRENCY or the limit in image_jobs.provider_limits, if the provider allows more.'
     from waiting w
+    -- While something else is in the way, more daemons would wait with it.
     where w.since < v_now - interval '10 min' and not exists (
-      select from image_jobs.provider_limits l where l.provider = w.provider and l.model is null and l.paused)
+      select from image_jobs.provider_states s where s.provider = w.provider and s.model is null and s.state <> 'limited')
     union all
     select alert.name, budget.period, alert.severity, null,
       format('Of this %s''s budget of $%s for all together, $%s are used.',
@@ -181,8 +182,9 @@ begin
       select b.period, b.usd from (values ('day', l.usd_per_day), ('month', l.usd_per_month)) as b (period, usd) where b.usd is not null
     ) budget
     cross join lateral image_jobs.used_together(image_jobs.period_start(budget.period)) used
-    cross join (values ('budget_nearly_spent', 'warning', 0.8), ('budget_spent', 'critical', 1)) as alert (name, severity, share)
+    cross join (values ('budget_nearly_spent', 'warning', 0.8, 1), ('budget_spent', 'critical', 1, null)) as alert (name, severity, share, below)
     where l.applies_to = 'all together' and used.usd >= alert.share * budget.usd
+      and (alert.below is null or used.usd < alert.below * budget.usd)
   )
   select f.name, f.subject, f.severity, coalesce(f.since, n.since, v_now), f.sentence, f.cure
   from found f

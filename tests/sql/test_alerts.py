@@ -224,7 +224,6 @@ async def test_a_spent_budget_is_critical(db: Db, daemon: Daemon) -> None:
     await spend(db, daemon, "0.04")
     assert [(name, alert["severity"]) for (name, _), alert in (await alerts(db)).items()] == [
         ("budget_spent", "critical"),
-        ("budget_nearly_spent", "warning"),
     ]
     await raise_budget(db, daemon)
     assert await alerts(db) == {}
@@ -234,6 +233,16 @@ async def test_a_paused_provider_may_keep_runs_waiting(db: Db, daemon: Daemon) -
     await db.execute("insert into image_jobs.provider_limits (provider, paused) values ('demo', true)")
     await wait_long(db, daemon)
     assert await alerts(db) == {}
+
+
+async def test_a_long_wait_for_something_known_is_no_other_alert(db: Db, daemon: Daemon) -> None:
+    await wait_long(db, daemon)
+    assert list(await alerts(db)) == [("oldest_wait", "demo")]
+    await db.execute("select image_jobs.block_provider('demo', null, interval '1 hour', 'Pay your bill.')")
+    assert list(await alerts(db)) == [("provider_blocked", "demo")]
+    await db.execute("delete from image_jobs.provider_blocks")
+    await db.execute("insert into image_jobs.usage_limits (applies_to, usd_per_day) values ('all together', 0)")
+    assert [name for name, _ in await alerts(db)] == ["budget_spent"]
 
 
 async def test_the_worst_alerts_come_first(db: Db, daemon: Daemon) -> None:
