@@ -1,7 +1,7 @@
 -- The dashboard: all that an operator looks at, in one call. `image-jobs status` is drawn from it.
 
 -- Returns how runs go, in `period` until now and at the moment; sql/README.md lists the keys. Names of models are the callers': of
--- those that are not on offer only the hundred with the most runs are told apart.
+-- those that are not on offer only the hundred with the most runs are told apart. Providers that nobody knows are one, '?'.
 create or replace function image_jobs.dashboard(period interval default '1 hour')
 returns jsonb language plpgsql volatile security definer set search_path = ''
   set enable_seqscan = off set jit = off set plan_cache_mode = force_custom_plan
@@ -56,8 +56,10 @@ begin
     group by 1, 2
   ),
   named as materialized (
-    select counts.name, split_part(counts.name, ':', 1) as provider, case
-      when row_number() over (order by counts.runs desc) > 100 then '…' else image_jobs.drawing_model(counts.name) end as model
+    select counts.name,
+      -- As in lanes: names of providers are the callers', too.
+      coalesce((select p.name from image_jobs.providers p where p.name = split_part(counts.name, ':', 1)), '?') as provider,
+      case when row_number() over (order by counts.runs desc) > 100 then '…' else image_jobs.drawing_model(counts.name) end as model
     from (
       select each.name, sum(each.runs) as runs
       from (
@@ -174,8 +176,8 @@ begin
         'error', r.payload ->> 'error', 'hint', r.payload ->> 'hint') order by f.count desc, f.code), '[]')
       from (
         select e.code, count(*) as count, max(e.finished_at) as last, (array_agg(e.id order by e.finished_at desc))[1] as example,
-          array_agg(distinct split_part(e.name, ':', 1)) as providers
-        from ended e where e.status = 'failed' group by 1 order by 2 desc limit 50
+          array_agg(distinct n.provider) as providers
+        from ended e join named n on n.name = e.name where e.status = 'failed' group by 1 order by 2 desc limit 50
       ) f
       join public.runs r on r.id = f.example),
     'storage', (

@@ -98,3 +98,17 @@ async def test_a_longer_period_has_what_ended_before(db: Db, daemon: Daemon) -> 
 async def test_a_period_of_nothing_or_of_years_is_refused(db: Db, period: str) -> None:
     with pytest.raises(asyncpg.InvalidParameterValueError, match="at most 31 days"):
         await dashboard(db, period)
+
+
+async def test_invented_providers_share_a_row(db: Db, daemon: Daemon) -> None:
+    for number in range(120):
+        await insert_run(db, processor=f"invented-{number}:painter")
+    await db.execute("update runs set status = 'cancelled' where processor = 'invented-0:painter'")
+    await insert_run(db)
+    board = await dashboard(db)
+    assert [(each["provider"], each["pending"]) for each in board["queue"]] == [("?", 119), ("demo", 1)]
+    assert {each["provider"] for each in board["models"]} == {"?", "demo"}
+    rows = await db.fetch(
+        "select g ->> 'provider' as provider from image_jobs.gauges() g where g ->> 'gauge' = 'waiting'"
+    )
+    assert sorted(row["provider"] for row in rows) == ["?", "demo"]
