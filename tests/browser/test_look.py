@@ -46,7 +46,7 @@ async def test_long_messages_are_shown_in_a_note(window, db):
     await window.page.reload()
     await window.connected()
     node = window.node("A field")
-    for status, shown in (("pending", "Held up"), ("running", "In the making · 12%")):
+    for status, shown in (("pending", f"Held up: {SENTENCE}"), ("running", "In the making · 12%")):
         await db.execute(UPDATE, window.workflow, status, SENTENCE)
         await expect(node.get_by_role("status")).to_have_text(shown)
         await expect(node.locator(".image-node-note")).to_have_text(SENTENCE)

@@ -12,6 +12,8 @@ from tests.support.window import Window, put
 
 pytestmark = [pytest.mark.timeout(150), pytest.mark.one_postgres]
 
+PAUSED = "Demo is paused. Images wait, and start by themselves when it goes on."
+
 
 @pytest.fixture
 async def db(db: Any) -> AsyncIterator[Any]:
@@ -34,10 +36,8 @@ async def test_a_pause_is_read_at_the_canvas_until_it_ends(window: Window, db: A
     await db.execute("insert into image_jobs.provider_limits (provider, paused) values ('demo', true)")
     node = await generate(window, "A barn owl")
     note = node.locator(".image-node-note")
-    await expect(note).to_have_text(
-        "Demo is paused. Images wait, and start by themselves when it goes on.", timeout=20_000
-    )
-    await expect(node.get_by_role("status")).to_have_text("Held up")
+    await expect(note).to_have_text(PAUSED, timeout=20_000)
+    await expect(node.get_by_role("status")).to_have_text(f"Held up: {PAUSED}")
     await window.keep_screenshot("paused")
     await db.execute("update image_jobs.provider_limits set paused = false where provider = 'demo'")
     await window.has_image(node)
@@ -80,14 +80,29 @@ async def test_a_budget_is_counted_and_its_end_is_told(window: Window, db: Any) 
     node = await generate(window, "A barn owl")
     await window.has_image(node)
     budget = window.page.locator(".budget")
-    await expect(budget).to_have_text("1 of 2 images today", timeout=20_000)
+    await expect(budget).to_have_text(
+        re.compile(r"^1 of 2 images today\. What this workflow has used, with what is in line\. It starts anew .+\.$"),
+        timeout=20_000,
+    )
     second = window.node("A tawny owl")
     await second.get_by_role("button", name="Generate").click()
     await window.has_image(second)
-    await expect(budget).to_have_text("2 of 2 images today", timeout=20_000)
+    await expect(budget).to_contain_text("2 of 2 images today", timeout=20_000)
     await expect(budget).to_have_attribute("data-spent", "true")
     window.expected = "429"
     await window.node("A snowy owl").get_by_role("button", name="Generate").click()
     await expect(window.toast).to_contain_text("This workflow may make 2 images a day, and this would be more.")
     await expect(window.toast).to_contain_text(re.compile(r"It opens again at \d{4}-\d\d-\d\dT00:00:00Z\."))
     await window.keep_screenshot("budget")
+
+
+async def test_a_budget_of_nothing_is_spent(window: Window, db: Any) -> None:
+    await put(db, window.workflow, "A barn owl")
+    await db.execute(
+        "insert into image_jobs.usage_limits (applies_to, workflow_id, images_per_day) values ('workflow', $1, 0)",
+        UUID(window.workflow),
+    )
+    await window.page.reload()
+    budget = window.page.locator(".budget")
+    await expect(budget).to_contain_text("0 of 0 images today", timeout=20_000)
+    await expect(budget).to_have_attribute("data-spent", "true")

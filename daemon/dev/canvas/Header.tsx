@@ -81,8 +81,9 @@ function Count({ tone, number, label, always }: { tone: string; number: number; 
 
 /** The limit that is nearest to its end. */
 function Budget({ usage }: { usage: readonly Usage[] }) {
+  const part = (used: number, max: number | null) => (max === null ? 0 : max === 0 ? 1 : used / max); // of nothing all is spent
   const share = ({ used_images, max_images, used_usd, max_usd }: Usage) =>
-    Math.max(max_images === null ? 0 : used_images / Math.max(max_images, 1), max_usd === null ? 0 : used_usd / Math.max(max_usd, 0.01));
+    Math.max(part(used_images, max_images), part(used_usd, max_usd));
   const [nearest] = usage.filter(isLimited).sort((one, other) => share(other) - share(one));
   if (!nearest) return null;
   const { scope, period, used_images, max_images, used_usd, max_usd, resets_at } = nearest;
@@ -90,12 +91,12 @@ function Budget({ usage }: { usage: readonly Usage[] }) {
     max_images !== null && `${used_images} of ${max_images} images`,
     max_usd !== null && `$${used_usd.toFixed(2)} of $${max_usd.toFixed(2)}`,
   ].filter(Boolean).join(" · ");
+  const who = scope === "user" ? "What you have used" : "What this workflow has used";
+  const meaning = `${who}, with what is in line. It starts anew ${new Date(resets_at).toLocaleString()}.`;
   return (
-    <span
-      className="budget" data-spent={share(nearest) >= 1} role="status"
-      title={`${scope === "user" ? "What you have used" : "What this workflow has used"}, with what is in line. It starts anew ${new Date(resets_at).toLocaleString()}.`}
-    >
+    <span className="budget" data-spent={share(nearest) >= 1} role="status" title={meaning}>
       {used} {period === "day" ? "today" : "this month"}
+      <span className="image-node-unseen">. {meaning}</span>
     </span>
   );
 }

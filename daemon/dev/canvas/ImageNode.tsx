@@ -207,7 +207,12 @@ function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
     : status === "cancelled" ? "Cancelled"
     : undefined;
   if (!text) return <span className="image-node-unseen" role="status">{hasImage(row) ? "Ready" : "Not generated yet"}</span>;
-  return <span className="image-node-status" role="status"><i /><span>{text}</span></span>;
+  const reason = status === "pending" && !waiting ? (row.waitsFor ?? message) : undefined; // the note's, for who hears the page
+  return (
+    <span className="image-node-status" role="status">
+      <i /><span>{text}</span>{reason && <span className="image-node-unseen">: {reason}</span>}
+    </span>
+  );
 }
 
 /** Whether a message is too long for the label on the picture. */
