@@ -257,12 +257,29 @@ const scenarios = {
     await store.until(hasUrls);
     const held = brake();
     store.answer = () => held.wait;
-    for (const index of [0, 1]) store.workflow.retryPicture(store.url(index));
+    for (const _ of ["first", "second"]) {
+      for (const index of [0, 1]) store.workflow.retryPicture(store.url(index));
+      await store.until(({ nodes }) => nodes.every(({ node_data }) => node_data.imageUrl.endsWith("again=1")));
+    }
     await when(() => store.asked.length > 0);
     const meanwhile = short(store.url());
     held.letGo();
     await store.until(isSigned(1));
+    store.workflow.refresh(); // it stays signed
+    await turns();
     return [store.asked, meanwhile, short(store.url()), store.holes];
+  },
+  async "a public picture that fails to load once"() {
+    const store = open([node(1, { access: "public" })]);
+    await store.until(hasUrls);
+    const first = store.url();
+    for (let time = 0; time < 2; time++) store.workflow.retryPicture(first); // by the node and by the dialog
+    await store.until(({ nodes }) => nodes[0].node_data.imageUrl !== first);
+    await turns();
+    const second = short(store.url());
+    store.workflow.refresh();
+    await store.until(({ nodes }) => nodes[0].node_data.imageUrl === first);
+    return [store.asked.length, second, store.holes];
   },
   async "signatures after leaving"() {
     const held = brake();

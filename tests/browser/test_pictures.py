@@ -86,8 +86,13 @@ async def test_an_address_that_fails_is_signed_with_pauses(outcomes: Any):
 
 async def test_pictures_of_a_bucket_made_private_are_signed(outcomes: Any):
     paths = [["w/job_1_1.png", "w/job_1_2.png"]]
-    public = "public/images/w/job_1_1.png?v=abcd1234"
+    public = "public/images/w/job_1_1.png?v=abcd1234&again=1"
     assert outcomes["a public bucket that was closed"] == [paths, public, signed("job_1", ".png", 1), 0]
+
+
+async def test_a_public_picture_is_loaded_twice_unsigned(outcomes: Any):
+    again = "public/images/w/job_1_1.png?v=abcd1234&again=1"
+    assert outcomes["a public picture that fails to load once"] == [0, again, 0]
 
 
 async def test_no_signature_outlives_a_membership(outcomes: Any):

@@ -1,6 +1,6 @@
 /**
  * The addresses of pictures in a private bucket: signs their paths in batches, and renews them while the workflow is open.
- * Of a public bucket's pictures nothing is asked. It knows no framework. Copy this file with workflow.ts.
+ * Of a public bucket's pictures nothing is asked, but of those that failed to load twice. It knows no framework. Copy this file with workflow.ts.
  *
  * A signature is good for ten minutes and renewed in the last four of them, all at once: one request for a canvas. It is
  * looked at by the clock, not by a timer of its own: a computer that slept has missed its timers.
@@ -21,6 +21,9 @@ const TIMEOUT = 20_000;
 const MAX_PATHS = 500;
 const DEFAULT_BUCKET = "images";
 const STORED = /\/storage\/v1\/object\/(public|authenticated)\/([^/?#]+)\/([^?#]+)(?:\?v=(\w+))?/;
+
+/** Ends the address at which a public picture is loaded for the second time. */
+const AGAIN = "again=1";
 
 const KINDS = ["preview", "image", "thumbnail"] as const;
 type Kind = (typeof KINDS)[number];
@@ -63,8 +66,8 @@ export class Pictures {
   #wanted = new Map<string, Place>();
   #shown = new Map<string, ShownNode>();
   #originals = new WeakMap<WorkflowNode, WorkflowNode>();
-  /** Addresses of a bucket that was public, and does not give the picture: it may have become private. */
-  #closed = new Set<string>();
+  /** How often, once or twice, the picture of a public bucket did not load: then the bucket may have become private. */
+  #failures = new Map<string, number>();
   /** Paths that Storage does not sign: they are not asked for again before `resume`. */
   #missing = new Set<string>();
   #toldMissing = new Set<string>();
@@ -97,6 +100,7 @@ export class Pictures {
       const last = this.#shown.get(node.id);
       const urls = places.map((place, index) => {
         if (!place) return node.node_data[`${KINDS[index]!}Url`];
+        if (place.publicUrl && this.#failures.get(place.key) === 1) return place.publicUrl;
         this.#wanted.set(place.key, place);
         const signed = this.#url(place) ?? place.publicUrl;
         return signed ?? (this.#missing.has(place.key) ? undefined : last?.urls[index]);
@@ -132,15 +136,21 @@ export class Pictures {
   resume(): void {
     this.#isRefused = false;
     this.#missing.clear();
+    // What could not be signed either was no matter of the bucket. The others would fail twice again, at each focus.
+    for (const key of this.#failures.keys()) if (!this.#signatures.has(key)) this.#failures.delete(key);
     this.#pause = this.#pausedUntil = 0;
     void this.sign();
   }
 
-  /** An address did not load: signs it anew, or a little later if that was done just now. */
+  /**
+   * An address did not load: signs it anew, or a little later if that was done just now. A public one is loaded once more
+   * before that: the connection may have failed.
+   */
   retry(url: string): void {
     const [, access, bucket = "", path = ""] = STORED.exec(url) ?? [];
     if (access === "public") {
-      this.#closed.add(`${bucket}/${path}`);
+      const key = `${bucket}/${path}`;
+      this.#failures.set(key, url.endsWith(AGAIN) ? 2 : (this.#failures.get(key) ?? 1)); // several may show the first one
       this.#onChange();
     }
     for (const signature of this.#signatures.values()) {
@@ -157,7 +167,7 @@ export class Pictures {
   /** Forgets what was another user's. */
   clear(): void {
     this.#era += 1;
-    for (const each of [this.#signatures, this.#wanted, this.#shown, this.#closed, this.#toldMissing]) each.clear();
+    for (const each of [this.#signatures, this.#wanted, this.#shown, this.#failures, this.#toldMissing]) each.clear();
     this.#isTold = this.#isSigning = false;
     this.resume();
   }
@@ -167,8 +177,8 @@ export class Pictures {
     const url = data[`${kind}Url`], known = data[`${kind}Path`];
     const [, access, bucket = DEFAULT_BUCKET, named, version] = STORED.exec(url ?? "") ?? [];
     const path = known ?? named, key = `${bucket}/${path}`;
-    if (!path || (access === "public" && !this.#closed.has(key)) || (url !== undefined && access === undefined)) return undefined;
-    return { kind, key, bucket, path, version, publicUrl: access === "public" ? url : undefined };
+    if (!path || (access === "public" && !this.#failures.has(key)) || (url !== undefined && access === undefined)) return undefined;
+    return { kind, key, bucket, path, version, publicUrl: access === "public" ? again(url!) : undefined };
   }
 
   #url({ key, version }: Place): string | undefined {
@@ -247,6 +257,10 @@ async function inTime<T>(request: Promise<T>): Promise<T> {
     timer = setTimeout(() => reject(new Error("Storage did not respond in time.")), TIMEOUT);
   });
   return Promise.race([request, late]).finally(() => clearTimeout(timer));
+}
+
+function again(url: string): string {
+  return `${url}${url.includes("?") ? "&" : "?"}${AGAIN}`;
 }
 
 /** Returns what stays the same of an address when it is signed anew. */
