@@ -11,6 +11,7 @@ registerHooks({
 const every = globalThis.setInterval;
 globalThis.setInterval = (call, time) => every(call, time === 5_000 ? 100 : time); // the store's watch, fifty times as fast
 const { Workflow } = await import(pathToFileURL(`${CANVAS}/workflow.ts`));
+const { Availability } = await import(pathToFileURL(`${CANVAS}/availability.ts`));
 const { NodeCache } = await import(pathToFileURL(`${CANVAS}/nodes.ts`));
 const { createClient } = createRequire(`${SUPABASE_JS}/`)("@supabase/supabase-js");
 
@@ -239,6 +240,35 @@ const scenarios = {
     if (error) return error.message;
     const run = await heard;
     return [run.jobId === id, run.version > 0];
+  },
+  async "the reason of a run that is led to another provider"() {
+    const run = { id: "job_1", processor: "openai:gpt-image-2", routed_to: null };
+    const closed = ["openai", "google"].map(provider => ({ provider, model: null, state: "blocked", sentence: provider }));
+    let asked = 0;
+    const supabase = connect(address => {
+      if (address.includes("/rest/v1/image_provider_status")) return json(200, closed);
+      asked += address.includes("/rest/v1/runs");
+      return address.includes("/rest/v1/runs") ? json(200, [run]) : undefined;
+    });
+    let look = () => {};
+    const availability = new Availability(supabase, () => look());
+    const row = version => ({ version, node_data: { status: "pending", runId: run.id } });
+    const shows = wanted => new Promise(resolve => {
+      look = () => availability.reason(row()) === wanted && resolve();
+      look();
+    });
+    availability.watch([row(1)]);
+    await shows("openai");
+    availability.watch([row(1)]); // nothing new is asked
+    run.routed_to = "google:imagen-4.0-generate-001";
+    availability.watch([row(2)]);
+    await shows("google");
+    availability.watch([]);
+    const forgotten = availability.reason(row()) === undefined;
+    availability.watch([row(2)]);
+    await shows("google");
+    availability.close();
+    return [asked, forgotten];
   },
   async "edits of nodes that are gone"() {
     const node = id => ({ id, workflow_id: "w", node_type: "image", node_data: {}, position: null, version: 0 });

@@ -185,6 +185,10 @@ async def test_runs_without_a_node_are_heard_by_the_store(outcomes: Any):
     assert outcomes["runs on the store's channel"] == [True, True]
 
 
+async def test_the_reason_to_wait_follows_a_fallback(outcomes: Any):
+    assert outcomes["the reason of a run that is led to another provider"] == [3, True]
+
+
 async def test_no_edit_is_left_of_a_node_that_was_deleted(outcomes: Any):
     assert outcomes["edits of nodes that are gone"] == [[], []]
 

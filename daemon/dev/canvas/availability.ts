@@ -20,9 +20,10 @@ export class Availability {
   readonly #supabase: SupabaseClient<Database>;
   readonly #onChange: () => void;
   #states = new Map<string, ProviderState>();
-  /** The processors of pending runs, by their ids: a fallback may have led them to another than their node names. */
-  #routes = new Map<string, string>();
-  #pending: readonly string[] = [];
+  /** The versions of the rows that show pending runs, by the runs' ids. */
+  #pending = new Map<string, number>();
+  /** The processors of pending runs, each as of a version: a fallback leads to another than the node names, and changes the row. */
+  #routes = new Map<string, { processor: string; version: number }>();
   #usage: readonly Usage[] = [];
   /** What is under way: once it changes, more has been used. */
   #underWay = "";
@@ -45,7 +46,7 @@ export class Availability {
 
   /** Returns why the run of a node waits. */
   reason = ({ node_data: { status, runId } }: WorkflowNode): string | undefined => {
-    const processor = status === "pending" && runId ? this.#routes.get(runId) : undefined;
+    const processor = status === "pending" && runId ? this.#routes.get(runId)?.processor : undefined;
     if (processor === undefined) return undefined;
     const state = this.#states.get(processor) ?? this.#states.get(processor.split(":", 1)[0] ?? "");
     return state && state.state !== "open" ? (state.sentence ?? undefined) : undefined;
@@ -53,8 +54,10 @@ export class Availability {
 
   /** Takes note of the rows that are shown. */
   watch(rows: readonly WorkflowNode[]): void {
-    this.#pending = rows.flatMap(({ node_data: { status, runId } }) => (status === "pending" && runId ? [runId] : []));
-    if (this.#pending.length === 0) {
+    this.#pending = new Map(rows.flatMap(({ version, node_data: { status, runId } }) =>
+      status === "pending" && runId ? [[runId, version] as const] : []));
+    for (const id of this.#routes.keys()) if (!this.#pending.has(id)) this.#routes.delete(id);
+    if (this.#pending.size === 0) {
       clearTimeout(this.#patience);
       this.#patience = undefined;
     } else if (!this.#isOpen) this.#patience ??= setTimeout(() => this.#open(), PATIENCE);
@@ -130,7 +133,7 @@ export class Availability {
     // Without runs that wait nobody looks; the next one that waits does.
     if (Number.isFinite(pause)) {
       this.#check = setTimeout(() => {
-        if (this.#pending.length > 0) void this.load();
+        if (this.#pending.size > 0) void this.load();
       }, pause);
     }
     void this.#fetchRoutes();
@@ -140,14 +143,14 @@ export class Availability {
   /** Fetches what the pending runs wait for, where anything is closed. */
   async #fetchRoutes(): Promise<void> {
     if (![...this.#states.values()].some(({ state }) => state !== "open")) return;
-    const ids = this.#pending.filter(id => !this.#routes.has(id)).slice(0, 100);
-    if (ids.length === 0) return;
+    const due = [...this.#pending].filter(([id, version]) => this.#routes.get(id)?.version !== version).slice(0, 100);
+    if (due.length === 0) return;
     const era = this.#era;
-    const { data } = await this.#supabase.from("runs").select("id,processor,routed_to").in("id", ids);
-    if (era !== this.#era) return;
-    const before = this.#routes.size;
-    data?.forEach(run => this.#routes.set(run.id, run.routed_to ?? run.processor ?? ""));
-    if (this.#routes.size > before) this.#onChange();
+    const { data } = await this.#supabase.from("runs").select("id,processor,routed_to").in("id", due.map(([id]) => id));
+    if (!data || era !== this.#era) return;
+    const processors = new Map(data.map(({ id, processor, routed_to }) => [id, routed_to ?? processor]));
+    due.forEach(([id, version]) => this.#routes.set(id, { processor: processors.get(id) ?? "", version }));
+    this.#onChange();
   }
 }
 
