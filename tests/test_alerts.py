@@ -81,6 +81,8 @@ async def test_an_alert_is_posted_when_it_opens_and_closes(
         await move(db, living, 300)
         await unblock(db)
         await sender.send()
+        await move(db, living, 301)
+        await sender.send()
         await sender.send()
     opened, closed = slack.posted
     assert opened["text"].startswith("WARNING example.supabase.co: openai is closed to all daemons until ")
@@ -104,12 +106,29 @@ async def test_slack_that_was_away_gets_each_alert_once(database: str, db: Db, l
         await block(db, "google")
         await sender.send()
         slack.away = False
-        for _ in range(4):
+        for _ in range(8):
             await move(db, living, 60)
             await sender.send()
     assert 4 <= tries <= 6  # after 0, 5, 10, 15 and 35 s, or so: pauses of 2, 4, 8, 16 s
     assert sorted(told(slack)) == [("google", "open"), ("openai", "closed"), ("openai", "open")]
     assert told(slack).index(("openai", "open")) < told(slack).index(("openai", "closed"))
+
+
+async def test_an_alert_that_comes_and_goes_is_told_once(
+    database: str, db: Db, living: Daemon, slack: SlackAPI
+) -> None:
+    """As a provider's that opens for seconds between two 429s."""
+    async with senders(database, slack) as (sender,):
+        for _ in range(3):
+            await block(db, "openai", 120)
+            await sender.send()
+            await move(db, living, 121)
+            await sender.send()
+            await move(db, living, 120)
+        assert told(slack) == [("openai", "open")]
+        await move(db, living, 181)
+        await sender.send()
+    assert told(slack) == [("openai", "open"), ("openai", "closed")]
 
 
 async def test_two_daemons_post_an_alert_once(database: str, db: Db, living: Daemon, slack: SlackAPI) -> None:

@@ -8,6 +8,7 @@ create table if not exists image_jobs.alert_notices (
   sentence text not null,
   cure text not null,
   since timestamptz not null,
+  away_since timestamptz,
   closed_at timestamptz,
   sent text check (sent in ('open', 'closed')),
   due_at timestamptz not null,
@@ -15,6 +16,7 @@ create table if not exists image_jobs.alert_notices (
 );
 comment on table image_jobs.alert_notices is
   'Alerts of which daemons with IMAGE_JOBS_ALERT_URL tell: when they open, and when they close. Kept for a week.';
+comment on column image_jobs.alert_notices.away_since is 'Since when there is no such alert. It closes after five minutes.';
 comment on column image_jobs.alert_notices.sent is 'What has been sent of it; null: nothing yet.';
 comment on column image_jobs.alert_notices.due_at is 'Not before then is the next sent; while a daemon is at it, the end of its lease.';
 create unique index if not exists alert_notices_one_open on image_jobs.alert_notices (name, subject) where closed_at is null;
@@ -199,7 +201,8 @@ order by a.severity, a.since, a.name, a.subject;
 comment on view image_jobs.alerts is 'What an operator has to see to now, the worst first. subject: the provider or model it is about.';
 
 -- Note alerts that are new, and that others have passed: one row each, however many daemons look. That there was no daemon is
--- noted by the first one after it. What may pass by itself, as in a deploy, is noted after a minute.
+-- noted by the first one after it. What may pass by itself, as in a deploy, is noted after a minute. One closes once it has been
+-- away for five minutes, as of then: a provider that opens for seconds between two 429s is one piece of news.
 create or replace function image_jobs.note_alerts()
 returns void language plpgsql volatile set search_path = ''
 as $$
@@ -218,8 +221,12 @@ begin
   where a.name <> 'provider_unserved' or a.since <= v_now - interval '1 min'
   on conflict (name, subject) where closed_at is null do nothing;
   update image_jobs.alert_notices n
-  set closed_at = v_now, due_at = case when n.sent is null then n.due_at else v_now end
-  where n.closed_at is null and not exists (select from unnest(v_alerts) a where a.name = n.name and a.subject = n.subject);
+  set away_since = case when n.away_since is null then v_now end
+  where n.closed_at is null
+    and (n.away_since is null) <> exists (select from unnest(v_alerts) a where a.name = n.name and a.subject = n.subject);
+  update image_jobs.alert_notices n
+  set closed_at = n.away_since, due_at = case when n.sent is null then n.due_at else v_now end
+  where n.closed_at is null and n.away_since <= v_now - interval '5 min';
 
   v_first := (select min(d.started_at) from image_jobs.daemons d where d.ended_at is null and d.seen_at >= v_now - d.lease);
   v_last := (select max(least(d.ended_at, d.seen_at + d.lease)) from image_jobs.daemons d where d.started_at < v_first);

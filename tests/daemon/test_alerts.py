@@ -16,6 +16,8 @@ async def test_one_of_two_daemons_posts_an_alert(database: str) -> None:
             )
             await wait_until(lambda: slack.posted, timeout=30)
             await harness.db.execute("delete from image_jobs.provider_blocks")
+            away = "update image_jobs.alert_notices set away_since = away_since - interval '6 min' where away_since is not null"
+            await wait_until(lambda: harness.db.fetchval(f"{away} returning true"), timeout=30)
             await wait_until(lambda: len(slack.posted) >= 2, timeout=30)
         assert [notice["state"] for notice in slack.posted] == ["open", "closed"]
         assert slack.posted[0]["text"].startswith("WARNING 127.0.0.1:")
