@@ -42,6 +42,7 @@ class Tally:
     workflow_id: str | None = None
     node_id: str | None = None
     error: str | None = None
+    logged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -359,10 +359,10 @@ class Queue:
                 "select image_jobs.finish_source_removal($1, $2, $3)", removal.belongs_to, UUID(removal.id), done
             )
 
-    async def take_tallies(self) -> list[Tally]:
-        """Take what is to be counted: nobody else gets it."""
+    async def take_tallies(self, *, counts: bool) -> list[Tally]:
+        """Take what is to be counted and logged, which nobody else gets; only what is to be logged unless it `counts`."""
         async with self._connected_beside() as connection:
-            rows = await connection.fetch("select image_jobs.take_tallies()")
+            rows = await connection.fetch("select image_jobs.take_tallies($1)", counts)
         return [Tally(**json.loads(text)) for (text,) in rows]
 
     async def gauges(self) -> list[Gauge]:

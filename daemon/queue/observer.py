@@ -15,11 +15,11 @@ INTERVAL = 5.0
 
 
 class Observer:
-    """Looks for as long as it runs. What it takes, no other daemon counts.
+    """Looks for as long as it runs. What it takes, no other daemon counts; what it logs, no other logs.
 
     Args:
         queue: The database.
-        metrics: Counts it. Without a port the queue is not looked at.
+        metrics: Counts it. Without a port others count, and the queue is not looked at.
     """
 
     def __init__(self, queue: Queue, metrics: Metrics) -> None:
@@ -40,7 +40,7 @@ class Observer:
             await asyncio.sleep(INTERVAL)
 
     async def _look(self) -> None:
-        for tally in await self._queue.take_tallies():
+        for tally in await self._queue.take_tallies(counts=self._metrics.served):
             self._metrics.tally(tally)
             _log(tally)
         if self._metrics.served:
@@ -49,7 +49,7 @@ class Observer:
 
 def _log(tally: Tally) -> None:
     """Log a run that failed without a daemon's settlement: the worker logs the others."""
-    if tally.run_id is not None:
+    if tally.run_id is not None and not tally.logged:
         log.warning(
             "run.finished",
             outcome=tally.result,

@@ -2105,7 +2105,8 @@ comment on function public.estimate_cost(text, jsonb) is
   'Image Job Orchestrator: the likely cost of one image in USD; null where it is not known.';
 
 -- Tallies: what became of calls, and of runs that ended without a daemon's settlement (cancelled, taken over for the last time,
--- refused by the database). One daemon takes each, for its metrics and its log: so all daemons together count everything once.
+-- refused by the database). One daemon takes each for its metrics, and one for its log: so all daemons together count everything
+-- once. One without metrics logs, and leaves the counting to others.
 
 -- Unlogged: a crash loses the last seconds, as it does of the counters themselves.
 create unlogged table if not exists image_jobs.tallies (
@@ -2120,9 +2121,13 @@ create unlogged table if not exists image_jobs.tallies (
   run_id varchar,
   workflow_id uuid,
   node_id text,
-  error text
+  error text,
+  at timestamptz not null default image_jobs.now(),
+  logged boolean not null default false
 );
-comment on table image_jobs.tallies is 'What daemons have still to count and log. Empty again every few seconds.';
+comment on table image_jobs.tallies is
+  'What daemons have still to count and log. Empty again every few seconds; after five minutes where no daemon has metrics.';
+create index if not exists tallies_to_log on image_jobs.tallies (id) where run_id is not null and not logged;
 
 -- Tally calls whose state has just changed, and the USD: the cost of a charged one, the estimate of an unknown one. A call that was
 -- unknown, and is charged later, counts as both.
@@ -2139,13 +2144,31 @@ begin
 end
 $$;
 
--- Take what is to be counted: {metric, provider, model, result, code, count, usd, and of a run that failed run_id, workflow_id,
--- node_id, error}. metric: runs, calls, webhooks (result: accepted, duplicate, refused), base64.
-create or replace function image_jobs.take_tallies()
+-- Take what is to be counted: {metric, provider, model, result, code, count, usd, logged (a daemon has logged it), and of a run that
+-- failed run_id, workflow_id, node_id, error}. metric: runs, calls, webhooks (result: accepted, duplicate, refused), base64.
+-- p_counts false: only look at what is still to be logged.
+create or replace function image_jobs.take_tallies(p_counts boolean)
 returns setof jsonb language plpgsql volatile set search_path = ''
   set enable_hashjoin = off set enable_mergejoin = off set enable_nestloop = on set enable_seqscan = off set jit = off
 as $$
 begin
+  if not p_counts then
+    return query
+    update image_jobs.tallies t set logged = true
+    where t.id in (
+      select q.id from image_jobs.tallies q where q.run_id is not null and not q.logged order by q.id limit 10000 for update skip locked)
+    returning jsonb_strip_nulls(jsonb_build_object(
+      'metric', t.metric, 'provider', t.provider, 'model', t.model, 'result', t.result, 'code', t.code, 'count', t.count,
+      'run_id', t.run_id, 'workflow_id', t.workflow_id, 'node_id', t.node_id, 'error', t.error, 'logged', false));
+    -- The oldest alone is looked at as a rule.
+    if (select t.at from image_jobs.tallies t order by t.id limit 1) < image_jobs.now() - interval '5 min' then
+      delete from image_jobs.tallies t
+      where t.id in (
+        select q.id from image_jobs.tallies q where q.at < image_jobs.now() - interval '5 min'
+        order by q.id limit 10000 for update skip locked);
+    end if;
+    return;
+  end if;
   return query
   with taken as (
     delete from image_jobs.tallies t
@@ -2154,9 +2177,9 @@ begin
   )
   select jsonb_strip_nulls(jsonb_build_object(
     'metric', t.metric, 'provider', t.provider, 'model', t.model, 'result', t.result, 'code', t.code, 'count', sum(t.count),
-    'usd', sum(t.usd), 'run_id', t.run_id, 'workflow_id', t.workflow_id, 'node_id', t.node_id, 'error', t.error))
+    'usd', sum(t.usd), 'run_id', t.run_id, 'workflow_id', t.workflow_id, 'node_id', t.node_id, 'error', t.error, 'logged', t.logged))
   from taken t
-  group by t.metric, t.provider, t.model, t.result, t.code, t.run_id, t.workflow_id, t.node_id, t.error;
+  group by t.metric, t.provider, t.model, t.result, t.code, t.run_id, t.workflow_id, t.node_id, t.error, t.logged;
 
   -- The counters of webhooks are there already: the last minutes of each provider.
   return query
@@ -8474,7 +8497,7 @@ revoke all on function
 revoke all on image_jobs.tallies from public, anon, authenticated, service_role;
 revoke all on sequence image_jobs.tallies_id_seq from public, anon, authenticated, service_role;
 revoke all on function
-  image_jobs.fate_of(public.runs, text), image_jobs.gauges(), image_jobs.take_tallies(), image_jobs.tally_calls(bigint[]),
+  image_jobs.fate_of(public.runs, text), image_jobs.gauges(), image_jobs.take_tallies(boolean), image_jobs.tally_calls(bigint[]),
   image_jobs.tally_endings(image_jobs.run_change[]), image_jobs.seconds_ago(double precision),
   image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
   from public, anon, authenticated, service_role;

@@ -96,7 +96,7 @@ revoke all on function
 revoke all on image_jobs.tallies from public, anon, authenticated, service_role;
 revoke all on sequence image_jobs.tallies_id_seq from public, anon, authenticated, service_role;
 revoke all on function
-  image_jobs.fate_of(public.runs, text), image_jobs.gauges(), image_jobs.take_tallies(), image_jobs.tally_calls(bigint[]),
+  image_jobs.fate_of(public.runs, text), image_jobs.gauges(), image_jobs.take_tallies(boolean), image_jobs.tally_calls(bigint[]),
   image_jobs.tally_endings(image_jobs.run_change[]), image_jobs.seconds_ago(double precision),
   image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
   from public, anon, authenticated, service_role;
