@@ -2599,7 +2599,8 @@ $$;
 -- Limits of what users may use. Operators are never refused; but what they insert for a user counts as that user's.
 --
 -- Days and months are those of UTC. Of a period count its calls (their cost; the estimate while that is not known), and runs that
--- wait and have no call of their present ticket that could be charged.
+-- wait and have no call of their present ticket that could be charged. Of dollars of all together count calls only: claims ask
+-- for those, and inserts would add up what waits of everybody, one at a time.
 -- An image counts unless its call was free, or charged without one. Written out at each place: a function that has a search_path
 -- is called for every row, which took a budget of 100,000 calls five seconds.
 
@@ -2698,8 +2699,8 @@ begin
 end
 $$;
 
--- Returns what a user, or a workflow, or (both null) all together have used since the beginning of a day or month, with what
--- waits. Equal requests are priced once.
+-- Returns what a user, or a workflow, has used since the beginning of a day or month, with what waits. Equal requests are
+-- priced once.
 create or replace function image_jobs.used_since(
   p_user uuid, p_workflow uuid, p_since timestamptz, out images bigint, out usd numeric)
 language plpgsql volatile set search_path = ''
@@ -2708,11 +2709,9 @@ as $$
 begin
   select coalesce(sum(u.images), 0), coalesce(sum(u.usd), 0) into images, usd
   from (
-    select t.images, t.usd from image_jobs.used_together(p_since) t where p_user is null and p_workflow is null
-    union all
-    select case when c.state <> 'charged' or c.image then 1 else 0 end, coalesce(c.cost, c.estimate, 0)
+    select case when c.state <> 'charged' or c.image then 1 else 0 end as images, coalesce(c.cost, c.estimate, 0) as usd
     from image_jobs.calls c
-    where num_nonnulls(p_user, p_workflow) > 0 and c.opened_at >= p_since and c.state <> 'free'
+    where c.opened_at >= p_since and c.state <> 'free'
       and (p_user is null or c.user_id = p_user) and (p_workflow is null or c.workflow_id = p_workflow)
     union all
     select w.images, w.images * coalesce(image_jobs.estimate_cost(w.processor, w.spec), 0)
@@ -2729,6 +2728,26 @@ begin
       group by 2, 3
     ) w
   ) u;
+end
+$$;
+
+-- Returns how many images all together have made on a day, with what waits; counted no further than p_limit.
+create or replace function image_jobs.images_together(p_since timestamptz, p_limit bigint)
+returns bigint language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_made bigint := (select t.images from image_jobs.used_together(p_since) t);
+begin
+  return v_made + (
+    select count(*)
+    from (
+      select from public.runs r
+      where r.kind = 'image_gen' and r.queue_state = 'pending' and coalesce(r.created_by, r.subject_id) is not null
+        and not exists (
+          select from image_jobs.calls c where c.run_id = r.id and c.ticket = r.ticket and c.state <> 'free')
+      limit greatest(p_limit - v_made, 0)
+    ) counted);
 end
 $$;
 
@@ -2778,9 +2797,11 @@ returns void language plpgsql volatile set search_path = ''
 as $$
 declare
   v_whose text := case when p_user is not null then 'One user' when p_workflow is not null then 'This workflow' else 'All together' end;
+  v_together boolean := num_nonnulls(p_user, p_workflow) = 0;
   v_used record;
   v_max numeric;
   v_period text;
+  v_since timestamptz;
 begin
   if p_limit.max_waiting is not null
     and image_jobs.count_waiting(p_user, p_workflow, p_limit.max_waiting + 1::bigint) + p_more > p_limit.max_waiting
@@ -2794,12 +2815,19 @@ begin
   foreach v_period in array array['day', 'month'] loop
     v_max := case v_period when 'day' then p_limit.usd_per_day else p_limit.usd_per_month end;
     continue when v_max is null and (v_period = 'month' or p_limit.images_per_day is null);
-    select u.images, u.usd into v_used from image_jobs.used_since(p_user, p_workflow, image_jobs.period_start(v_period)) u;
+    v_since := image_jobs.period_start(v_period);
+    if v_together then
+      select case when v_period = 'day' and p_limit.images_per_day is not null
+        then image_jobs.images_together(v_since, p_limit.images_per_day + 1::bigint) end as images,
+        case when v_max is not null then (select t.usd from image_jobs.used_together(v_since) t) end as usd into v_used;
+    else
+      select u.images, u.usd into v_used from image_jobs.used_since(p_user, p_workflow, v_since) u;
+    end if;
     if v_period = 'day' and v_used.images + p_more > p_limit.images_per_day then
       perform image_jobs.refuse_usage(
         format('%s may make %s images a day, and this would be more.', v_whose, p_limit.images_per_day),
         image_jobs.opens_again('day', p_limit.images_per_day));
-    elsif v_used.usd + coalesce(p_usd, 0) > v_max then
+    elsif v_used.usd + coalesce(p_usd, 0) > v_max and not v_together or v_used.usd >= v_max and v_together then
       perform image_jobs.refuse_usage(
         format('%s may spend %s USD a %s, and this would be more.', v_whose, v_max, v_period),
         image_jobs.opens_again(v_period, v_max));
@@ -2840,6 +2868,8 @@ begin
       coalesce(o.who, o.workflow_id)), 0)
     from unnest(v_limits) with ordinality as l
     cross join lateral (select v_users[l.ordinality] as who, l.applies_to, l.workflow_id) o
+    -- Of dollars of all together counts nothing that an insert adds.
+    where l.applies_to <> 'all together' or num_nonnulls(l.max_waiting, l.images_per_day) > 0
     order by 1
   loop
     perform pg_advisory_xact_lock(v_key);
@@ -8518,7 +8548,8 @@ revoke all on image_jobs.provider_states, image_jobs.used_hours, public.image_pr
 revoke all on sequence image_jobs.provider_states_id_seq from public, anon, authenticated, service_role;
 revoke all on function
   image_jobs.add_up_hours(), image_jobs.budget_left(), image_jobs.check_limit(image_jobs.usage_limits, uuid, uuid, integer, numeric),
-  image_jobs.count_waiting(uuid, uuid, bigint), image_jobs.has_budget(), image_jobs.limits_of_user(uuid),
+  image_jobs.count_waiting(uuid, uuid, bigint), image_jobs.has_budget(),
+  image_jobs.images_together(timestamptz, bigint), image_jobs.limits_of_user(uuid),
   image_jobs.opens_again(text, numeric), image_jobs.period_end(text), image_jobs.period_start(text),
   image_jobs.refuse_usage(text, text), image_jobs.usage_of_caller(),
   image_jobs.used_since(uuid, uuid, timestamptz), image_jobs.used_together(timestamptz)

@@ -334,6 +334,30 @@ async def test_claims_stop_where_the_budget_ends(db: Db, daemon: Daemon) -> None
     assert len(await daemon.claim(8)) == 3
 
 
+async def test_runs_that_wait_spend_nothing_of_all_together(db: Db, daemon: Daemon) -> None:
+    await limit(db, "all together", usd_per_day=Decimal("0.12"))
+    await insert_as(db, USER, 8)
+    assert len(await daemon.claim(8)) == 3
+    error = await refused(insert_as(db, OTHER))
+    assert error["message"] == "All together may spend 0.12 USD a day, and this would be more."
+    assert error["hint"] == f"It opens again at {MIDNIGHT:%Y-%m-%dT%H:%M:%SZ}."
+
+
+async def test_dollars_of_all_together_queue_no_inserts(db: Db, crowd: list[Db]) -> None:
+    await limit(db, "all together", usd_per_day=1, usd_per_month=1)
+    await crowd[1].execute("set lock_timeout = '2 s'")
+    async with crowd[0].transaction():
+        await insert_as(crowd[0], USER)
+        await insert_as(crowd[1], OTHER)
+
+
+async def test_images_of_all_together_are_exact(db: Db, daemon: Daemon, crowd: list[Db]) -> None:
+    await limit(db, "all together", images_per_day=6)
+    await insert_as(db, OTHER, 2)
+    await daemon.claim(1)
+    assert await attempts(crowd, 1, 1, uuid4()) == 4
+
+
 async def test_concurrent_claims_share_the_budget(db: Db, daemon: Daemon, crowd: list[Db]) -> None:
     await limit(db, "all together", usd_per_day=Decimal("0.40"))
     await db.execute(INSERT, uuid4(), PROMPT, 60)

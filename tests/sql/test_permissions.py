@@ -242,6 +242,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.check_usage": NOBODY,
     "image_jobs.count_waiting": NOBODY,
     "image_jobs.has_budget": NOBODY,
+    "image_jobs.images_together": NOBODY,
     "image_jobs.limits_of_user": NOBODY,
     "image_jobs.opens_again": NOBODY,
     "image_jobs.period_end": NOBODY,

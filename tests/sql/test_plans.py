@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from daemon.queue.client import Queue
-from tests.support.postgres import Cluster, connect
+from tests.support.postgres import Cluster, connect, signed_in
 from tests.support.runs import completed, insert_runs, register
 
 Db = asyncpg.Connection
@@ -57,6 +57,19 @@ async def test_rerouting_reads_a_bounded_number_of_runs(db: Db) -> None:
     await insert_runs(db, 1500, processor="openai:gpt-image-2", fallback=["google:gemini-3-pro-image"])
     await db.execute("analyze runs")
     assert await read() < 210
+
+
+@pytest.mark.one_postgres
+async def test_a_budget_of_all_reads_nothing_that_waits(db: Db) -> None:
+    await db.execute("insert into image_jobs.usage_limits (applies_to, usd_per_day) values ('all together', 9)")
+    await insert_runs(db, 1500)
+    async with signed_in(db):
+        before = await db.fetchval(READ)
+        await db.execute(
+            """insert into runs (kind, subject_id, processor, metadata)
+            values ('image_gen', gen_random_uuid(), 'demo:painter', '{"promptSpec": {"basePrompt": "a red fox"}}')"""
+        )
+        assert await db.fetchval(READ) - before < 20
 
 
 CALLED = "select coalesce(sum(calls), 0)::int from pg_stat_xact_user_functions where schemaname = 'image_jobs'"
