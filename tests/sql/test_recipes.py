@@ -128,6 +128,17 @@ async def test_change_a_limit(db: Db) -> None:
     assert [run["processor"] for run in await daemon.claim(300)] == ["openai:gpt-image-1"] * 15
 
 
+async def test_more_waiting_leaves_the_budgets_of_a_user(db: Db) -> None:
+    await db.execute(recipe("Give each user 50 images"))
+    await db.execute(recipe("Let one user have more waiting"))
+    each, user = await db.fetch(
+        """select max_waiting, images_per_day, usd_per_day, usd_per_month from image_jobs.usage_limits
+        where applies_to in ('each user', 'user') order by applies_to"""
+    )
+    assert user["max_waiting"] > each["max_waiting"]
+    assert tuple(user)[1:] == tuple(each)[1:] == (50, 2, None)
+
+
 async def test_the_views_show_the_state_of_the_queue(db: Db, daemon: Daemon) -> None:
     await insert_runs(db, 4)
     claimed, *_ = await daemon.claim(2)
