@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import structlog
 
 from daemon.dev.postgres import version
 from daemon.errors import ImageJobsError
@@ -52,6 +53,13 @@ def _installed(name: str) -> str:
         return f"PostgreSQL {version(bin_dir(name))}"
     except ImageJobsError as error:
         return f"MISSING. {error.message}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """Print tracebacks of workers in this process without rich, if that is installed: its frames take a second."""
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 @pytest.fixture(scope="session")

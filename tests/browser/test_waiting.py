@@ -91,7 +91,9 @@ async def test_a_budget_is_counted_and_its_end_is_told(window: Window, db: Any) 
     await expect(budget).to_have_attribute("data-spent", "true")
     window.expected = "429"
     await window.node("A snowy owl").get_by_role("button", name="Generate").click()
-    await expect(window.toast).to_contain_text("This workflow may make 2 images a day, and this would be more.")
+    await expect(window.toast).to_contain_text(
+        "This workflow may make 2 images a day, and this would be more.", timeout=20_000
+    )
     await expect(window.toast).to_contain_text(re.compile(r"It opens again at \d{4}-\d\d-\d\dT00:00:00Z\."))
     await window.keep_screenshot("budget")
 

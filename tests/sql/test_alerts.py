@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from tests.support.postgres import signed_in
-from tests.support.protocol import Daemon, Db, move_clock, new_daemon, run_in
+from tests.support.protocol import NOON, Daemon, Db, move_clock, move_clock_to, new_daemon, run_in
 from tests.support.runs import insert_run, insert_runs
 
 pytestmark = pytest.mark.one_postgres
@@ -73,7 +73,9 @@ async def report_trouble(db: Db, daemon: Daemon, *, storage: bool = False, unrea
 
 
 async def spend(db: Db, daemon: Daemon, budget: str) -> None:
-    """Spend four cents of a budget for a day."""
+    """Spend four cents of a budget for a day, at noon."""
+    await move_clock_to(db, NOON)
+    await daemon.beat()
     await db.execute(
         "insert into image_jobs.usage_limits (applies_to, usd_per_day) values ('all together', $1::text::numeric)",
         budget,

@@ -12,13 +12,12 @@ import pytest
 
 from tests.sql.test_models import publish
 from tests.support.postgres import connect, signed_in
-from tests.support.protocol import Daemon, Db, as_operator, move_clock
+from tests.support.protocol import NOON, Daemon, Db, as_operator, move_clock_to
 
 pytestmark = pytest.mark.one_postgres
 
 USER = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 OTHER = UUID("bbbbbbbb-0000-4000-8000-00000000000b")
-NOON = datetime(2031, 6, 15, 12, tzinfo=UTC)
 MIDNIGHT = datetime(2031, 6, 16, tzinfo=UTC)
 PROMPT: dict[str, Any] = {"promptSpec": {"basePrompt": "a red fox"}}
 INSERT = """insert into runs (kind, subject_id, processor, metadata)
@@ -30,7 +29,7 @@ Refusal = asyncpg.PostgresError
 @pytest.fixture
 async def db(db: Db) -> Db:
     """Publish a model of 4 cents, at noon of a day in the middle of a month."""
-    await at(db, NOON)
+    await move_clock_to(db, NOON)
     await publish(db, "demo", {"model": "painter", "price": 0.04})
     return db
 
@@ -39,7 +38,7 @@ async def db(db: Db) -> Db:
 async def crowd(database: str, db: Db) -> AsyncIterator[list[Db]]:
     connections = [await connect(database) for _ in range(20)]
     for connection in connections:
-        await at(connection, NOON)
+        await move_clock_to(connection, NOON)
     yield connections
     for connection in connections:
         await connection.close()
@@ -77,11 +76,6 @@ async def refused(attempt: Awaitable[Any]) -> dict[str, str]:
 async def usage(db: Db, user: UUID = USER) -> list[asyncpg.Record]:
     async with signed_in(db, user):
         return await db.fetch("select * from image_usage order by scope, period, workflow_id")
-
-
-async def at(db: Db, moment: datetime) -> None:
-    """Move the session's clock to a moment."""
-    await move_clock(db, f"{(moment - datetime.now(UTC)).total_seconds()} s")
 
 
 BUDGETS = [
@@ -163,7 +157,7 @@ async def test_a_repeat_of_a_key_is_never_refused(db: Db, crowd: list[Db]) -> No
 
 async def test_a_budget_closes_before_midnight_and_opens_then(db: Db) -> None:
     await limit(db, images_per_day=2)
-    await at(db, MIDNIGHT - timedelta(seconds=60))
+    await move_clock_to(db, MIDNIGHT - timedelta(seconds=60))
     await insert_as(db, USER, 2)
     await db.execute("update runs set status = 'cancelled'")
     await insert_as(db, USER, 2)
@@ -175,21 +169,21 @@ async def test_a_budget_closes_before_midnight_and_opens_then(db: Db) -> None:
 
 async def test_calls_of_yesterday_do_not_count(db: Db, daemon: Daemon) -> None:
     await limit(db, usd_per_day=Decimal("0.08"))
-    await at(db, MIDNIGHT - timedelta(seconds=60))
+    await move_clock_to(db, MIDNIGHT - timedelta(seconds=60))
     await daemon.beat()
     await insert_as(db, USER, 2)
     for claimed in await daemon.claim(2):
         await daemon.complete(claimed, cost=0.04)
     error = await refused(insert_as(db, USER))
     assert error["message"] == "One user may spend 0.08 USD a day, and this would be more."
-    await at(db, MIDNIGHT + timedelta(seconds=1))
+    await move_clock_to(db, MIDNIGHT + timedelta(seconds=1))
     await insert_as(db, USER, 2)
     await refused(insert_as(db, USER))
 
 
 async def test_the_month_has_its_own_end(db: Db) -> None:
     await limit(db, usd_per_month=Decimal("0.04"))
-    await at(db, datetime(2031, 12, 31, 23, 59, tzinfo=UTC))
+    await move_clock_to(db, datetime(2031, 12, 31, 23, 59, tzinfo=UTC))
     await insert_as(db, USER)
     error = await refused(insert_as(db, USER))
     assert error["message"] == "One user may spend 0.04 USD a month, and this would be more."
@@ -328,7 +322,7 @@ async def test_claims_stop_where_the_budget_ends(db: Db, daemon: Daemon) -> None
     row = await db.fetchrow("select * from image_provider_status where provider = 'demo'")
     assert row is not None
     assert (row["state"], row["until"]) == ("budget", MIDNIGHT)
-    await at(db, MIDNIGHT + timedelta(seconds=1))
+    await move_clock_to(db, MIDNIGHT + timedelta(seconds=1))
     await daemon.beat()
     assert await db.fetchval("select state from image_provider_status where provider = 'demo'") == "open"
     assert len(await daemon.claim(8)) == 3
@@ -384,7 +378,7 @@ async def test_hours_that_were_added_up_count_as_before(db: Db, daemon: Daemon) 
     await daemon.fail(claimed[1])
     total = "select images, usd from image_jobs.used_together(image_jobs.period_start('month'))"
     before = await db.fetchrow(total)
-    await at(db, NOON + timedelta(hours=2))
+    await move_clock_to(db, NOON + timedelta(hours=2))
     await daemon.beat()
     await db.execute("select image_jobs.add_up_hours()")
     assert await db.fetchval("select sum(images) from image_jobs.used_hours") == 1

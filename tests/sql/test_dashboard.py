@@ -1,13 +1,14 @@
 """The dashboard has all that an operator looks at, in one call, under the keys that the README lists."""
 
 import re
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
 from tests.support.postgres import ROOT
-from tests.support.protocol import Daemon, Db, move_clock, new_daemon, run_in
+from tests.support.protocol import NOON, Daemon, Db, move_clock_to, new_daemon, run_in
 from tests.support.runs import insert_run, insert_runs
 
 README = (ROOT / "sql/README.md").read_text()
@@ -19,9 +20,9 @@ async def dashboard(db: Db, period: str = "1 hour") -> dict[str, Any]:
 
 async def busy(db: Db, daemon: Daemon) -> None:
     """Have a run in each state, one that was completed two hours ago, and one of a provider that is closed."""
-    await move_clock(db, "-2 hours")
+    await move_clock_to(db, NOON - timedelta(hours=2))
     await run_in(db, daemon, "completed")
-    await move_clock(db, "0")
+    await move_clock_to(db, NOON)
     await daemon.beat()
     await insert_run(db)
     claimed = await daemon.claim_one()
@@ -39,8 +40,8 @@ async def busy(db: Db, daemon: Daemon) -> None:
 
 
 async def test_everything_is_in_one_call(db: Db, daemon: Daemon) -> None:
-    await new_daemon(db, "openai")
     await busy(db, daemon)
+    await new_daemon(db, "openai")
     board = await dashboard(db)
     named = re.search(r"## The dashboard\n(.*?)\n## ", README, re.DOTALL)
     assert named is not None

@@ -131,7 +131,7 @@ async def test_a_limit_of_a_model_is_told_of_that_model(db: Db, daemon: Daemon) 
 
 async def test_the_end_of_the_last_lease_is_unserved(db: Db, daemon: Daemon) -> None:
     other = await new_daemon(db, "google")
-    await move_clock(db, "29 s")
+    await move_clock(db, "15 s")
     await other.beat()
     assert (await status(db))["state"] == "open"
     await move_clock(db, "31 s")
@@ -239,7 +239,7 @@ async def test_noting_never_waits_for_another(db: Db, second: Db, daemon: Daemon
 async def test_the_grace_decides_how_long_a_run_waits(db: Db, daemon: Daemon) -> None:
     await insert_run(db, processor="openai:small")
     await db.execute("select image_jobs.leave($1)", daemon.id)
-    await move_clock(db, "119 s")
+    await move_clock(db, "60 s")
     other = await new_daemon(db, "google")
     assert await other.claim(10) == []
     await move_clock(db, "121 s")

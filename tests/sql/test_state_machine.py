@@ -562,7 +562,7 @@ class Queue(RuleBasedStateMachine):
         )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_database_agrees_with_the_model_whatever_happens(postgres: Cluster) -> None:
     with asyncio.Runner() as runner:
         database = postgres.database()

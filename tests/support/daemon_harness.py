@@ -112,13 +112,13 @@ class DaemonHarness:
         return await wait_until(parked, timeout=20)
 
     async def wait_for_retry(self, run: str, times: int = 1) -> asyncpg.Record:
-        """Wait until the run has been put off that many times. Returns the row, which is pending again."""
+        """Wait until the run has been put off that many times. Returns the row, pending unless it is under way again."""
 
         async def retried() -> bool:
-            return len(await self.events(run, "retry")) == times
+            return len(await self.events(run, "retry")) >= times
 
         await wait_until(retried, timeout=20)
-        return await self.wait_for_status(run, "pending")
+        return await run_row(self.db, run)
 
     async def wait_for_event(self, run: str, name: str) -> list[dict[str, Any]]:
         """Wait until the run has events of this name. Returns them, as `events` does."""

@@ -1,6 +1,7 @@
 """The daemon's side of the SQL contract, as any daemon in any language would call it."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,6 +18,9 @@ STATES = ("pending", "running", "parked", "completed", "failed", "cancelled")
 UNFINISHED = ("pending", "running", "parked")
 TERMINAL = ("completed", "failed", "cancelled")
 OPERATORS = ("postgres", "service_role")
+
+NOON = datetime(2031, 6, 15, 12, tzinfo=UTC)
+"""Of a day in the middle of a month: budgets, which end at midnight, do not end meanwhile."""
 
 
 @dataclass
@@ -117,6 +121,11 @@ async def new_daemon(connection: Db, *providers: str, lease: str = "30 s") -> Da
 async def move_clock(connection: Db, offset: str) -> None:
     """Move the session's clock, to so much after the real one."""
     await connection.execute("select set_config('image_jobs.clock_offset', $1, false)", offset)
+
+
+async def move_clock_to(connection: Db, moment: datetime) -> None:
+    """Move the session's clock to a moment, from which it goes on."""
+    await move_clock(connection, f"{(moment - datetime.now(UTC)).total_seconds()} s")
 
 
 async def run_in(connection: Db, daemon: Daemon, state: str, **options: Any) -> str:

@@ -84,7 +84,7 @@ class Shop:
             row = await run_row(self.db, run)
             return row if row["finished_at"] else None
 
-        return await wait_until(over)
+        return await wait_until(over, timeout=40)
 
     async def calls(self, run: str) -> list[tuple[str, float | None, float | None]]:
         """State, cost and estimate of the calls of a run, in sequence."""

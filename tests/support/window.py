@@ -121,7 +121,7 @@ class Window:
         """Wait until the node's image is ready and painted; return its address."""
         await expect(node).to_have_attribute("data-status", "completed", timeout=40_000)
         await expect(node.locator(".image-node-picture")).to_have_count(1, timeout=10_000)
-        await expect(node.locator(".image-node-picture")).to_have_attribute("data-loaded", "true")
+        await expect(node.locator(".image-node-picture")).to_have_attribute("data-loaded", "true", timeout=40_000)
         return str(await node.locator(".image-node-picture").get_attribute("src"))
 
     async def keep_screenshot(self, name: str) -> None:
