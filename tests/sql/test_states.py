@@ -199,7 +199,7 @@ async def test_a_completed_run_has_its_image(db: Db, daemon: Daemon) -> None:
     claimed = await daemon.claim_one()
     assert await daemon.complete(claimed, width=1024, cost=0.04) == "settled"
     row = await run_row(db, run)
-    payload = {"imageUrl": IMAGE, "width": 1024, "cost": 0.04}
+    payload = {"imageUrl": IMAGE, "width": 1024, "cost": 0.04, "timings": row["payload"]["timings"]}
     assert (row["status"], row["progress"], row["payload"]) == ("completed", 100, payload)
     assert row["finished_at"] >= row["started_at"]
     assert row["claim"] == claimed["claim"], "the claim stays: a settlement may come twice"
@@ -327,10 +327,12 @@ def assert_in_line_again(before: asyncpg.Record, row: asyncpg.Record) -> None:
 
 async def test_requeueing_keeps_the_old_payload_in_the_event(db: Db, daemon: Daemon) -> None:
     run = await run_in(db, daemon, "completed")
+    payload = (await run_row(db, run))["payload"]
+    assert payload["imageUrl"] == IMAGE
     await set_status(db, run, "pending")
     last = (await events(db, run))[-1]
     assert last["event"] == "requeued"
-    assert last["data"] == {"before": "completed", "attempts": 1, "payload": {"imageUrl": IMAGE}}
+    assert last["data"] == {"before": "completed", "attempts": 1, "payload": payload}
 
 
 async def test_pending_to_pending_runs_it_now(db: Db, daemon: Daemon) -> None:
