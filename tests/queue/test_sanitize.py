@@ -304,7 +304,8 @@ async def test_a_foreign_error_keeps_code_hint_and_details(database: str, db: Db
     row = await run_row(db, run)
     assert row["status"] == {"failed": "failed", "retry": "pending", "parked": "running"}[kind]
     if kind != "parked":
-        assert (row["payload"]["code"], row["payload"]["hint"]) == ("invalid_request", "Change it.")
+        hint = "Change it. It is tried again by itself." if kind == "retry" else "Change it."
+        assert (row["payload"]["code"], row["payload"]["hint"]) == ("invalid_request", hint)
         assert row["payload"]["error"].startswith("Expected a URL or 'data:image/png; base64,'. ")
         assert row["payload"]["details"]["size"] is None
     (submitted,) = await data_of(db, run, "submitted")

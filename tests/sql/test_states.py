@@ -332,7 +332,11 @@ async def test_requeueing_keeps_the_old_payload_in_the_event(db: Db, daemon: Dae
     await set_status(db, run, "pending")
     last = (await events(db, run))[-1]
     assert last["event"] == "requeued"
-    assert last["data"] == {"before": "completed", "attempts": 1, "payload": payload}
+    assert last["data"] == {
+        "before": "completed",
+        "attempts": 1,
+        "payload": {key: value for key, value in payload.items() if value is not None},
+    }
 
 
 async def test_pending_to_pending_runs_it_now(db: Db, daemon: Daemon) -> None:
