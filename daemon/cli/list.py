@@ -59,7 +59,9 @@ def list_runs(
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, the newest first; of those that have ended, the last 20,000 are looked at.
+    """List runs, the newest first.
+
+    Of those that have ended, the last 20,000 are looked at.
 
     Example: image-jobs list --status failed --provider openai --limit 5
     """

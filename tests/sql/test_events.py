@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.postgres import connect
 from tests.support.protocol import IMAGE, Daemon, Db, events, move_clock, new_daemon, run_in
-from tests.support.runs import event_names, insert_run, insert_runs
+from tests.support.runs import event_names, insert_run, insert_runs, run_row
 
 
 async def test_a_whole_life_has_its_events_in_sequence(db: Db, daemon: Daemon) -> None:
@@ -42,7 +42,7 @@ async def test_a_whole_life_has_its_events_in_sequence(db: Db, daemon: Daemon) -
             "event": "completed",
             "message": "The image is ready.",
             "progress": 100,
-            "data": {"imageUrl": IMAGE},
+            "data": {"imageUrl": IMAGE, "timings": (await run_row(db, run))["payload"]["timings"]},
         },
     ]
 
