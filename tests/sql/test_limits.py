@@ -314,13 +314,21 @@ async def test_the_functions_that_run_most_have_their_plans_pinned(db):
         *(
             "claim_runs",
             "close_calls",
+            "current_alerts",
+            "dashboard",
+            "gauges",
+            "images_together",
             "makers_of_jobs",
             "note_responses",
             "project_changes",
             "project_nodes",
+            "provider_status",
             "record_progress",
             "reroute_runs",
             "settle_runs",
             "sweep_calls",
+            "take_tallies",
+            "used_since",
+            "used_together",
         )
     ]
