@@ -16,6 +16,11 @@ async def test_migrate_says_what_it_ran_and_made(image_jobs, postgres):
             "the bucket images",
             "the bucket images-context",
             "the bucket images-kept",
+            "the bucket image-sources",
+            'the policy "Members see the pictures of their workflows" on storage.objects',
+            'the policy "Members see the sources of their workflows" on storage.objects',
+            'the policy "Members add sources to their workflows" on storage.objects',
+            'the policy "Members delete the sources of their workflows" on storage.objects',
             'the policy "Members hear the nodes of their workflows" on realtime.messages',
             "workflow_nodes in the publication supabase_realtime",
         ]
