@@ -135,6 +135,7 @@ async def test_a_bucket_of_another_name_is_the_only_one(supabase, project):
     await project.execute(migrations()[0].path.read_text())
     assert await project.fetchval("select public from storage.buckets where id = 'pictures'") is True
     assert await project.fetchval("select array_agg(id order by id) from storage.buckets") == [
+        "image-sources",
         "pictures",
         "pictures-context",
         "pictures-kept",
