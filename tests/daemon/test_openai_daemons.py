@@ -51,7 +51,7 @@ async def test_wrong_key_is_final_and_written_nowhere(database: str, api: OpenAI
         row = await harness.wait_for_status(run, "failed")
 
         assert row["payload"]["code"] == "authentication"
-        assert "OPENAI_API_KEY" in row["payload"]["hint"]
+        assert "OPENAI_API_KEY" in row["payload"]["details"]["cure"]
         assert row["attempt"] == 1
         written = await harness.db.fetch("select to_jsonb(e) as event from run_events e")
         assert wrong not in json.dumps([event["event"] for event in written]) + "\n".join(harness.daemon.raw)

@@ -285,7 +285,7 @@ async def test_a_wrong_key_is_refused_with_a_cure(harness: Harness) -> None:
 
     assert isinstance(failed, Refused)
     assert failed.code == "authentication"
-    assert "STABILITY_API_KEY" in failed.hint
+    assert "STABILITY_API_KEY" in failed.data["cure"]
 
 
 async def test_unknown_model_is_refused_with_a_suggestion(harness: Harness) -> None:

@@ -110,7 +110,7 @@ async def test_a_wrong_key_is_refused_with_a_cure(harness: Harness) -> None:
 
     assert isinstance(failed, Refused)
     assert failed.code == "authentication"
-    assert "GOOGLE_API_KEY" in failed.hint
+    assert "GOOGLE_API_KEY" in failed.data["cure"]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ async def test_a_wrong_secret_is_final(harness: Harness) -> None:
     error = await harness.fail()
 
     assert (error.code, isinstance(error, Refused)) == ("authentication", True)
-    assert "MIDJOURNEY_API_KEY" in error.hint
+    assert "MIDJOURNEY_API_KEY" in error.data["cure"]
 
 
 async def test_where_nothing_listens_nothing_was_ordered(harness: Harness) -> None:

@@ -133,7 +133,7 @@ async def test_a_wrong_key_is_refused_with_a_cure(harness: Harness) -> None:
     assert isinstance(error, Refused)
 
     assert error.code == "authentication"
-    assert "OPENAI_API_KEY" in error.hint
+    assert "OPENAI_API_KEY" in error.data["cure"]
 
 
 @pytest.mark.parametrize("response", [500, 502, 503, 409])
