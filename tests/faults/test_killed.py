@@ -63,7 +63,9 @@ async def test_image_stored_before_a_kill_is_adopted_with_its_payload(harness: F
         await one.started()
         run = await harness.insert_run()
         # It probes the public URL: the image is stored, the run is not settled.
-        await wait_until(lambda: any(method == "GET" for method, _ in harness.gate.requests), timeout=20)
+        await wait_until(
+            lambda: any(m == "GET" and "/object/public/" in path for m, path in harness.gate.requests), timeout=20
+        )
         async with harness.run_daemon() as two:
             await two.started()
             await harness.allow_take_over()
