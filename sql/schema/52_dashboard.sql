@@ -12,6 +12,11 @@ declare
   v_today timestamptz := date_trunc('day', v_now, 'UTC');
   v_ended bigint := image_jobs.claim_before(v_from);
   v_day_ago bigint := image_jobs.claim_before(least(v_from, v_now - interval '1 day'));
+  -- Of the series: the least of these of which the period has at most a hundred.
+  v_step interval := (
+    select min(step.width) from unnest(array[
+      '15 s', '1 min', '5 min', '15 min', '1 hour', '3 hours', '12 hours']::interval[]) as step (width)
+    where dashboard.period <= 100 * step.width);
   v_board jsonb;
 begin
   if dashboard.period is null or dashboard.period <= interval '0' or dashboard.period > interval '31 days' then
@@ -46,14 +51,32 @@ begin
       count(*) filter (where e.status = 'cancelled') as cancelled
     from ended e group by 1
   ),
-  calls as materialized (
-    select c.provider, c.model, sum(c.cost) filter (where c.opened_at > v_from) as usd,
+  spent as materialized (
+    select c.provider, c.model, date_bin(v_step, c.opened_at, v_today) as step,
+      sum(c.cost) filter (where c.opened_at > v_from) as usd,
       sum(c.estimate) filter (where c.state = 'unknown' and c.opened_at > v_from) as possible_usd,
       sum(c.cost) filter (where c.opened_at >= v_today) as usd_today,
       sum(c.estimate) filter (where c.state = 'unknown' and c.opened_at >= v_today) as possible_usd_today
     from image_jobs.calls c
     where c.opened_at >= least(v_from, v_today) and c.state in ('charged', 'unknown')
-    group by 1, 2
+    group by 1, 2, 3
+  ),
+  calls as materialized (
+    select s.provider, s.model, sum(s.usd) as usd, sum(s.possible_usd) as possible_usd,
+      sum(s.usd_today) as usd_today, sum(s.possible_usd_today) as possible_usd_today
+    from spent s group by 1, 2
+  ),
+  series as materialized (
+    select step.at, coalesce(r.completed, 0) as completed, coalesce(r.failed, 0) as failed,
+      r.percentiles, coalesce(c.usd, 0) as usd
+    from generate_series(date_bin(v_step, v_from, v_today), v_now, v_step) as step (at)
+    left join (
+      select date_bin(v_step, e.finished_at, v_today) as at, count(*) filter (where e.status = 'completed') as completed,
+        count(*) filter (where e.status = 'failed') as failed,
+        percentile_cont(array[0.5, 0.95]) within group (order by e.generate_ms) as percentiles
+      from ended e group by 1
+    ) r on r.at = step.at
+    left join (select s.step as at, sum(s.usd) as usd from spent s group by 1) c on c.at = step.at
   ),
   named as materialized (
     select counts.name,
@@ -138,6 +161,11 @@ begin
         'usd_today', (select coalesce(sum(c.usd_today), 0) from calls c),
         'possible_usd_today', (select coalesce(sum(c.possible_usd_today), 0) from calls c))
       from providers p),
+    'step', extract(epoch from v_step),
+    'series', (
+      select jsonb_agg(jsonb_build_object('at', s.at, 'completed', s.completed, 'failed', s.failed,
+        'generate_p50_ms', round(s.percentiles[1]), 'generate_p95_ms', round(s.percentiles[2]), 'usd', s.usd) order by s.at)
+      from series s),
     'queue', (
       select coalesce(jsonb_agg(jsonb_build_object(
         'provider', p.provider, 'pending', coalesce(p.waiting, 0), 'delayed', coalesce(p.delayed, 0),

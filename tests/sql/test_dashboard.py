@@ -1,7 +1,7 @@
 """The dashboard has all that an operator looks at, in one call, under the keys that the README lists."""
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -113,3 +113,27 @@ async def test_invented_providers_share_a_row(db: Db, daemon: Daemon) -> None:
         "select g ->> 'provider' as provider from image_jobs.gauges() g where g ->> 'gauge' = 'waiting'"
     )
     assert sorted(row["provider"] for row in rows) == ["?", "demo"]
+
+
+async def test_a_series_tells_when_runs_ended_and_money_went(db: Db, daemon: Daemon) -> None:
+    await busy(db, daemon)
+    board = await dashboard(db, "3 hours")
+    assert board["step"] == 300
+    steps = {datetime.fromisoformat(each["at"]): each for each in board["series"]}
+    assert len(steps) == 37
+    then, now = steps[NOON - timedelta(hours=2)], steps[NOON]
+    assert (then["completed"], then["failed"], then["usd"]) == (1, 0, 0)
+    assert (now["completed"], now["failed"], now["usd"]) == (1, 3, 0.04)
+    assert now["generate_p50_ms"] == now["generate_p95_ms"] >= 0
+    assert sum(each["completed"] + each["failed"] for each in steps.values()) == 5
+    assert steps[NOON - timedelta(hours=1)]["generate_p50_ms"] is None
+
+
+@pytest.mark.one_postgres
+@pytest.mark.parametrize(
+    ("period", "step"), [("15 min", 15), ("1 hour", 60), ("1 day", 900), ("7 days", 10800), ("31 days", 43200)]
+)
+async def test_a_period_has_a_hundred_steps_at_most(db: Db, period: str, step: int) -> None:
+    board = await dashboard(db, period)
+    assert board["step"] == step
+    assert 56 <= len(board["series"]) <= 101
