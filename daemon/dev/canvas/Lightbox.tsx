@@ -1,7 +1,7 @@
 /** A dialog with one image at full size, its prompt and the details of its run. */
 import { useEffect, useRef, useState } from "react";
 import type { SupabaseClient } from "@supabase/supabase-js";
-import { Icon } from "./ImageNode";
+import { Icon } from "./Icon";
 import type { Actions, WorkflowNode } from "./nodes";
 import { withoutToken } from "./pictures";
 

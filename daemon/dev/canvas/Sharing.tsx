@@ -1,7 +1,7 @@
 /** Sharing: a link that makes its opener a member, leaving, and the page of who is no member. */
 import { useEffect, useState } from "react";
 import type { SupabaseClient } from "@supabase/supabase-js";
-import { Icon } from "./ImageNode";
+import { Icon } from "./Icon";
 
 const ADDRESS = /^#([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?(?:\?join=([\w-]+))?$/i;
 

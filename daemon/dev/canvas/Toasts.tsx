@@ -1,6 +1,6 @@
 /** Notifications: failures, and Undo after a deletion. */
 import { useCallback, useEffect, useRef, useState } from "react";
-import { Icon } from "./ImageNode";
+import { Icon } from "./Icon";
 
 export interface Toast {
   id: number;

@@ -1,6 +1,6 @@
 /**
  * The store of a workflow: loads its nodes, keeps them up to date, edits them, and starts runs. It needs supabase-js and no
- * framework. Copy this file with nodes.ts, pictures.ts, availability.ts and database.types.ts.
+ * framework. Copy this file with database.types.ts and those that it imports.
  *
  *     const workflow = new Workflow(supabase, workflowId);
  *     const unsubscribe = workflow.subscribe(({ nodes }) => draw(nodes)); // now, and at each change
@@ -12,33 +12,29 @@
  * duplicate ones change nothing.
  */
 import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
-import type { Database, Json } from "./database.types";
+import type { Database } from "./database.types";
 import { Availability } from "./availability";
+import { NO_MEMBER, SIGNED_OUT, isAway, toProblem } from "./failures";
+import type { Failure } from "./failures";
 import { NodeCache, applyPatch, isUnfinished, isWaiting } from "./nodes";
 import type {
-  Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, PendingEdit, Position, Problem, RunMessage,
-  Snapshot, WorkflowNode,
+  Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, Position, Problem, RunMessage, Snapshot,
+  WorkflowNode,
 } from "./nodes";
 import { Pictures } from "./pictures";
+import { Starts } from "./starts";
+import { COLUMNS } from "./store";
+import type { Store } from "./store";
+import { Writes } from "./writes";
 
 /** Before anything is loaded, and on a server. */
 export const EMPTY: Snapshot = { nodes: [], models: [], usage: [], connection: "connecting", isLoading: true, error: null, unsent: 0 };
 
-const COLUMNS = "id,workflow_id,node_type,node_data,position,version";
 const PAGE_SIZE = 500;
-const UNIQUE_VIOLATION = "23505";
-/** The database refuses more runs; a gateway's 429 has no code. */
-const USAGE_LIMIT = "PT429";
-/** Milliseconds: from the last keystroke to the write; without messages until a refetch. */
-const DEBOUNCE = 400, STALE_AFTER = 10_000;
+/** Milliseconds without messages until a refetch. */
+const STALE_AFTER = 10_000;
 /** Milliseconds between two tries to load while the server is away: doubled each time. */
 const FIRST_PAUSE = 2_000, LONGEST_PAUSE = 30_000;
-
-/** An error of supabase-js with the status of its response; 0 without one. */
-interface Failure {
-  status: number;
-  error: { code: string; message: string; hint: string | null };
-}
 
 export class Workflow implements Actions {
   readonly id: string;
@@ -48,6 +44,8 @@ export class Workflow implements Actions {
     this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }));
   readonly #pictures: Pictures;
   readonly #availability: Availability;
+  readonly #writes: Writes;
+  readonly #starts: Starts;
   #snapshot = EMPTY;
   #models: readonly ImageModel[] = [];
   #connection: Connection = "connecting";
@@ -57,14 +55,6 @@ export class Workflow implements Actions {
   #userId: string | null | undefined;
   /** Grows when a user signs out or leaves: rows that were asked for before are not shown to the next one. */
   #era = 0;
-  #writes = new Map<string, Promise<void>>();
-  /** An edit could not be sent: the next load sends it. */
-  #writeFailed = false;
-  #debounces = new Map<string, ReturnType<typeof setTimeout>>();
-  /** Calls of `start_image_job` in flight, by node. */
-  #starting = new Map<string, Promise<boolean>>();
-  /** Pending run ids that this window is inserting. */
-  #submitting = new Set<string>();
   #loadInProgress: Promise<void> | undefined;
   #reloadRequested = false;
   #endPause: (() => void) | undefined;
@@ -84,6 +74,25 @@ export class Workflow implements Actions {
     this.id = workflowId;
     this.#pictures = new Pictures(this.#supabase, () => this.#scheduleRender(), problem => this.#tell(problem));
     this.#availability = new Availability(this.#supabase, () => this.#scheduleRender());
+    const store: Store = {
+      id: this.id,
+      supabase: this.#supabase,
+      nodes: this.#nodes,
+      connection: () => this.#connection,
+      era: () => this.#era,
+      load: () => this.#load(),
+      fetch: ids => this.#fetch(ids),
+      merge: (rows, era) => this.#merge(rows, era),
+      render: () => this.#scheduleRender(),
+      tell: problem => this.#tell(problem),
+      refuse: problem => this.#refuse(problem),
+      written: async isNew => {
+        this.#starts.startPendingRuns();
+        if (isNew && ["connecting", "denied"].includes(this.#connection)) await this.#resubscribe();
+      },
+    };
+    this.#writes = new Writes(store);
+    this.#starts = new Starts(store, this.#writes);
   }
 
   /** Returns the same object until something changes. */
@@ -146,20 +155,20 @@ export class Workflow implements Actions {
       listen(window, "focus", this.#refetch);
       listen(window, "online", this.#refetch);
       listen(document, "visibilitychange", this.#refetch);
-      listen(window, "pagehide", this.#flush);
+      listen(window, "pagehide", () => this.#writes.flush());
     }
     const watch = setInterval(() => {
       void this.#pictures.sign();
       const quiet = Date.now() - this.#lastMessageAt > STALE_AFTER;
       const open = this.#nodes.rows().some(row => isUnfinished(row) || isWaiting(row));
-      if (!this.#error && (this.#writeFailed || this.#hasLostChannel || (quiet && open))) void this.#load();
+      if (!this.#error && (this.#writes.hasFailed || this.#hasLostChannel || (quiet && open))) void this.#load();
     }, STALE_AFTER / 2);
     this.#closers.push(() => clearInterval(watch));
   }
 
   #close(): void {
     this.#closers.splice(0).forEach(close => close());
-    this.#flush();
+    this.#writes.flush();
     this.#endPause?.();
     this.#availability.close();
     void this.#unsubscribe();
@@ -225,7 +234,7 @@ export class Workflow implements Actions {
         this.#lastMessageAt = Date.now();
         const incomplete = this.#nodes.mergeMessages((payload as { nodes: NodeMessage[] }).nodes);
         this.#scheduleRender();
-        this.#startPendingRuns();
+        this.#starts.startPendingRuns();
         if (incomplete.length > 0) void this.#fetch(incomplete);
       })
       .on("broadcast", { event: "runs_changed" }, ({ payload }) => {
@@ -330,9 +339,9 @@ export class Workflow implements Actions {
     this.#isLoading = false;
     if (this.#error !== NO_MEMBER || found.size > 0 || this.#connection === "live") this.#error = null;
     this.#scheduleRender();
-    this.#writeFailed = false;
-    this.#flush(); // edits that could not be sent while the server was away
-    this.#startPendingRuns(true);
+    this.#writes.hasFailed = false;
+    this.#writes.flush(); // edits that could not be sent while the server was away
+    this.#starts.startPendingRuns(true);
     if (this.#connection === "denied" && found.size > 0) void this.#resubscribe(); // a member by now
     if (this.#hasLostChannel) void this.#subscribe();
     return undefined;
@@ -343,7 +352,7 @@ export class Workflow implements Actions {
     const { data } = await this.#supabase.from("workflow_nodes").select(COLUMNS).in("id", ids);
     this.#merge(data, era);
     this.#scheduleRender();
-    this.#startPendingRuns();
+    this.#starts.startPendingRuns();
   }
 
   /** Merges rows, unless the user who asked for them has signed out or left since. */
@@ -377,101 +386,12 @@ export class Workflow implements Actions {
   // -- runs --
 
   generate = async (id: string): Promise<void> => {
-    await this.#generate(id);
+    await this.#starts.generate(id);
   };
 
-  /** Returns whether the run was started. Concurrent calls for a node share one request. */
-  #generate(id: string): Promise<boolean> {
-    const start = this.#starting.get(id) ?? this.#start(id).finally(() => this.#starting.delete(id));
-    this.#starting.set(id, start);
-    return start;
-  }
+  cancel = (id: string): Promise<void> => this.#starts.cancel(id);
 
-  async #start(id: string): Promise<boolean> {
-    const node = this.#nodes.get(id);
-    if (!node) return false;
-    const { provider, model, promptSpec, source, metadata } = node.node_data;
-    const sourceNode = source ? this.#nodes.get(source) : undefined;
-    const previousImage = sourceNode?.node_data.imageUrl;
-    if (sourceNode && !previousImage) return this.#generateAfter(id, sourceNode);
-    const request = {
-      nodeId: id,
-      workflowId: this.id,
-      provider,
-      model,
-      promptSpec: { ...promptSpec, ...(previousImage && { previousImage }) },
-      metadata,
-      idempotencyKey: crypto.randomUUID(), // one click, one image, also if the request is repeated
-    };
-    return this.#call(id, () => this.#supabase.rpc("start_image_job", { request: request as Json }));
-  }
-
-  /** Makes the source's image first. Optimistic, and written only once the source has a run: no row waits in vain. */
-  async #generateAfter(id: string, sourceNode: WorkflowNode): Promise<boolean> {
-    this.#edit(id, { input: { pendingRunId: `job_${Date.now()}_${crypto.randomUUID()}` } });
-    const started = isUnfinished(sourceNode) || isWaiting(sourceNode) || (await this.#generate(sourceNode.id));
-    if (started) await this.#fetch([sourceNode.id]);
-    else this.#edit(id, { input: { pendingRunId: null } });
-    await this.#write(id);
-    return started;
-  }
-
-  /**
-   * Starts the pending runs whose source image is there by now, and clears those whose source will never have one. The
-   * run's id is in the row: it outlives the window, and of several windows that insert it only one succeeds.
-   *
-   * Without `fetched`, the rows may be behind: a source that seems idle may have a run by now.
-   */
-  #startPendingRuns(fetched = false): void {
-    for (const { id, version, node_data: { pendingRunId, source } } of this.#nodes.rows()) {
-      if (!pendingRunId || this.#submitting.has(pendingRunId)) continue;
-      if (this.#nodes.get(id)?.node_data.pendingRunId !== pendingRunId) continue;
-      const sourceNode = source ? this.#nodes.row(source) : undefined;
-      const imageUrl = sourceNode?.node_data.imageUrl;
-      const current = fetched || !source || this.#nodes.isDeleted(source) || (sourceNode && sourceNode.version > version);
-      if (sourceNode && imageUrl && !isUnfinished(sourceNode)) void this.#startPendingRun(id, pendingRunId, imageUrl);
-      else if (sourceNode && (isUnfinished(sourceNode) || sourceNode.node_data.pendingRunId)) continue;
-      else if (current) this.#clearPendingRun(id);
-      else void this.#load();
-    }
-  }
-
-  async #startPendingRun(id: string, pendingRunId: string, previousImage: string): Promise<void> {
-    this.#submitting.add(pendingRunId);
-    await this.#write(id);
-    const node = this.#nodes.get(id);
-    if (node?.node_data.pendingRunId !== pendingRunId) return;
-    const { provider, model, promptSpec, metadata } = node.node_data;
-    const { error, status } = await this.#supabase.from("runs").insert({
-      id: pendingRunId, kind: "image_gen", subject_id: this.id, status: "pending", processor: `${provider}:${model}`,
-      metadata: { ...metadata, nodeId: id, promptSpec: { ...promptSpec, previousImage } } as Json,
-    });
-    if (error && status === 401) this.#refuse(toProblem({ error, status }));
-    if (error && (status === 401 || isAway({ error, status }))) {
-      this.#submitting.delete(pendingRunId); // retried with the next load
-      return;
-    }
-    if (error && error.code !== UNIQUE_VIOLATION) this.#tell(toProblem({ error, status }, id));
-    this.#clearPendingRun(id);
-    if (this.#connection !== "live") void this.#load();
-  }
-
-  #clearPendingRun(id: string): void {
-    this.#edit(id, { input: { pendingRunId: null } });
-    void this.#write(id);
-  }
-
-  cancel = async (id: string): Promise<void> => {
-    const node = this.#nodes.get(id);
-    if (node?.node_data.pendingRunId) this.#clearPendingRun(id);
-    const run_id = node?.node_data.runId;
-    if (node && run_id && isUnfinished(node)) await this.#call(id, () => this.#supabase.rpc("cancel_run", { run_id }));
-  };
-
-  retry = async (id: string): Promise<void> => {
-    const run_id = this.#nodes.get(id)?.node_data.runId;
-    if (run_id) await this.#call(id, () => this.#supabase.rpc("requeue_run", { run_id }));
-  };
+  retry = (id: string): Promise<void> => this.#starts.retry(id);
 
   share = async (): Promise<string | undefined> => {
     const { data, error, status } = await this.#supabase.rpc("share_workflow", { workflow_id: this.id });
@@ -493,46 +413,36 @@ export class Workflow implements Actions {
     await unsubscribed;
   };
 
-  /** Writes the node, then calls a function of the database. Returns whether it succeeded. */
-  async #call(id: string, rpc: () => PromiseLike<{ error: Failure["error"] | null; status: number }>): Promise<boolean> {
-    await this.#write(id);
-    const { error, status } = await rpc();
-    if (error) this.#tell(toProblem({ error, status }, id));
-    else if (this.#connection !== "live") await this.#load();
-    return !error;
-  }
-
   // -- edits --
 
   add = (input: NodeInput, position: Position): string => {
     const id = crypto.randomUUID();
-    this.#insert({ id, workflow_id: this.id, node_type: "image", node_data: input, position, version: 0 });
+    this.#writes.insert({ id, workflow_id: this.id, node_type: "image", node_data: input, position, version: 0 });
     return id;
   };
 
   restore = (node: WorkflowNode): void => {
     const { waitsFor: _, ...row } = this.#pictures.original(node);
-    this.#insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } });
+    this.#writes.insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } });
   };
 
   edit = (id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void => {
     const now = this.#nodes.get(id)?.node_data; // with the latest edit, which may not be rendered yet
     if (!now) return;
-    this.#edit(id, { input: applyPatch(now, typeof change === "function" ? change(now) : change) });
-    clearTimeout(this.#debounces.get(id));
-    this.#debounces.set(id, setTimeout(() => void this.#write(id), DEBOUNCE));
+    this.#writes.edit(id, { input: applyPatch(now, typeof change === "function" ? change(now) : change) });
+    this.#writes.writeSoon(id);
   };
 
   move = (id: string, position: Position): void => {
-    this.#edit(id, { position });
-    void this.#write(id);
+    this.#writes.edit(id, { position });
+    void this.#writes.write(id);
   };
 
   remove = async (id: string): Promise<void> => {
     const row = this.#nodes.row(id);
     if (!row) return;
     if (isUnfinished(row)) await this.cancel(id);
-    await this.#writes.get(id);
+    await this.#writes.settled(id);
     this.#nodes.markDeleted(id, Number.MAX_SAFE_INTEGER); // ignores all messages that are still on their way
     this.#scheduleRender();
     const { data, error, status } = await this.#supabase.from("workflow_nodes").delete().eq("id", id).select("version");
@@ -544,81 +454,5 @@ export class Workflow implements Actions {
     }
   };
 
-  #insert(node: WorkflowNode): void {
-    this.#nodes.insert(node);
-    this.#scheduleRender();
-    void this.#write(node.id);
-  }
 
-  #edit(id: string, edit: PendingEdit): void {
-    this.#nodes.edit(id, edit);
-    this.#scheduleRender();
-  }
-
-  #flush = (): void => {
-    for (const id of this.#nodes.pendingEdits()) void this.#write(id);
-  };
-
-  /** Writes the edit of a node; one write at a time per node. An edit that cannot be sent goes with the next write. */
-  #write(id: string): Promise<void> {
-    clearTimeout(this.#debounces.get(id));
-    const writing = (this.#writes.get(id) ?? Promise.resolve()).then(() => this.#writeOnce(id));
-    this.#writes.set(id, writing);
-    return writing;
-  }
-
-  async #writeOnce(id: string): Promise<void> {
-    const edit = this.#nodes.pendingEdit(id);
-    const node = this.#nodes.get(id);
-    const era = this.#era;
-    if (!edit || !node) return;
-    const changed = {
-      ...(edit.position && { position: edit.position }), // a drag writes the position alone
-      ...(edit.input && { node_data: node.node_data }),
-    };
-    const rows = this.#supabase.from("workflow_nodes");
-    const { data, error, status } = edit.insert
-      ? await rows.insert({ ...node, version: undefined } as unknown as Row).select(COLUMNS)
-      : await rows.update(changed as unknown as Partial<Row>).eq("id", id).select(COLUMNS);
-    if (error && status === 401) this.#refuse(toProblem({ error, status }));
-    if (error && (status === 401 || isAway({ error, status }))) {
-      this.#writeFailed = true; // sent when the server or the user is back
-      return;
-    }
-    this.#nodes.settleEdit(id, edit);
-    if (error?.code === UNIQUE_VIOLATION) await this.#fetch([id]); // the insert had succeeded, its response was lost
-    else if (error) {
-      if (edit.insert) this.#nodes.removeInsert(id);
-      this.#tell(toProblem({ error, status }, id));
-    }
-    this.#merge(data, era);
-    this.#scheduleRender();
-    this.#startPendingRuns();
-    if (edit.insert && !error && ["connecting", "denied"].includes(this.#connection)) await this.#resubscribe();
-  }
-}
-
-type Row = Database["public"]["Tables"]["workflow_nodes"]["Insert"];
-
-const NO_MEMBER: Problem = { message: "You are not a member of this workflow.", hint: "Ask a member for a link." };
-
-const SIGNED_OUT: Problem = { message: "You are signed out.", hint: "Sign in to see this workflow." };
-
-/** What a gateway answers without a code of the database, for example for a wrong key. */
-function isForbidden(status: number): boolean {
-  return status === 401 || status === 403;
-}
-
-/** Whether the same request may succeed later: there was no response, or the server is in trouble. */
-function isAway({ error: { code }, status }: Failure): boolean {
-  if (code === USAGE_LIMIT) return false;
-  return (!code && !isForbidden(status)) || status >= 500 || status === 429 || status === 408;
-}
-
-function toProblem(failure: Failure, nodeId?: string): Problem {
-  const node = nodeId === undefined ? {} : { nodeId };
-  const { status, error: { code, message, hint } } = failure;
-  if (code && status === 401) return { ...SIGNED_OUT, ...node };
-  if (code || isForbidden(status)) return { ...node, message, ...(hint && { hint }) };
-  return { ...node, message: "The server cannot be reached.", hint: "Try again when the connection is back." };
 }

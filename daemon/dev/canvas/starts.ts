@@ -1,0 +1,124 @@
+/** Starts runs: at once, or once the picture of a source is there. Copy this file with workflow.ts, which calls it. */
+import type { Json } from "./database.types";
+import { UNIQUE_VIOLATION, isAway, toProblem } from "./failures";
+import type { Failure } from "./failures";
+import { isUnfinished, isWaiting } from "./nodes";
+import type { WorkflowNode } from "./nodes";
+import type { Store } from "./store";
+import type { Writes } from "./writes";
+
+export class Starts {
+  readonly #store: Store;
+  readonly #writes: Writes;
+  /** Calls of `start_image_job` in flight, by node. */
+  #starting = new Map<string, Promise<boolean>>();
+  /** Pending run ids that this window is inserting. */
+  #submitting = new Set<string>();
+
+  constructor(store: Store, writes: Writes) {
+    this.#store = store;
+    this.#writes = writes;
+  }
+
+  /** Returns whether the run was started. Concurrent calls for a node share one request. */
+  generate(id: string): Promise<boolean> {
+    const start = this.#starting.get(id) ?? this.#start(id).finally(() => this.#starting.delete(id));
+    this.#starting.set(id, start);
+    return start;
+  }
+
+  async #start(id: string): Promise<boolean> {
+    const node = this.#store.nodes.get(id);
+    if (!node) return false;
+    const { provider, model, promptSpec, source, metadata } = node.node_data;
+    const sourceNode = source ? this.#store.nodes.get(source) : undefined;
+    const previousImage = sourceNode?.node_data.imageUrl;
+    if (sourceNode && !previousImage) return this.#generateAfter(id, sourceNode);
+    const request = {
+      nodeId: id,
+      workflowId: this.#store.id,
+      provider,
+      model,
+      promptSpec: { ...promptSpec, ...(previousImage && { previousImage }) },
+      metadata,
+      idempotencyKey: crypto.randomUUID(), // one click, one image, also if the request is repeated
+    };
+    return this.#call(id, () => this.#store.supabase.rpc("start_image_job", { request: request as Json }));
+  }
+
+  /** Makes the source's image first. Optimistic, and written only once the source has a run: no row waits in vain. */
+  async #generateAfter(id: string, sourceNode: WorkflowNode): Promise<boolean> {
+    this.#writes.edit(id, { input: { pendingRunId: `job_${Date.now()}_${crypto.randomUUID()}` } });
+    const started = isUnfinished(sourceNode) || isWaiting(sourceNode) || (await this.generate(sourceNode.id));
+    if (started) await this.#store.fetch([sourceNode.id]);
+    else this.#writes.edit(id, { input: { pendingRunId: null } });
+    await this.#writes.write(id);
+    return started;
+  }
+
+  /**
+   * Starts the pending runs whose source image is there by now, and clears those whose source will never have one. The
+   * run's id is in the row: it outlives the window, and of several windows that insert it only one succeeds.
+   *
+   * Without `fetched`, the rows may be behind: a source that seems idle may have a run by now.
+   */
+  startPendingRuns(fetched = false): void {
+    for (const { id, version, node_data: { pendingRunId, source } } of this.#store.nodes.rows()) {
+      if (!pendingRunId || this.#submitting.has(pendingRunId)) continue;
+      if (this.#store.nodes.get(id)?.node_data.pendingRunId !== pendingRunId) continue;
+      const sourceNode = source ? this.#store.nodes.row(source) : undefined;
+      const imageUrl = sourceNode?.node_data.imageUrl;
+      const current = fetched || !source || this.#store.nodes.isDeleted(source) || (sourceNode && sourceNode.version > version);
+      if (sourceNode && imageUrl && !isUnfinished(sourceNode)) void this.#startPendingRun(id, pendingRunId, imageUrl);
+      else if (sourceNode && (isUnfinished(sourceNode) || sourceNode.node_data.pendingRunId)) continue;
+      else if (current) this.#clearPendingRun(id);
+      else void this.#store.load();
+    }
+  }
+
+  async #startPendingRun(id: string, pendingRunId: string, previousImage: string): Promise<void> {
+    this.#submitting.add(pendingRunId);
+    await this.#writes.write(id);
+    const node = this.#store.nodes.get(id);
+    if (node?.node_data.pendingRunId !== pendingRunId) return;
+    const { provider, model, promptSpec, metadata } = node.node_data;
+    const { error, status } = await this.#store.supabase.from("runs").insert({
+      id: pendingRunId, kind: "image_gen", subject_id: this.#store.id, status: "pending", processor: `${provider}:${model}`,
+      metadata: { ...metadata, nodeId: id, promptSpec: { ...promptSpec, previousImage } } as Json,
+    });
+    if (error && status === 401) this.#store.refuse(toProblem({ error, status }));
+    if (error && (status === 401 || isAway({ error, status }))) {
+      this.#submitting.delete(pendingRunId); // retried with the next load
+      return;
+    }
+    if (error && error.code !== UNIQUE_VIOLATION) this.#store.tell(toProblem({ error, status }, id));
+    this.#clearPendingRun(id);
+    if (this.#store.connection() !== "live") void this.#store.load();
+  }
+
+  #clearPendingRun(id: string): void {
+    this.#writes.edit(id, { input: { pendingRunId: null } });
+    void this.#writes.write(id);
+  }
+
+  async cancel(id: string): Promise<void> {
+    const node = this.#store.nodes.get(id);
+    if (node?.node_data.pendingRunId) this.#clearPendingRun(id);
+    const run_id = node?.node_data.runId;
+    if (node && run_id && isUnfinished(node)) await this.#call(id, () => this.#store.supabase.rpc("cancel_run", { run_id }));
+  }
+
+  async retry(id: string): Promise<void> {
+    const run_id = this.#store.nodes.get(id)?.node_data.runId;
+    if (run_id) await this.#call(id, () => this.#store.supabase.rpc("requeue_run", { run_id }));
+  }
+
+  /** Writes the node, then calls a function of the database. Returns whether it succeeded. */
+  async #call(id: string, rpc: () => PromiseLike<{ error: Failure["error"] | null; status: number }>): Promise<boolean> {
+    await this.#writes.write(id);
+    const { error, status } = await rpc();
+    if (error) this.#store.tell(toProblem({ error, status }, id));
+    else if (this.#store.connection() !== "live") await this.#store.load();
+    return !error;
+  }
+}
