@@ -67,9 +67,9 @@ SEED = {
         from numbered where n <= {OTHERS}""",
     "calls": f"""
         insert into image_jobs.calls (id, run_id, workflow_id, user_id, provider, model, requested_model, estimate, cost, state,
-          opened_at, closed_at, ticket, sent, image)
+          opened_at, closed_at, ticket, sent_at, image, image_at)
         select n, 'job_' || n, {WORKFLOW}, {OWNER}, split_part({PROCESSOR}, ':', 1), split_part({PROCESSOR}, ':', 2),
-          split_part({PROCESSOR}, ':', 2), 0.04, 0.04, 'charged', at, at + interval '15 s', n, true, true
+          split_part({PROCESSOR}, ':', 2), 0.04, 0.04, 'charged', at, at + interval '15 s', n, at + interval '2 s', true, at + interval '14 s'
         from numbered where {STATUS} <> 'pending'""",
     "workflow_nodes": f"""
         insert into workflow_nodes (id, workflow_id, node_type, node_data, created_at, updated_at, version)
