@@ -12,7 +12,6 @@ its own models, pictures of the wrong content type, retired models, a missing ke
 import asyncio
 import base64
 import json
-import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
+
+from tests.support.servers import listening_socket
 
 KEY = "sk-test-key"
 LIVE = ("gpt-image-2", "gpt-image-2.5-flare", "gpt-image-2.5-sunburst", "gpt-image-2.6-flare", "gpt-image-2.6-sunburst")
@@ -115,7 +116,7 @@ class OpenAIAPI:
         self._faults.clear()
 
     async def __aenter__(self) -> Self:
-        listening = socket.create_server(("127.0.0.1", 0))
+        listening = listening_socket()
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         config = uvicorn.Config(
             self._serve, log_config=None, lifespan="off", ws="none", interface="asgi3", timeout_graceful_shutdown=1

@@ -8,7 +8,6 @@ async with GoogleAPI() as api:
 
 import asyncio
 import json
-import socket
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
+
+from tests.support.servers import listening_socket
 
 
 @dataclass
@@ -88,7 +89,7 @@ class FakeAPI:
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
-        listening = socket.create_server(("127.0.0.1", 0))
+        listening = listening_socket()
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         config = uvicorn.Config(
             self._serve, log_config=None, lifespan="off", ws="none", interface="asgi3", timeout_graceful_shutdown=1

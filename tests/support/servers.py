@@ -21,13 +21,20 @@ class _Server(uvicorn.Server):
         yield
 
 
+def listening_socket() -> socket.socket:
+    """Listen on a free port. With its protocol named, asyncio sends at once, and no body waits for a delayed ACK."""
+    listening = socket.socket(proto=socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    return listening
+
+
 @asynccontextmanager
 async def served(app: ASGIApp) -> AsyncIterator[str]:
     """Serve `app` on a free port; yield its URL."""
     config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=2)
     server = _Server(config)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+    with listening_socket() as listening:
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve([listening]))
             await wait_until(lambda: server.started)
