@@ -45,7 +45,7 @@ declare
   v_relations constant text[] := array['workflow_members', 'image_jobs', 'image_models', 'image_provider_status', 'image_usage'];
   v_adopted constant text[] := array['runs', 'run_events', 'workflow_nodes'];
   v_functions constant text[] := array[
-    'start_image_job', 'cancel_run', 'requeue_run', 'estimate_cost',
+    'start_image_job', 'cancel_run', 'requeue_run', 'show_run', 'estimate_cost',
     'share_workflow', 'join_workflow', 'leave_workflow', 'unshare_workflow', 'can_open_workflow',
     'webhook_openai', 'webhook_midjourney', 'webhook_hmac', 'receive_webhook'];
   v_indexes constant jsonb := '{
@@ -235,6 +235,7 @@ declare
     workflow_nodes updated_at      timestamp    0 -
     workflow_nodes version         bigint       0 -
     workflow_nodes run_ticket      bigint       0 nullable
+    workflow_nodes pinned_run      text         0 nullable
   $columns$;
   v_bypass boolean := (select r.rolsuper or r.rolbypassrls from pg_roles r where r.rolname = current_user);
   v_found jsonb := coalesce(nullif(current_setting('image_jobs.differences', true), ''), '[]');
@@ -1382,7 +1383,8 @@ begin
       created_at timestamptz default now(),
       updated_at timestamptz default now(),
       version bigint,
-      run_ticket bigint
+      run_ticket bigint,
+      pinned_run varchar
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
     revoke all on public.workflow_nodes from public, anon, authenticated, service_role;
@@ -1409,7 +1411,8 @@ alter table public.workflow_nodes
   add column if not exists created_at timestamptz,
   add column if not exists updated_at timestamptz,
   add column if not exists version bigint,
-  add column if not exists run_ticket bigint;
+  add column if not exists run_ticket bigint,
+  add column if not exists pinned_run varchar;
 
 alter table public.workflow_nodes
   drop constraint if exists workflow_nodes_node_data_holds_no_base64,
@@ -1432,7 +1435,8 @@ begin
 end
 $$;
 comment on column public.workflow_nodes.version is 'Grows with every change, over all nodes: merge by it.';
-comment on column public.workflow_nodes.run_ticket is 'Ticket of the run that the node shows.';
+comment on column public.workflow_nodes.run_ticket is 'Ticket of the newest run that the node has taken note of: the one that it shows, unless one is pinned.';
+comment on column public.workflow_nodes.pinned_run is 'An older run that the node shows (show_run), until there is a newer one. Ours.';
 
 -- On large tables `image-jobs migrate` makes these itself, afterwards and concurrently (daemon/indexes.py).
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
@@ -3380,6 +3384,20 @@ as $$
       'imagePath', p_payload ->> 'imagePath', 'thumbnailPath', p_payload ->> 'thumbnailPath')) else '{}' end
 $$;
 
+-- Returns the keys that show the picture of the node's newest completed run; none if there is no such run.
+create or replace function image_jobs.newest_picture(p_node varchar, p_workflow uuid)
+returns jsonb language sql stable set search_path = ''
+as $$
+  select coalesce((
+    select jsonb_strip_nulls(jsonb_build_object(
+      'imageUrl', r.payload -> 'imageUrl', 'thumbnailUrl', r.payload -> 'thumbnailUrl',
+      'imagePath', r.payload -> 'imagePath', 'thumbnailPath', r.payload -> 'thumbnailPath'))
+    from public.runs r
+    where r.kind = 'image_gen' and r.ticket is not null and r.status = 'completed'
+      and r.metadata ->> 'nodeId' = p_node and r.subject_id = p_workflow
+    order by r.ticket desc limit 1), '{}')
+$$;
+
 -- Keep our keys when a node is written: a frontend that writes the whole node_data (dragging a node) can neither change nor
 -- forge them. A node that is new here shows its newest run.
 create or replace function image_jobs.keep_node()
@@ -3390,7 +3408,10 @@ declare
   v_run record;
 begin
   -- Projection writes from a trigger of runs, or from a daemon's sync: a client's own setting of the variable is not enough.
-  if current_setting('image_jobs.writer', true) = 'projection' and (pg_trigger_depth() > 1 or image_jobs.is_operator()) then
+  -- A pin that has come this far is show_run's: image_jobs.guard_pin looks at each before.
+  if current_setting('image_jobs.writer', true) = 'projection' and (pg_trigger_depth() > 1 or image_jobs.is_operator()
+    or tg_op = 'UPDATE' and new.pinned_run is distinct from old.pinned_run)
+  then
     new.version := nextval('image_jobs.node_versions');
     new.updated_at := image_jobs.now();
     return new;
@@ -3422,12 +3443,17 @@ begin
   if tg_op = 'INSERT' or new.id <> old.id or new.workflow_id <> old.workflow_id then
     new.node_data := new.node_data - v_own;
     new.run_ticket := null;
+    new.pinned_run := null;
     select r.* into v_run
     from public.runs r
     where r.kind = 'image_gen' and r.ticket is not null
       and r.metadata ->> 'nodeId' = new.id and r.subject_id = new.workflow_id
     order by r.ticket desc limit 1;
     if found then
+      -- One that was deleted and is put back has its picture again, also where its newest run has none.
+      if v_run.status <> 'completed' then
+        new.node_data := new.node_data || image_jobs.newest_picture(new.id, new.workflow_id);
+      end if;
       new.node_data := image_jobs.node_data(new.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
         v_run.preview_url, v_run.payload);
       new.run_ticket := v_run.ticket;
@@ -3444,6 +3470,23 @@ begin
 end
 $$;
 
+-- Take back a pin that is not the work of show_run or of the projection, which run as the schema's owner: this function has
+-- the rights of whoever writes. By its name it comes before image_jobs_keep_node.
+create or replace function image_jobs.guard_pin()
+returns trigger language plpgsql volatile set search_path = ''
+as $$
+begin
+  if current_setting('image_jobs.writer', true) is distinct from 'projection'
+    or not pg_has_role(current_user, (select n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'image_jobs'), 'usage')
+  then
+    new.pinned_run := old.pinned_run;
+  end if;
+  return new;
+end
+$$;
+
+create or replace trigger image_jobs_guard_pin before update on public.workflow_nodes
+  for each row when (new.pinned_run is distinct from old.pinned_run) execute function image_jobs.guard_pin();
 create or replace trigger image_jobs_keep_node before insert or update on public.workflow_nodes
   for each row execute function image_jobs.keep_node();
 
@@ -3581,12 +3624,13 @@ begin
 end
 $$;
 
--- Write the newest run of each node into it, if it does not show that yet. The caller holds the nodes' locks.
+-- Write the newest run of each node into it, if it does not show that yet. A node with a pinned run shows that one until
+-- there is a newer ticket. The caller holds the nodes' locks.
 create or replace function image_jobs.write_nodes(p_nodes varchar[])
 returns void language sql volatile security definer set search_path = ''
 as $$
   update public.workflow_nodes n
-  set node_data = shown.node_data, run_ticket = r.ticket
+  set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null
   from unnest(p_nodes) as target (id)
   cross join lateral (
     select newest.*, w.node_data from public.workflow_nodes w
@@ -3599,6 +3643,7 @@ as $$
     select image_jobs.node_data(r.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
   ) shown
   where n.id = target.id
+    and (n.pinned_run is null or r.ticket > coalesce(n.run_ticket, 0))
     and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt')
 $$;
 
@@ -3841,7 +3886,7 @@ begin
 end
 $$;
 
--- Project deleted runs: the holder drops each, and its node shows the next newest run, or none.
+-- Project deleted runs: the holder drops each, and a node that showed it, or its picture, shows the next newest run, or none.
 create or replace function image_jobs.runs_deleted()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
@@ -3868,8 +3913,12 @@ begin
       perform pg_notify('image_jobs_drop', v_run.claim::text);
     end if;
     perform set_config('image_jobs.writer', 'projection', true);
-    update public.workflow_nodes n set node_data = n.node_data - image_jobs.owned_keys(), run_ticket = null
-    where n.id = v_run.node_id and n.workflow_id = v_run.subject_id and n.run_ticket = v_run.ticket;
+    update public.workflow_nodes n
+    set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
+      run_ticket = null, pinned_run = null
+    where n.id = v_run.node_id and n.workflow_id = v_run.subject_id
+      and (n.pinned_run = v_run.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = v_run.id
+        or n.pinned_run is null and n.run_ticket = v_run.ticket);
     if found then
       perform image_jobs.project_nodes(array[v_run.node_id]::varchar[]);
     end if;
@@ -3890,8 +3939,11 @@ declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
   perform set_config('image_jobs.writer', 'projection', true);
-  update public.workflow_nodes n set node_data = n.node_data - image_jobs.owned_keys(), run_ticket = null
-  where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id and n.run_ticket = old.ticket;
+  update public.workflow_nodes n
+  set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
+    run_ticket = null, pinned_run = null
+  where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id
+    and (n.pinned_run = old.id or n.pinned_run is null and n.run_ticket = old.ticket);
   perform set_config('image_jobs.writer', v_writer, true);
   perform image_jobs.project_nodes(array(
     select n.id from public.workflow_nodes n
@@ -7037,6 +7089,60 @@ returns void language sql volatile set search_path = ''
 as $$ select image_jobs.unshare_workflow($1) $$;
 comment on function public.unshare_workflow(uuid) is 'Image Job Orchestrator: revokes all links of a workflow. Members stay members.';
 
+-- The history of a node: its completed runs are what retention leaves of them; show_run brings one back.
+
+-- Show a completed run on its node again, until there is a newer one. Runs, tickets and calls stay as they are. For members
+-- and operators.
+create or replace function image_jobs.show_run(p_run_id varchar)
+returns void language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_run record;
+  v_node varchar;
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+begin
+  -- Locked, so that it is neither deleted nor requeued meanwhile; before the node, as the lock order has it.
+  select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for share;
+  if not found or not (image_jobs.is_operator() or image_jobs.can_access_workflow(v_run.subject_id)) then
+    raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
+  end if;
+  if v_run.status <> 'completed' then
+    perform image_jobs.refuse(format('A run that is %s has no picture to show.', v_run.status),
+      case when v_run.status in ('pending', 'running') then 'Wait until it is completed.' else 'Show one that is completed.' end);
+  end if;
+  select n.id into v_node from public.workflow_nodes n
+  where n.id = v_run.metadata ->> 'nodeId' and n.workflow_id = v_run.subject_id for update;
+  if not found then
+    perform image_jobs.refuse('The run has no node that could show it.', 'Insert the node that its metadata.nodeId names.');
+  end if;
+  -- With the node locked: a run that is inserted from now on finds the pin, and clears it.
+  if exists (
+    select from public.runs r
+    where r.kind = 'image_gen' and r.ticket is not null and r.status in ('pending', 'running')
+      and r.metadata ->> 'nodeId' = v_node and r.subject_id = v_run.subject_id)
+  then
+    perform image_jobs.refuse('The node has a run in line or under way.', 'Wait until it has ended, or cancel it first.');
+  end if;
+  perform set_config('image_jobs.writer', 'projection', true);
+  update public.workflow_nodes n
+  set pinned_run = p_run_id, node_data = image_jobs.node_data(n.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
+    v_run.preview_url, v_run.payload)
+  where n.id = v_node and n.pinned_run is distinct from p_run_id;
+  perform set_config('image_jobs.writer', v_writer, true);
+end
+$$;
+
+create or replace function public.show_run(run_id varchar)
+returns jsonb language plpgsql volatile set search_path = ''
+as $$
+begin
+  perform image_jobs.show_run(run_id);
+  return image_jobs.image_job_record(run_id);
+end
+$$;
+comment on function public.show_run(varchar) is
+  'Image Job Orchestrator: shows a completed run on its node again, until there is a newer one; returns its ImageJobRecord.';
+
 -- Signatures of webhooks: verified before anything else is read.
 
 create table if not exists image_jobs.webhook_secrets (
@@ -8019,7 +8125,7 @@ $$;
 
 -- Delete what has ended before p_before among the p_limit runs whose ids follow p_after, 500 of them at most. Returns {pruned,
 -- after, refused, reason}: `after` is null at the end; `refused` is how many an application's own rules keep, and one's reason.
--- Kept: runs that a node shows, and those whose picture a node shows or a living run starts from. Rows that somebody has
+-- Kept: runs that a node shows or has pinned, and those whose picture a node shows or a living run starts from. Rows that somebody has
 -- locked are left for the next time.
 create or replace function image_jobs.prune_runs(p_before timestamptz, p_after varchar, p_limit integer)
 returns jsonb language plpgsql volatile set search_path = ''
@@ -8041,7 +8147,7 @@ begin
     where r.id = any (v_walked) and r.kind = 'image_gen' and r.status in ('completed', 'failed', 'cancelled') and r.finished_at < p_before
     order by r.id limit 501
   ), shown as materialized (
-    select n.run_ticket, image_jobs.pictured_run(n.node_data ->> 'imageUrl') as run_id
+    select n.run_ticket, n.pinned_run, image_jobs.pictured_run(n.node_data ->> 'imageUrl') as run_id
     from public.workflow_nodes n where n.workflow_id in (select old.subject_id from old)
   ), sources as materialized (
     select image_jobs.pictured_run(living.metadata #>> '{promptSpec,previousImage}') as run_id
@@ -8052,6 +8158,7 @@ begin
   select array_agg(old.id order by old.id) into v_old
   from old
   where not exists (select from shown where shown.run_ticket = old.ticket)
+    and not exists (select from shown where shown.pinned_run = old.id)
     and not exists (select from shown where shown.run_id = old.id)
     and not exists (select from sources where sources.run_id = old.id);
   if cardinality(v_old) > 500 then
@@ -8514,7 +8621,7 @@ revoke all on function
   image_jobs.is_operator(), image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text),
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
   image_jobs.json_or_null(text),
-  image_jobs.keep_node(), image_jobs.lane_of(text), image_jobs.leave(uuid),
+  image_jobs.guard_pin(), image_jobs.keep_node(), image_jobs.newest_picture(varchar, uuid), image_jobs.lane_of(text), image_jobs.leave(uuid),
   image_jobs.match_deliveries(text), image_jobs.my_workflows(), image_jobs.refuse_founded(uuid),
   image_jobs.may_have_submitted(public.runs, text), image_jobs.may_write(uuid), image_jobs.move_runs(varchar[], uuid),
   image_jobs.move_to_model_lanes(image_jobs.lanes, integer), image_jobs.next_rank(uuid, text, integer),
@@ -8532,7 +8639,7 @@ revoke all on function
   image_jobs.record_starts(text, text, integer), image_jobs.refresh_stale_nodes(timestamptz), image_jobs.refuse(text, text),
   image_jobs.refuse_nameless(), image_jobs.register_daemon(uuid, text, text, integer, interval, text[], interval), image_jobs.release_runs(varchar[], uuid),
   image_jobs.release_unheld(uuid, bigint[], bigint), image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
-  image_jobs.requeue_run(varchar), image_jobs.reroute_each(varchar[], uuid),
+  image_jobs.requeue_run(varchar), image_jobs.show_run(varchar), image_jobs.reroute_each(varchar[], uuid),
   image_jobs.reroute_message(jsonb, varchar), image_jobs.reroute_runs(), image_jobs.route_hash(jsonb, varchar, varchar), image_jobs.due_checks(text[], integer, boolean),
   image_jobs.resume_provider_job(public.runs, public.runs),
   image_jobs.run_moved(), image_jobs.runs_deleted(), image_jobs.runs_inserted(), image_jobs.runs_set_aside(), image_jobs.runs_updated(),
@@ -8559,7 +8666,7 @@ revoke all on function
   image_jobs.tally_endings(image_jobs.run_change[]), image_jobs.seconds_ago(double precision),
   image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
   from public, anon, authenticated, service_role;
-revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar),
+revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar), public.show_run(varchar),
   public.estimate_cost(text, jsonb),
   public.webhook_openai(json), public.webhook_midjourney(json), public.webhook_hmac(json),
   public.receive_webhook(text, jsonb, text) from public, anon, authenticated, service_role;
@@ -8657,7 +8764,7 @@ grant execute on function image_jobs.remaining_fallbacks(jsonb, varchar, varchar
 grant execute on function image_jobs.my_workflows(), image_jobs.can_access_workflow(uuid), image_jobs.can_access_run(varchar),
   image_jobs.is_image_run(varchar), image_jobs.may_write(uuid), image_jobs.refuse_founded(uuid) to anon, authenticated, service_role;
 -- Functions that the client functions and the views call.
-grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.image_job_record(varchar),
+grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.show_run(varchar), image_jobs.image_job_record(varchar),
   image_jobs.refuse(text, text), image_jobs.current_user_id() to authenticated, service_role;
 grant execute on function image_jobs.now(), image_jobs.claim_before(timestamptz), image_jobs.forget_user(uuid) to service_role;
 grant select on image_jobs.alerts to service_role;
@@ -8669,7 +8776,7 @@ grant select, insert, update, delete on public.workflow_nodes to authenticated;
 grant select on public.workflow_members to authenticated;
 grant select on public.image_jobs to authenticated;
 grant select on image_jobs.models, public.image_models to anon, authenticated, service_role;
-grant execute on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar),
+grant execute on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar), public.show_run(varchar),
   public.estimate_cost(text, jsonb), image_jobs.estimate_cost(text, jsonb)
   to authenticated, service_role;
 grant execute on function

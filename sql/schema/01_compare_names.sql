@@ -12,7 +12,7 @@ declare
   v_relations constant text[] := array['workflow_members', 'image_jobs', 'image_models', 'image_provider_status', 'image_usage'];
   v_adopted constant text[] := array['runs', 'run_events', 'workflow_nodes'];
   v_functions constant text[] := array[
-    'start_image_job', 'cancel_run', 'requeue_run', 'estimate_cost',
+    'start_image_job', 'cancel_run', 'requeue_run', 'show_run', 'estimate_cost',
     'share_workflow', 'join_workflow', 'leave_workflow', 'unshare_workflow', 'can_open_workflow',
     'webhook_openai', 'webhook_midjourney', 'webhook_hmac', 'receive_webhook'];
   v_indexes constant jsonb := '{

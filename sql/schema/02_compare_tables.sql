@@ -58,6 +58,7 @@ declare
     workflow_nodes updated_at      timestamp    0 -
     workflow_nodes version         bigint       0 -
     workflow_nodes run_ticket      bigint       0 nullable
+    workflow_nodes pinned_run      text         0 nullable
   $columns$;
   v_bypass boolean := (select r.rolsuper or r.rolbypassrls from pg_roles r where r.rolname = current_user);
   v_found jsonb := coalesce(nullif(current_setting('image_jobs.differences', true), ''), '[]');

@@ -9,7 +9,8 @@ create table public.workflow_nodes (
   created_at timestamptz default now(),
   updated_at timestamptz default now(),
   version bigint,
-  run_ticket bigint
+  run_ticket bigint,
+  pinned_run varchar
 );
 
 alter table public.workflow_nodes
@@ -20,7 +21,8 @@ comment on table public.workflow_nodes is 'Nodes of the canvas.';
 comment on column public.workflow_nodes.node_data is
   'The frontend''s, but for status, runId, progress, message, previewUrl, imageUrl, thumbnailUrl, previewPath, imagePath, thumbnailPath, error, updatedAt.';
 comment on column public.workflow_nodes.version is 'Grows with every change, over all nodes: merge by it.';
-comment on column public.workflow_nodes.run_ticket is 'Ticket of the run that the node shows.';
+comment on column public.workflow_nodes.run_ticket is 'Ticket of the newest run that the node has taken note of: the one that it shows, unless one is pinned.';
+comment on column public.workflow_nodes.pinned_run is 'An older run that the node shows (show_run), until there is a newer one. Ours.';
 
 create index if not exists idx_nodes_workflow on public.workflow_nodes (workflow_id);
 

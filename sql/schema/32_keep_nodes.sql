@@ -37,6 +37,20 @@ as $$
       'imagePath', p_payload ->> 'imagePath', 'thumbnailPath', p_payload ->> 'thumbnailPath')) else '{}' end
 $$;
 
+-- Returns the keys that show the picture of the node's newest completed run; none if there is no such run.
+create or replace function image_jobs.newest_picture(p_node varchar, p_workflow uuid)
+returns jsonb language sql stable set search_path = ''
+as $$
+  select coalesce((
+    select jsonb_strip_nulls(jsonb_build_object(
+      'imageUrl', r.payload -> 'imageUrl', 'thumbnailUrl', r.payload -> 'thumbnailUrl',
+      'imagePath', r.payload -> 'imagePath', 'thumbnailPath', r.payload -> 'thumbnailPath'))
+    from public.runs r
+    where r.kind = 'image_gen' and r.ticket is not null and r.status = 'completed'
+      and r.metadata ->> 'nodeId' = p_node and r.subject_id = p_workflow
+    order by r.ticket desc limit 1), '{}')
+$$;
+
 -- Keep our keys when a node is written: a frontend that writes the whole node_data (dragging a node) can neither change nor
 -- forge them. A node that is new here shows its newest run.
 create or replace function image_jobs.keep_node()
@@ -47,7 +61,10 @@ declare
   v_run record;
 begin
   -- Projection writes from a trigger of runs, or from a daemon's sync: a client's own setting of the variable is not enough.
-  if current_setting('image_jobs.writer', true) = 'projection' and (pg_trigger_depth() > 1 or image_jobs.is_operator()) then
+  -- A pin that has come this far is show_run's: image_jobs.guard_pin looks at each before.
+  if current_setting('image_jobs.writer', true) = 'projection' and (pg_trigger_depth() > 1 or image_jobs.is_operator()
+    or tg_op = 'UPDATE' and new.pinned_run is distinct from old.pinned_run)
+  then
     new.version := nextval('image_jobs.node_versions');
     new.updated_at := image_jobs.now();
     return new;
@@ -79,12 +96,17 @@ begin
   if tg_op = 'INSERT' or new.id <> old.id or new.workflow_id <> old.workflow_id then
     new.node_data := new.node_data - v_own;
     new.run_ticket := null;
+    new.pinned_run := null;
     select r.* into v_run
     from public.runs r
     where r.kind = 'image_gen' and r.ticket is not null
       and r.metadata ->> 'nodeId' = new.id and r.subject_id = new.workflow_id
     order by r.ticket desc limit 1;
     if found then
+      -- One that was deleted and is put back has its picture again, also where its newest run has none.
+      if v_run.status <> 'completed' then
+        new.node_data := new.node_data || image_jobs.newest_picture(new.id, new.workflow_id);
+      end if;
       new.node_data := image_jobs.node_data(new.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
         v_run.preview_url, v_run.payload);
       new.run_ticket := v_run.ticket;
@@ -101,5 +123,22 @@ begin
 end
 $$;
 
+-- Take back a pin that is not the work of show_run or of the projection, which run as the schema's owner: this function has
+-- the rights of whoever writes. By its name it comes before image_jobs_keep_node.
+create or replace function image_jobs.guard_pin()
+returns trigger language plpgsql volatile set search_path = ''
+as $$
+begin
+  if current_setting('image_jobs.writer', true) is distinct from 'projection'
+    or not pg_has_role(current_user, (select n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'image_jobs'), 'usage')
+  then
+    new.pinned_run := old.pinned_run;
+  end if;
+  return new;
+end
+$$;
+
+create or replace trigger image_jobs_guard_pin before update on public.workflow_nodes
+  for each row when (new.pinned_run is distinct from old.pinned_run) execute function image_jobs.guard_pin();
 create or replace trigger image_jobs_keep_node before insert or update on public.workflow_nodes
   for each row execute function image_jobs.keep_node();

@@ -126,12 +126,13 @@ begin
 end
 $$;
 
--- Write the newest run of each node into it, if it does not show that yet. The caller holds the nodes' locks.
+-- Write the newest run of each node into it, if it does not show that yet. A node with a pinned run shows that one until
+-- there is a newer ticket. The caller holds the nodes' locks.
 create or replace function image_jobs.write_nodes(p_nodes varchar[])
 returns void language sql volatile security definer set search_path = ''
 as $$
   update public.workflow_nodes n
-  set node_data = shown.node_data, run_ticket = r.ticket
+  set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null
   from unnest(p_nodes) as target (id)
   cross join lateral (
     select newest.*, w.node_data from public.workflow_nodes w
@@ -144,6 +145,7 @@ as $$
     select image_jobs.node_data(r.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
   ) shown
   where n.id = target.id
+    and (n.pinned_run is null or r.ticket > coalesce(n.run_ticket, 0))
     and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt')
 $$;
 
@@ -386,7 +388,7 @@ begin
 end
 $$;
 
--- Project deleted runs: the holder drops each, and its node shows the next newest run, or none.
+-- Project deleted runs: the holder drops each, and a node that showed it, or its picture, shows the next newest run, or none.
 create or replace function image_jobs.runs_deleted()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
@@ -413,8 +415,12 @@ begin
       perform pg_notify('image_jobs_drop', v_run.claim::text);
     end if;
     perform set_config('image_jobs.writer', 'projection', true);
-    update public.workflow_nodes n set node_data = n.node_data - image_jobs.owned_keys(), run_ticket = null
-    where n.id = v_run.node_id and n.workflow_id = v_run.subject_id and n.run_ticket = v_run.ticket;
+    update public.workflow_nodes n
+    set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
+      run_ticket = null, pinned_run = null
+    where n.id = v_run.node_id and n.workflow_id = v_run.subject_id
+      and (n.pinned_run = v_run.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = v_run.id
+        or n.pinned_run is null and n.run_ticket = v_run.ticket);
     if found then
       perform image_jobs.project_nodes(array[v_run.node_id]::varchar[]);
     end if;
@@ -435,8 +441,11 @@ declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
   perform set_config('image_jobs.writer', 'projection', true);
-  update public.workflow_nodes n set node_data = n.node_data - image_jobs.owned_keys(), run_ticket = null
-  where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id and n.run_ticket = old.ticket;
+  update public.workflow_nodes n
+  set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
+    run_ticket = null, pinned_run = null
+  where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id
+    and (n.pinned_run = old.id or n.pinned_run is null and n.run_ticket = old.ticket);
   perform set_config('image_jobs.writer', v_writer, true);
   perform image_jobs.project_nodes(array(
     select n.id from public.workflow_nodes n

@@ -210,7 +210,7 @@ $$;
 
 -- Delete what has ended before p_before among the p_limit runs whose ids follow p_after, 500 of them at most. Returns {pruned,
 -- after, refused, reason}: `after` is null at the end; `refused` is how many an application's own rules keep, and one's reason.
--- Kept: runs that a node shows, and those whose picture a node shows or a living run starts from. Rows that somebody has
+-- Kept: runs that a node shows or has pinned, and those whose picture a node shows or a living run starts from. Rows that somebody has
 -- locked are left for the next time.
 create or replace function image_jobs.prune_runs(p_before timestamptz, p_after varchar, p_limit integer)
 returns jsonb language plpgsql volatile set search_path = ''
@@ -232,7 +232,7 @@ begin
     where r.id = any (v_walked) and r.kind = 'image_gen' and r.status in ('completed', 'failed', 'cancelled') and r.finished_at < p_before
     order by r.id limit 501
   ), shown as materialized (
-    select n.run_ticket, image_jobs.pictured_run(n.node_data ->> 'imageUrl') as run_id
+    select n.run_ticket, n.pinned_run, image_jobs.pictured_run(n.node_data ->> 'imageUrl') as run_id
     from public.workflow_nodes n where n.workflow_id in (select old.subject_id from old)
   ), sources as materialized (
     select image_jobs.pictured_run(living.metadata #>> '{promptSpec,previousImage}') as run_id
@@ -243,6 +243,7 @@ begin
   select array_agg(old.id order by old.id) into v_old
   from old
   where not exists (select from shown where shown.run_ticket = old.ticket)
+    and not exists (select from shown where shown.pinned_run = old.id)
     and not exists (select from shown where shown.run_id = old.id)
     and not exists (select from sources where sources.run_id = old.id);
   if cardinality(v_old) > 500 then

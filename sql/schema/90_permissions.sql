@@ -55,7 +55,7 @@ revoke all on function
   image_jobs.is_operator(), image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text),
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
   image_jobs.json_or_null(text),
-  image_jobs.keep_node(), image_jobs.lane_of(text), image_jobs.leave(uuid),
+  image_jobs.guard_pin(), image_jobs.keep_node(), image_jobs.newest_picture(varchar, uuid), image_jobs.lane_of(text), image_jobs.leave(uuid),
   image_jobs.match_deliveries(text), image_jobs.my_workflows(), image_jobs.refuse_founded(uuid),
   image_jobs.may_have_submitted(public.runs, text), image_jobs.may_write(uuid), image_jobs.move_runs(varchar[], uuid),
   image_jobs.move_to_model_lanes(image_jobs.lanes, integer), image_jobs.next_rank(uuid, text, integer),
@@ -73,7 +73,7 @@ revoke all on function
   image_jobs.record_starts(text, text, integer), image_jobs.refresh_stale_nodes(timestamptz), image_jobs.refuse(text, text),
   image_jobs.refuse_nameless(), image_jobs.register_daemon(uuid, text, text, integer, interval, text[], interval), image_jobs.release_runs(varchar[], uuid),
   image_jobs.release_unheld(uuid, bigint[], bigint), image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
-  image_jobs.requeue_run(varchar), image_jobs.reroute_each(varchar[], uuid),
+  image_jobs.requeue_run(varchar), image_jobs.show_run(varchar), image_jobs.reroute_each(varchar[], uuid),
   image_jobs.reroute_message(jsonb, varchar), image_jobs.reroute_runs(), image_jobs.route_hash(jsonb, varchar, varchar), image_jobs.due_checks(text[], integer, boolean),
   image_jobs.resume_provider_job(public.runs, public.runs),
   image_jobs.run_moved(), image_jobs.runs_deleted(), image_jobs.runs_inserted(), image_jobs.runs_set_aside(), image_jobs.runs_updated(),
@@ -100,7 +100,7 @@ revoke all on function
   image_jobs.tally_endings(image_jobs.run_change[]), image_jobs.seconds_ago(double precision),
   image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
   from public, anon, authenticated, service_role;
-revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar),
+revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar), public.show_run(varchar),
   public.estimate_cost(text, jsonb),
   public.webhook_openai(json), public.webhook_midjourney(json), public.webhook_hmac(json),
   public.receive_webhook(text, jsonb, text) from public, anon, authenticated, service_role;
@@ -187,7 +187,7 @@ grant execute on function image_jobs.remaining_fallbacks(jsonb, varchar, varchar
 grant execute on function image_jobs.my_workflows(), image_jobs.can_access_workflow(uuid), image_jobs.can_access_run(varchar),
   image_jobs.is_image_run(varchar), image_jobs.may_write(uuid), image_jobs.refuse_founded(uuid) to anon, authenticated, service_role;
 -- Functions that the client functions and the views call.
-grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.image_job_record(varchar),
+grant execute on function image_jobs.cancel_run(varchar), image_jobs.requeue_run(varchar), image_jobs.show_run(varchar), image_jobs.image_job_record(varchar),
   image_jobs.refuse(text, text), image_jobs.current_user_id() to authenticated, service_role;
 grant execute on function image_jobs.now(), image_jobs.claim_before(timestamptz), image_jobs.forget_user(uuid) to service_role;
 grant select on image_jobs.alerts to service_role;
@@ -199,7 +199,7 @@ grant select, insert, update, delete on public.workflow_nodes to authenticated;
 grant select on public.workflow_members to authenticated;
 grant select on public.image_jobs to authenticated;
 grant select on image_jobs.models, public.image_models to anon, authenticated, service_role;
-grant execute on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar),
+grant execute on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar), public.show_run(varchar),
   public.estimate_cost(text, jsonb), image_jobs.estimate_cost(text, jsonb)
   to authenticated, service_role;
 grant execute on function

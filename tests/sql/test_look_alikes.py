@@ -104,6 +104,7 @@ FUNCTIONS = (
     "cancel_run(bigint)",
     "cancel_run(character varying, integer)",
     "requeue_run(character varying)",
+    "show_run(character varying)",
     "webhook_openai(json)",
     "webhook_openai(jsonb)",
     "webhook_midjourney(json)",
@@ -354,5 +355,5 @@ async def test_our_triggers_on_shared_tables_have_our_prefix(db) -> None:
             and tgrelid in ('public.runs'::regclass, 'public.run_events'::regclass, 'public.workflow_nodes'::regclass)
         """
     )
-    assert len(names) == 14
+    assert len(names) == 15
     assert [row["tgname"] for row in names if not row["tgname"].startswith("image_jobs_")] == []

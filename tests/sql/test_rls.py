@@ -215,7 +215,7 @@ async def test_invisible_rows_cannot_be_changed(db):
     assert await everything(db) == before
 
 
-@pytest.mark.parametrize("function", ["cancel_run", "requeue_run"])
+@pytest.mark.parametrize("function", ["cancel_run", "requeue_run", "show_run"])
 @pytest.mark.parametrize("user", [None, BOB, FORMER])
 async def test_a_foreign_run_is_not_found(db, function, user):
     before = await everything(db)
@@ -232,7 +232,7 @@ async def test_a_foreign_run_is_not_found(db, function, user):
 
 async def test_anon_calls_nothing(db):
     sharing = (f"{verb}_workflow('{ANNS}')" for verb in ("share", "join", "leave", "unshare", "can_open"))
-    for call in ("start_image_job('{}')", "cancel_run('ann-run')", "requeue_run('ann-run')", *sharing):
+    for call in ("start_image_job('{}')", "cancel_run('ann-run')", "requeue_run('ann-run')", "show_run('ann-run')", *sharing):
         with pytest.raises(DENIED):
             async with signed_in(db, role="anon"):
                 await db.execute(f"select {call}")

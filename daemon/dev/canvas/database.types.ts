@@ -199,6 +199,7 @@ export type Database = {
           id: string
           node_data: NonNullable<Json>
           node_type: string
+          pinned_run: string | null
           position: Json | null
           run_ticket: number | null
           updated_at: string | null
@@ -210,6 +211,7 @@ export type Database = {
           id: string
           node_data: NonNullable<Json>
           node_type: string
+          pinned_run?: string | null
           position?: Json | null
           run_ticket?: number | null
           updated_at?: string | null
@@ -221,6 +223,7 @@ export type Database = {
           id?: string
           node_data?: NonNullable<Json>
           node_type?: string
+          pinned_run?: string | null
           position?: Json | null
           run_ticket?: number | null
           updated_at?: string | null
@@ -370,6 +373,7 @@ export type Database = {
       }
       requeue_run: { Args: { run_id: string }; Returns: Json }
       share_workflow: { Args: { workflow_id: string }; Returns: string }
+      show_run: { Args: { run_id: string }; Returns: Json }
       start_image_job: { Args: { request: Json }; Returns: Json }
       unshare_workflow: { Args: { workflow_id: string }; Returns: undefined }
       webhook_hmac: { Args: { "": Json }; Returns: Json }
