@@ -12,7 +12,8 @@ declare
   v_text text := p_value::text;
   v_total bigint;
 begin
-  if v_text is null then
+  -- All that most values cost.
+  if v_text is null or length(v_text) <= 1024 and v_text not like '%64,%' then
     return false;
   end if;
   if v_text ~* 'data:[^,]*;base64,' then

@@ -12,7 +12,8 @@ declare
   -- Null: older than the migration.
   v_ours boolean := p_ticket is not null;
   v_rule text := case
-    when p_id !~ '^[A-Za-z0-9_-]{1,200}$' then 'runs_id_is_safe_in_a_path'
+    -- Not as {1,200}: a count in an expression makes it ten times as slow.
+    when p_id ~ '[^A-Za-z0-9_-]' or length(p_id) not between 1 and 200 then 'runs_id_is_safe_in_a_path'
     when v_ours and p_status not in ('pending', 'running', 'completed', 'failed', 'cancelled') then 'runs_status_is_known'
     when v_ours and (p_finished_at is null) <> (p_status in ('pending', 'running')) then 'runs_finished_at_only_when_terminal'
     when p_claimed_by is not null and p_status <> 'running' then 'runs_held_only_while_running'

@@ -132,16 +132,18 @@ $$;
 
 -- Returns the lane of a processor.
 create or replace function image_jobs.lane_of(p_processor text)
-returns text language sql stable set search_path = ''
+returns text language plpgsql stable set search_path = ''
 as $$
-  select case
+begin
+  return case
     when exists (
       select from image_jobs.provider_limits l
       where l.provider = split_part(p_processor, ':', 1)
         and l.model = substr(p_processor, strpos(p_processor, ':') + 1)
     ) then p_processor
     else coalesce((select p.name from image_jobs.providers p where p.name = split_part(p_processor, ':', 1)), '?')
-  end
+  end;
+end
 $$;
 
 -- Returns the rank of a run that gets in line: behind the last of its user (coalesce(created_by, subject_id)), but never behind

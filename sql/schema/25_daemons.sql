@@ -101,7 +101,8 @@ declare
 begin
   -- A dated snapshot is listed under the name without its date.
   select m.model, m.retired, m.successor into v_model from image_jobs.models m
-  where m.provider = v_provider and m.model in (v_name, regexp_replace(v_name, '-\d{4}-\d{2}-\d{2}$', ''))
+  where m.provider = v_provider and m.model in (
+    v_name, case when v_name like '%-____-__-__' then regexp_replace(v_name, '-\d{4}-\d{2}-\d{2}$', '') end)
   order by m.model = v_name desc limit 1;
   if not found or v_model.retired is null or v_model.retired > v_today then
     return v_name;

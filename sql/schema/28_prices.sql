@@ -36,7 +36,9 @@ declare
     then greatest(v_size[1]::integer, v_size[2]::integer) else 0 end;
   v_price record;
 begin
-  foreach v_name in array array[v_model, regexp_replace(v_model, '-\d{4}-\d{2}-\d{2}$', '')] loop
+  foreach v_name in array array[
+    v_model, case when v_model like '%-____-__-__' then regexp_replace(v_model, '-\d{4}-\d{2}-\d{2}$', '') end]
+  loop
     select p.price into v_price from image_jobs.prices p
     where p.provider = v_provider and p.model = v_name and p.quality = v_quality
       and (p.height > 0 or p.width = 0 or p.width >= v_longest)

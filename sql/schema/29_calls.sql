@@ -75,31 +75,45 @@ create or replace trigger guard_call before update of state on image_jobs.calls
 
 -- Open the calls of runs that were claimed just now, where the claim begins a request. The caller holds the runs' locks.
 -- A run that has a provider job is checked: its call is that of the claim which made the job (runs.call).
+-- Equal requests are priced once.
 create or replace function image_jobs.open_calls(p_runs varchar[])
-returns void language sql volatile set search_path = ''
+returns void language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_now timestamptz := image_jobs.now();
+begin
   insert into image_jobs.calls
     (id, run_id, workflow_id, user_id, provider, model, requested_model, provider_job_id, estimate, opened_at, ticket)
-  select r.claim, r.id, r.subject_id, r.created_by, at.provider,
-    image_jobs.drawing_model(at.processor),
-    coalesce(substr(r.processor, strpos(r.processor, ':') + 1), ''), r.provider_job_id,
-    image_jobs.estimate_cost(at.processor, r.metadata -> 'promptSpec'), image_jobs.now(), r.ticket
-  from unnest(p_runs) as p (id)
-  join public.runs r on r.id = p.id
-  cross join lateral (
-    select coalesce(r.routed_to, r.processor, '') as processor, split_part(coalesce(r.routed_to, r.processor, ''), ':', 1) as provider
-  ) at
-  where coalesce(r.call, r.claim) = r.claim
-  on conflict (id) do nothing
+  select r.claim, r.id, r.subject_id, r.created_by, split_part(priced.processor, ':', 1), priced.model,
+    coalesce(substr(r.processor, strpos(r.processor, ':') + 1), ''), r.provider_job_id, priced.estimate, v_now, r.ticket
+  from (
+    select equal.processor, equal.runs, image_jobs.drawing_model(equal.processor) as model,
+      image_jobs.estimate_cost(equal.processor, equal.spec) as estimate
+    from (
+      select coalesce(o.routed_to, o.processor, '') as processor, jsonb_build_object(
+          'quality', o.metadata #> '{promptSpec,quality}', 'size', o.metadata #> '{promptSpec,size}',
+          'aspectRatio', o.metadata #> '{promptSpec,aspectRatio}') as spec,
+        array_agg(o) as runs
+      from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
+      where coalesce(o.call, o.claim) = o.claim
+      group by 1, 2
+    ) equal
+    offset 0
+  ) priced
+  cross join lateral unnest(priced.runs) r
+  on conflict (id) do nothing;
+end
 $$;
 
 -- Returns the instant that a daemon means by so many seconds ago. A daemon counts by a clock that is never set, and this one
 -- is the database's, so no two clocks are compared. Null for null; what is no time, or longer ago than any run, is now.
 create or replace function image_jobs.seconds_ago(p_seconds double precision)
-returns timestamptz language sql volatile set search_path = ''
+returns timestamptz language plpgsql volatile set search_path = ''
 as $$
-  select case when p_seconds is not null then
-    image_jobs.now() - make_interval(secs => case when p_seconds between 0 and 1e9 then p_seconds else 0 end) end
+begin
+  return case when p_seconds is not null then
+    image_jobs.now() - make_interval(secs => case when p_seconds between 0 and 1e9 then p_seconds else 0 end) end;
+end
 $$;
 
 -- Write down what became of calls: [{"id", "state", …}, …], see sql/README.md. What is exact replaces what is unknown, and
@@ -150,9 +164,10 @@ $$;
 -- Returns the calls of a settlement: those that it names, else what follows from its outcome. p_call: runs.call, where the
 -- claim still holds.
 create or replace function image_jobs.calls_of(p_settlement jsonb, p_call bigint)
-returns jsonb language sql immutable set search_path = ''
+returns jsonb language plpgsql immutable set search_path = ''
 as $$
-  select case
+begin
+  return case
     when jsonb_typeof(p_settlement -> 'calls') = 'array' then p_settlement -> 'calls'
     when p_settlement ->> 'outcome' = 'released' and p_call is not null then '[]'
     else jsonb_build_array(jsonb_build_object(
@@ -162,7 +177,8 @@ as $$
         else case when (p_settlement ->> 'refund')::boolean then 'free' else 'unknown' end end,
       'image', p_settlement ->> 'outcome' = 'completed',
       'cost', case when p_settlement ->> 'outcome' = 'completed' then p_settlement -> 'payload' -> 'cost' end,
-      'provider_job_id', p_settlement -> 'provider_job_id')) end
+      'provider_job_id', p_settlement -> 'provider_job_id')) end;
+end
 $$;
 
 -- Close calls that their runs name no more: what became of them is unknown until the holder says it, or, of a provider job
@@ -189,15 +205,18 @@ $$;
 -- Returns what a run's payload says of its costs under a ticket: `cost`, the sum of its charged calls, null if one of them is
 -- unpriced; `possibleCost`, the estimates of unknown ones. Neither where there is no such call.
 create or replace function image_jobs.costs_of(p_run varchar, p_ticket bigint)
-returns jsonb language sql stable set search_path = ''
+returns jsonb language plpgsql stable set search_path = ''
 as $$
-  select case when count(*) filter (where c.state = 'charged') = 0 then '{}'
-    else jsonb_build_object('cost',
-      case when bool_and(c.cost is not null) filter (where c.state = 'charged') then sum(c.cost) end) end
-    || case when count(*) filter (where c.state = 'unknown') = 0 then '{}'
-    else jsonb_build_object('possibleCost', sum(c.estimate) filter (where c.state = 'unknown')) end
-  from image_jobs.calls c
-  where c.run_id = p_run and c.ticket = p_ticket
+begin
+  return (
+    select case when count(*) filter (where c.state = 'charged') = 0 then '{}'
+      else jsonb_build_object('cost',
+        case when bool_and(c.cost is not null) filter (where c.state = 'charged') then sum(c.cost) end) end
+      || case when count(*) filter (where c.state = 'unknown') = 0 then '{}'
+      else jsonb_build_object('possibleCost', sum(c.estimate) filter (where c.state = 'unknown')) end
+    from image_jobs.calls c
+    where c.run_id = p_run and c.ticket = p_ticket);
+end
 $$;
 
 -- Returns the times of a completed run in milliseconds, {queuedMs, generateMs, storeMs, settleMs}: from insert or requeue until
@@ -212,6 +231,9 @@ declare
   v_sent_at timestamptz;
   v_image_at timestamptz;
   v_stored_at timestamptz;
+  v_sent bigint;
+  v_image bigint;
+  v_stored bigint;
 begin
   select c.* into v_call from image_jobs.calls c where c.id = p_call;
   -- Of a job whose submission nobody wrote down, the claim that made it, or the operator's word, is the nearest that is known.
@@ -219,24 +241,24 @@ begin
   v_sent_at := least(greatest(v_sent_at, v_queued_at), p_now);
   v_stored_at := least(greatest(coalesce(p_stored_at, p_now), v_sent_at), p_now);
   v_image_at := least(greatest(coalesce(v_call.image_at, v_stored_at), v_sent_at), v_stored_at);
-  return (
-    select jsonb_build_object('queuedMs', t.sent, 'generateMs', t.image - t.sent, 'storeMs', t.stored - t.image,
-      'settleMs', t.settled - t.stored)
-    from (
-      select round(1000 * extract(epoch from v_sent_at - v_queued_at))::bigint as sent,
-        round(1000 * extract(epoch from v_image_at - v_queued_at))::bigint as image,
-        round(1000 * extract(epoch from v_stored_at - v_queued_at))::bigint as stored,
-        round(1000 * extract(epoch from p_now - v_queued_at))::bigint as settled
-    ) t);
+  v_sent := round(1000 * extract(epoch from v_sent_at - v_queued_at));
+  v_image := round(1000 * extract(epoch from v_image_at - v_queued_at));
+  v_stored := round(1000 * extract(epoch from v_stored_at - v_queued_at));
+  return jsonb_build_object('queuedMs', v_sent, 'generateMs', v_image - v_sent, 'storeMs', v_stored - v_image,
+    'settleMs', round(1000 * extract(epoch from p_now - v_queued_at))::bigint - v_stored);
 end
 $$;
 
 -- Returns the cost of a run whose provider job another run has ordered, too, and pays for; nothing for any other run.
 create or replace function image_jobs.shared_cost(r public.runs)
-returns jsonb language sql stable set search_path = ''
+returns jsonb language plpgsql stable set search_path = ''
 as $$
-  select case when exists (select from image_jobs.calls c where c.id = r.call and c.run_id <> r.id)
-    then '{"cost": 0}' else '{}' end::jsonb
+begin
+  if r.call is not null and exists (select from image_jobs.calls c where c.id = r.call and c.run_id <> r.id) then
+    return '{"cost": 0}';
+  end if;
+  return '{}';
+end
 $$;
 
 -- Bring the costs in the payloads of completed and failed runs up to date, after calls of theirs were closed. The caller holds

@@ -155,10 +155,12 @@ begin
   if new.subject_id is null then
     perform image_jobs.refuse('subject_id is missing.', 'Set it to the workflow''s id (a uuid).');
   end if;
-  if new.id is null or new.id !~ '^[A-Za-z0-9_-]{1,200}$' then
+  if new.id is null or new.id ~ '[^A-Za-z0-9_-]' or length(new.id) not between 1 and 200 then
     perform image_jobs.refuse('id must be 1 to 200 characters of A-Z, a-z, 0-9, _ and -.', 'It becomes a path in storage. Leave it out to get one.');
   end if;
-  if coalesce(new.processor, '') !~ '^[a-z0-9_-]{1,50}:[^\s:][^\s]{0,199}$' then
+  -- Counted apart, since a count in an expression makes it ten times as slow.
+  if coalesce(new.processor, '') !~ '^[a-z0-9_-]+:[^\s:][^\s]*$'
+    or strpos(new.processor, ':') > 51 or length(new.processor) - strpos(new.processor, ':') > 200 then
     perform image_jobs.refuse('processor must name a provider and a model.', 'Write it like openai:gpt-image-2; the view image_models lists what is on offer.');
   end if;
   if not isfinite(new.due_at) then

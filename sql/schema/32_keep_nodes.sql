@@ -2,10 +2,12 @@
 
 -- Returns the keys of node_data that we own.
 create or replace function image_jobs.owned_keys()
-returns text[] language sql immutable parallel safe set search_path = ''
+returns text[] language plpgsql immutable parallel safe set search_path = ''
 as $$
-  select array['status', 'runId', 'progress', 'message', 'previewUrl', 'imageUrl', 'thumbnailUrl',
-    'previewPath', 'imagePath', 'thumbnailPath', 'error', 'updatedAt']
+begin
+  return array['status', 'runId', 'progress', 'message', 'previewUrl', 'imageUrl', 'thumbnailUrl',
+    'previewPath', 'imagePath', 'thumbnailPath', 'error', 'updatedAt'];
+end
 $$;
 
 -- Returns the path in its bucket of an object of Storage, by its address as the daemon writes it; null for any other.
@@ -18,9 +20,10 @@ $$;
 -- Returns the node_data that shows a run, on top of what the node had. An old image stays until a new one replaces it.
 create or replace function image_jobs.node_data(
   p_data jsonb, p_run_id varchar, p_status varchar, p_progress integer, p_message text, p_preview_url text, p_payload jsonb)
-returns jsonb language sql volatile set search_path = ''
+returns jsonb language plpgsql volatile set search_path = ''
 as $$
-  select (p_data
+begin
+  return (p_data
       - array['status', 'runId', 'progress', 'message', 'previewUrl', 'previewPath', 'error', 'updatedAt']
       - case when p_status = 'completed' then array['imageUrl', 'thumbnailUrl', 'imagePath', 'thumbnailPath'] else '{}' end)
     || jsonb_strip_nulls(jsonb_build_object(
@@ -34,7 +37,8 @@ as $$
       'updatedAt', to_char(image_jobs.now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')))
     || case when p_status = 'completed' then jsonb_strip_nulls(jsonb_build_object(
       'imageUrl', p_payload ->> 'imageUrl', 'thumbnailUrl', p_payload ->> 'thumbnailUrl',
-      'imagePath', p_payload ->> 'imagePath', 'thumbnailPath', p_payload ->> 'thumbnailPath')) else '{}' end
+      'imagePath', p_payload ->> 'imagePath', 'thumbnailPath', p_payload ->> 'thumbnailPath')) else '{}' end;
+end
 $$;
 
 -- Returns the keys that show the picture of the node's newest completed run; none if there is no such run.

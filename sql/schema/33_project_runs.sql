@@ -129,8 +129,9 @@ $$;
 -- Write the newest run of each node into it, if it does not show that yet. A node with a pinned run shows that one until
 -- there is a newer ticket. The caller holds the nodes' locks.
 create or replace function image_jobs.write_nodes(p_nodes varchar[])
-returns void language sql volatile security definer set search_path = ''
+returns void language plpgsql volatile security definer set search_path = ''
 as $$
+begin
   update public.workflow_nodes n
   set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null
   from unnest(p_nodes) as target (id)
@@ -146,7 +147,8 @@ as $$
   ) shown
   where n.id = target.id
     and (n.pinned_run is null or r.ticket > coalesce(n.run_ticket, 0))
-    and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt')
+    and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt');
+end
 $$;
 
 -- Tally the runs that ended otherwise than by the settlement of the daemon that held them, which counts and logs those itself. Of

@@ -6,14 +6,16 @@
 
 -- Returns a node for a message: the whole row if it is small, else our keys of it, marked as partial.
 create or replace function image_jobs.node_message(p_node public.workflow_nodes)
-returns jsonb language sql immutable set search_path = ''
+returns jsonb language plpgsql immutable set search_path = ''
 as $$
-  select case
-    when octet_length(p_node.node_data::text) <= 8192 then to_jsonb(p_node) - 'run_ticket'
-    else jsonb_build_object('id', p_node.id, 'version', p_node.version, 'partial', true, 'node_data', (
-      select coalesce(jsonb_object_agg(ours.key, ours.value), '{}')
-      from jsonb_each(p_node.node_data) ours where ours.key = any (image_jobs.owned_keys())))
-  end
+begin
+  if octet_length(p_node.node_data::text) <= 8192 then
+    return to_jsonb(p_node) - 'run_ticket';
+  end if;
+  return jsonb_build_object('id', p_node.id, 'version', p_node.version, 'partial', true, 'node_data', (
+    select coalesce(jsonb_object_agg(ours.key, ours.value), '{}')
+    from jsonb_each(p_node.node_data) ours where ours.key = any (image_jobs.owned_keys())));
+end
 $$;
 
 -- Send messages on the topics of workflows. p_items: [{"workflow": uuid, "item": …}, …]; p_list: the key of the items in the payload.

@@ -3,9 +3,24 @@
 -- Returns a claimed run for the daemon. generated: the data of the `generated` event of an earlier attempt since the last
 -- requeue; its picture may lie in storage. contested: a claim that was taken away had a picture, which it may still be storing.
 create or replace function image_jobs.claimed_run(r public.runs, p_due_at timestamptz)
-returns jsonb language sql stable set search_path = ''
+returns jsonb language plpgsql stable set search_path = ''
 as $$
-  select jsonb_build_object(
+declare
+  v_generated jsonb;
+  v_contested boolean := false;
+begin
+  if r.attempt > 1 then
+    select e.payload -> 'data' into v_generated from public.run_events e
+    where e.run_id = r.id and e.payload ->> 'event' = 'generated' and e.payload -> 'data' -> 'ticket' = to_jsonb(r.ticket)
+    order by e.seq desc limit 1;
+  end if;
+  if exists (select from image_jobs.calls c where c.run_id = r.id and c.id < r.claim and c.image) then
+    v_contested := coalesce((
+      select e.payload ->> 'event' = 'generated' from public.run_events e
+      where e.run_id = r.id and e.payload ->> 'event' in ('generated', 'completed')
+      order by e.seq desc limit 1), false);
+  end if;
+  return jsonb_build_object(
     'id', r.id, 'claim', r.claim, 'ticket', r.ticket, 'subject_id', r.subject_id,
     'processor', coalesce(r.routed_to, r.processor), 'requested', r.processor,
     'metadata', case when jsonb_path_exists(r.metadata, '$.**{65}') then '{}' else coalesce(r.metadata, '{}') end,
@@ -14,16 +29,8 @@ as $$
     'created_by', r.created_by, 'source_workflow', r.source_workflow,
     'submitted_ago', extract(epoch from image_jobs.now() - r.submitted_at),
     'waited', case when isfinite(p_due_at) then extract(epoch from image_jobs.now() - p_due_at) else 0 end,
-    'generated', case when r.attempt > 1 then (
-      select e.payload -> 'data' from public.run_events e
-      where e.run_id = r.id and e.payload ->> 'event' = 'generated' and e.payload -> 'data' -> 'ticket' = to_jsonb(r.ticket)
-      order by e.seq desc limit 1) end,
-    'contested', case
-      when exists (select from image_jobs.calls c where c.run_id = r.id and c.id < r.claim and c.image) then coalesce((
-        select e.payload ->> 'event' = 'generated' from public.run_events e
-        where e.run_id = r.id and e.payload ->> 'event' in ('generated', 'completed')
-        order by e.seq desc limit 1), false)
-      else false end)
+    'generated', v_generated, 'contested', v_contested);
+end
 $$;
 
 -- Returns parked runs whose check is due, and their priorities: of each lane the p_limit that have waited longest, at least 50,

@@ -3,26 +3,30 @@
 -- Add events to runs, in sequence: [{"run_id", "id", "kind", "payload"}, …].
 -- One that comes again with its id, since an acknowledgement was lost, is left out.
 create or replace function image_jobs.add_events(p_events jsonb)
-returns void language sql volatile set search_path = ''
+returns void language plpgsql volatile set search_path = ''
 as $$
-  select image_jobs.write_events(array_agg(row((e.value ->> 'id')::uuid, e.value ->> 'run_id',
+begin
+  perform image_jobs.write_events(array_agg(row((e.value ->> 'id')::uuid, e.value ->> 'run_id',
     coalesce(e.value ->> 'kind', 'log'), e.value -> 'payload')::image_jobs.event order by e.place))
-  from jsonb_array_elements(p_events) with ordinality as e (value, place)
+  from jsonb_array_elements(p_events) with ordinality as e (value, place);
+end
 $$;
 
 -- Returns what became of a run by a settlement of this outcome, for metrics and logs: the daemon asks, the database decides.
 -- Its state says it, so it is the same if the settlement comes twice. A reroute begins with attempt 0 and nothing refused.
 create or replace function image_jobs.fate_of(r public.runs, p_outcome text)
-returns jsonb language sql stable set search_path = ''
+returns jsonb language plpgsql stable set search_path = ''
 as $$
-  select jsonb_strip_nulls(jsonb_build_object(
+begin
+  return jsonb_strip_nulls(jsonb_build_object(
     'outcome', case
       when r.status in ('completed', 'failed', 'cancelled') then r.status
       when p_outcome = 'released' then 'released'
       when r.status = 'running' then 'parked'
       when r.attempt = 0 and r.refused_since is null then 'fallback'
       else 'retried' end,
-    'code', r.payload -> 'code', 'error', r.payload -> 'error', 'timings', r.payload -> 'timings'))
+    'code', r.payload -> 'code', 'error', r.payload -> 'error', 'timings', r.payload -> 'timings'));
+end
 $$;
 
 -- Settle (acknowledge) runs, fenced by the claim. The keys of a settlement, and what each outcome reads, stand in
@@ -35,7 +39,7 @@ $$;
 create or replace function image_jobs.settle_runs(p_daemon uuid, p_settlements jsonb)
 returns setof jsonb language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_hashjoin = on
-  set enable_mergejoin = off set jit = off
+  set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_now timestamptz := image_jobs.now();

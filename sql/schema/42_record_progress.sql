@@ -5,7 +5,7 @@
 create or replace function image_jobs.record_progress(p_daemon uuid, p_entries jsonb)
 returns setof jsonb language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_hashjoin = on
-  set enable_mergejoin = off set jit = off
+  set enable_mergejoin = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
