@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 DAEMON_README = (ROOT / "daemon/README.md").read_text()
 
 NOT_OURS = {"node_modules", "build", "dist", "venv"}
-MADE = {"daemon/dev/canvas/dist"}
+MADE = {"daemon/dev/canvas/dist", "daemon/pages/dashboard/dist"}
 """Named in documents, and not in git."""
 
 

@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "retention": {BASE, "queue", "storage"},
     "alerts": {BASE, "queue"},
     "service": {BASE, "queue", "storage", "fetch", "images", "providers", "worker", "retention", "alerts"},
-    "dev": {BASE, "providers"},
-    "cli": {BASE, "storage", "providers", "service", "dev"},
+    "pages": {BASE},
+    "dev": {BASE, "providers", "pages"},
+    "cli": {BASE, "storage", "providers", "service", "pages", "dev"},
     "__main__": {"cli"},
 }
 STARTS_DEV = "daemon.cli.operate"
@@ -211,7 +212,7 @@ def strays(sources: list[Source]) -> list[str]:
 
 DAEMON = read(ROOT, "daemon/**/*.py")
 PYTHON = [*DAEMON, *read(ROOT, "tests/**/*.py")]
-ALL = [*PYTHON, *read(ROOT, "sql/schema/*.sql", "daemon/dev/canvas/*.ts", "daemon/dev/canvas/*.tsx")]
+ALL = [*PYTHON, *read(ROOT, "sql/schema/*.sql", "daemon/dev/canvas/*.ts*", "daemon/pages/**/*.ts*")]
 
 Rule = Callable[[list[Source]], list[str]]
 

@@ -11,6 +11,7 @@ import typer
 
 from daemon.cli.completion import PROGRAM, completion, prepare
 from daemon.cli.console import print_error
+from daemon.cli.dashboard import dashboard
 from daemon.cli.doctor.doctor import doctor
 from daemon.cli.generate import generate
 from daemon.cli.list import list_runs
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (dev, run, migrate, generate, status):
+for command in (dev, run, migrate, generate, status, dashboard):
     app.command()(command)
 app.command("list")(list_runs)
 for command in (events, watch, cancel, requeue, prune, doctor, check, completion):

@@ -34,6 +34,8 @@ from daemon.dev.supabase.rest import rest_app
 from daemon.dev.supabase.storage import storage_app
 from daemon.errors import ImageJobsError
 from daemon.migrate import migrate
+from daemon.pages.dashboard import PREFIX, dashboard_app
+from daemon.pages.dashboard.server import new_token
 from daemon.providers import PROVIDERS, available, setting
 from daemon.running_dev import registered
 from daemon.settings import Settings
@@ -101,6 +103,7 @@ class Stack:
         self._realtime_limit = realtime_limit
         self._dsn = server.dsn(user="postgres")
         self._url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        self._token = new_token()
         self._signals = 0
         self._stopping = asyncio.Event()
 
@@ -133,6 +136,7 @@ class Stack:
                 "/rest/v1": rest_app(rest, keys),
                 "/realtime/v1": realtime,
                 "/canvas": canvas_app(keys),
+                PREFIX: dashboard_app(self._dsn, self._token),
             }
             async with serving(one_port(apps), self._listening), connected(self._dsn) as connection:
                 await self._work(connection, environment)
@@ -232,6 +236,7 @@ class Stack:
         private = await connection.fetchval("select not b.public from storage.buckets b where b.id = $1", bucket)
         blocks = [
             ("Canvas", f"{self._url}/canvas", "<- open this"),
+            ("Dashboard", f"{self._url}{PREFIX}#{self._token}", ""),
             ("Postgres", self._dsn, f"{self._server.version}, data in {self._home.directory}/"),
             ("API", self._url, "Auth, REST, Realtime, Storage"),
             ("Providers", ", ".join(here), ", ".join(keys)),

@@ -11,7 +11,7 @@ from tests.support.commands import PASSWORD, UNREACHABLE
 from tests.support.postgres import ROOT
 
 COMMANDS = (
-    *("dev", "run", "migrate", "generate", "status", "list", "events"),
+    *("dev", "run", "migrate", "generate", "status", "dashboard", "list", "events"),
     *("watch", "cancel", "requeue", "prune", "doctor", "check", "completion"),
 )
 

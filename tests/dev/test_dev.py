@@ -76,6 +76,16 @@ async def test_the_first_screen_has_what_a_newcomer_needs(dev: Dev, directory: P
     assert "Traceback" not in dev.text
 
 
+async def test_the_first_screen_has_a_dashboard_that_opens(dev: Dev):
+    url, token = (await dev.says(r"Dashboard +(http://\S+/dashboard)#(\S+)")).groups()
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(url)).status_code == 200
+        refused = await client.get(f"{url}/api/board", headers={"origin": "https://evil.example"})
+        board = await client.get(f"{url}/api/board", headers={"authorization": f"Bearer {token}"})
+    assert refused.status_code == 403
+    assert [daemon["state"] for daemon in board.json()["daemons"]] == ["alive"]
+
+
 async def test_the_environment_is_private_and_has_every_name(dev: Dev, directory: Path):
     values = environment(directory)
     assert list(values) == [

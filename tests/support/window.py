@@ -149,18 +149,22 @@ async def chromium(*flags: str) -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, address: str, *, script: str = "", **options: Any) -> AsyncIterator[Window]:
+async def opened(
+    browser: Browser, address: str, *, script: str = "", header: bool = True, **options: Any
+) -> AsyncIterator[Window]:
     """Open a window with its own storage, like another user's browser.
 
     Args:
         script: Runs in each page before all others.
+        header: Wait for the page's header.
     """
     session = await browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
     try:
         await session.add_init_script(script)
         window = Window(await session.new_page())
         await window.page.goto(address)
-        await expect(window.page.locator(".header")).to_be_visible()
+        if header:
+            await expect(window.page.locator(".header")).to_be_visible()
         yield window
         assert window.console_errors == []
     finally:

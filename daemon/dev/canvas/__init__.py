@@ -10,17 +10,15 @@ from uuid import UUID
 
 import asyncpg
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 from daemon.dev.supabase.keys import Keys
+from daemon.pages.files import NO_CACHE, BundledFiles
 
 PREFIX = "/canvas"
 WORKFLOW = UUID("00000000-0000-4000-8000-000000000001")
@@ -66,11 +64,11 @@ def canvas_app(keys: Keys, directory: Path = DIST) -> Starlette:
 
     async def page(_: Request) -> Response:
         try:
-            return Response((directory / "index.html").read_bytes(), media_type="text/html", headers=_NO_CACHE)
+            return Response((directory / "index.html").read_bytes(), media_type="text/html", headers=NO_CACHE)
         except FileNotFoundError:
             return PlainTextResponse(LEFT_OUT, 503)
 
-    files = [Mount("/", _Files(directory=directory))] if directory.is_dir() else []
+    files = [Mount("/", BundledFiles(directory=directory))] if directory.is_dir() else []
     return Starlette(
         routes=[Mount(PREFIX, routes=[Route("/session", session, methods=["POST"]), *files]), Route(PREFIX, page)],
         middleware=[Middleware(GZipMiddleware, compresslevel=6)],
@@ -98,27 +96,6 @@ async def create_first_workflow(connection: "asyncpg.Connection[asyncpg.Record]"
             WORKFLOW,
             {"nodeId": "first", "promptSpec": spec},
         )
-
-
-_NO_CACHE = {"cache-control": "no-cache"}
-"""The files of the next bundle have the same addresses."""
-
-
-class _Files(StaticFiles):
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        """Serve a file, as Brotli where the build has left it beside the file and the browser takes it."""
-        accepted = [
-            each.partition(";")[0].strip() for each in Headers(scope=scope).get("accept-encoding", "").split(",")
-        ]
-        beside = f"{path}.br"
-        if "br" in accepted and self.lookup_path(beside)[1] is not None:
-            response = await super().get_response(beside, scope)  # its media type is that of the file
-            response.headers["content-encoding"] = "br"
-        else:
-            response = await super().get_response(path, scope)
-        response.headers.update(_NO_CACHE)
-        response.headers.add_vary_header("accept-encoding")
-        return response
 
 
 def _check_origin(request: Request) -> None:

@@ -1,7 +1,7 @@
-"""Bundles the canvas while the package is built: `npm ci`, esbuild and Brotli, from this directory into `dist/`.
+"""Bundles the canvas and the dashboard while the package is built: `npm ci`, esbuild, Brotli and gzip, into `dist/` beside each.
 
-Node comes as a wheel, with the build's requirements. IMAGE_JOBS_SKIP_CANVAS=1 leaves the page out, where only the daemon
-is wanted. Git has neither the bundle nor anything that npm fetches.
+One list of packages for both. Node comes as a wheel, with the build's requirements. IMAGE_JOBS_SKIP_CANVAS=1 leaves the pages
+out, where only the daemon is wanted. Git has neither the bundles nor anything that npm fetches.
 """
 
 import os
@@ -14,7 +14,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SKIP = "IMAGE_JOBS_SKIP_CANVAS"
-FETCHED = (".npmrc", "package.json", "package-lock.json")
+FETCHED = (".npmrc", "package.json", "package-lock.json", "tsconfig.json")
+PAGES = ("daemon/dev/canvas", "daemon/pages/dashboard")
 BUNDLE = (
     *("main.tsx", "--bundle", "--format=esm", "--target=es2022", "--minify", "--jsx=automatic", "--outdir=dist"),
     *(
@@ -27,56 +28,64 @@ BUNDLE = (
 
 COMPRESS = """
 const { readdirSync, readFileSync, writeFileSync } = require("node:fs");
-const { brotliCompressSync } = require("node:zlib");
-for (const name of readdirSync("dist").filter((each) => /\\.(js|css)$/.test(each)))
-  writeFileSync(`dist/${name}.br`, brotliCompressSync(readFileSync(`dist/${name}`)));
+const { brotliCompressSync, gzipSync } = require("node:zlib");
+for (const name of readdirSync("dist").filter((each) => /\\.(js|css)$/.test(each))) {
+  const content = readFileSync(`dist/${name}`);
+  writeFileSync(`dist/${name}.br`, brotliCompressSync(content));
+  writeFileSync(`dist/${name}.gz`, gzipSync(content, { level: 9 }));
+}
 """
 
 
-class CanvasHook(BuildHookInterface[Any]):
+class PagesHook(BuildHookInterface[Any]):
     """Runs before a wheel is built, an editable one too."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's signature
-        """Make `dist/`; keep the last one where npm cannot reach a registry.
+        """Make the bundles; keep the last ones where npm cannot reach a registry.
 
         Raises:
             RuntimeError: If there would be no page in the wheel.
         """
         if self.target_name != "wheel" or os.environ.get(SKIP) == "1":
             return
-        bundle(Path(self.root) / "daemon/dev/canvas")
+        bundle(Path(self.root))
 
 
-def bundle(source: Path) -> None:
-    """Bundle the page in `source` into its `dist/`.
+def bundle(root: Path) -> None:
+    """Bundle each page below `root` into its `dist/`.
 
     Raises:
         RuntimeError: With the end of npm's or esbuild's output.
     """
-    page = source / "dist/index.html"
     with tempfile.TemporaryDirectory() as scratch:
-        build = Path(scratch) / "canvas"
-        shutil.copytree(source, build, ignore=shutil.ignore_patterns("node_modules", "dist", "__pycache__"))
+        build = Path(scratch)
+        for name in FETCHED:
+            shutil.copy(root / PAGES[0] / name, build)
         fetched = _run(
             "npm", "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", cwd=build
         )
         if fetched.returncode != 0:
-            if page.is_file():
+            if all((root / page / "dist/index.html").is_file() for page in PAGES):
                 return
-            raise RuntimeError(f"npm could not fetch what the canvas is made of. {_cure(fetched)}")
-        bundled = _run("node", "node_modules/esbuild/bin/esbuild", *BUNDLE, cwd=build)
-        if bundled.returncode != 0:
-            raise RuntimeError(f"esbuild could not bundle the canvas. {_cure(bundled)}")
-        compressed = _run("node", "--eval", COMPRESS, cwd=build)
-        if compressed.returncode != 0:
-            raise RuntimeError(f"Node could not compress the canvas. {_cure(compressed)}")
-        shutil.copy(build / "index.html", build / "dist")
-        shutil.rmtree(page.parent, ignore_errors=True)
-        shutil.copytree(build / "dist", page.parent)
-    if not page.is_file():
-        raise RuntimeError("The canvas has no page after it was built.")
+            raise RuntimeError(f"npm could not fetch what the pages are made of. {_cure(fetched)}")
+        for page in PAGES:
+            _bundle_page(root / page, build / Path(page).name)
+
+
+def _bundle_page(source: Path, build: Path) -> None:
+    """Bundle one page in `build`, which stands below what npm has fetched."""
+    shutil.copytree(source, build, ignore=shutil.ignore_patterns("node_modules", "dist", "__pycache__", *FETCHED))
+    bundled = _run("node", "../node_modules/esbuild/bin/esbuild", *BUNDLE, cwd=build)
+    if bundled.returncode != 0:
+        raise RuntimeError(f"esbuild could not bundle {source.name}. {_cure(bundled)}")
+    compressed = _run("node", "--eval", COMPRESS, cwd=build)
+    if compressed.returncode != 0:
+        raise RuntimeError(f"Node could not compress {source.name}. {_cure(compressed)}")
+    shutil.copy(build / "index.html", build / "dist")
+    shutil.rmtree(source / "dist", ignore_errors=True)
+    shutil.copytree(build / "dist", source / "dist")
 
 
 def _run(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -88,4 +97,4 @@ def _run(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
 
 
 def _cure(failed: subprocess.CompletedProcess[str]) -> str:
-    return f"Set {SKIP}=1 to build without it.\n{(failed.stderr or failed.stdout)[-2000:]}"
+    return f"Set {SKIP}=1 to build without them.\n{(failed.stderr or failed.stdout)[-2000:]}"
