@@ -57,6 +57,9 @@ async def test_an_older_picture_is_shown_until_a_new_run(
     assert books == await db.fetch(
         "select r::text from runs r union all select c::text from image_jobs.calls c order by 1"
     )
+    await db.execute("insert into image_jobs.stale_nodes (node_id) values ($1)", node)
+    await db.execute("select image_jobs.refresh_stale_nodes()")  # as a sync does, for whatever reason
+    assert await shown(db) == (older, older, older)
     new = await insert_run(db, nodeId=node)
     assert await shown(db) == (new, older, None)  # the old picture stays until the new one is there
     await db.execute("update runs set status = 'cancelled' where id = $1", new)
@@ -122,7 +125,7 @@ async def test_an_unknown_or_foreign_run_is_not_found(db: Db, daemon: Daemon, no
     for asked, user in (("job_1", member), (run, uuid4())):
         with pytest.raises(asyncpg.PostgresError) as refused:
             await show(db, asked, user)
-        assert (refused.value.sqlstate, str(refused.value)) == ("PT404", "There is no such run.")
+        assert (refused.value.sqlstate, refused.value.as_dict()["message"]) == ("PT404", "There is no such run.")
 
 
 @pytest.mark.every_postgres
