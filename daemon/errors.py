@@ -96,7 +96,8 @@ class Retryable(RunError):
             the attempt is given back, as nothing can have been paid.
         own_error: True if the provider itself answered with 5xx and its own JSON error: nothing was charged, and the
             attempt is given back for at most five minutes.
-        blocks: Close this provider, or this model, for every daemon until `retry_in` is over.
+        blocks: Close this provider, or this model, for every daemon until `retry_in` is over. Every user then reads the
+            message: it has to be a sentence of our own, as a provider's words may be about one user's prompt.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ declare
     'webhook_openai', 'webhook_midjourney', 'webhook_hmac', 'receive_webhook'];
   v_indexes constant jsonb := '{
     "runs": ["idx_runs_subject", "runs_of_a_workflow", "runs_ready", "runs_ready_by_name", "runs_delayed", "runs_running", "runs_held",
-      "runs_last_in_line", "runs_last_of_workflow", "runs_waiting_of_user", "runs_that_refine", "runs_node", "runs_idempotency",
+      "runs_last_in_line", "runs_last_of_workflow", "runs_waiting_of_user", "runs_that_refine", "runs_requeued_by", "runs_node", "runs_idempotency",
       "runs_may_be_rerouted", "runs_provider_job", "runs_ended_by_claim", "runs_from_before"],
     "run_events": ["run_events_of_a_run", "run_events_of_a_workflow", "run_events_of_alerts", "run_events_of_uploads"],
     "workflow_nodes": ["idx_nodes_workflow"],
@@ -218,6 +218,7 @@ declare
     runs           source_workflow uuid         0 nullable
     runs           queue_state     text         7 nullable
     runs           queued_at       timestamptz  0 nullable
+    runs           requeued_by     uuid         0 nullable
     run_events     id              uuid         0 needed
     run_events     run_id          text        30 needed
     run_events     ts              timestamp    0 -
@@ -862,7 +863,8 @@ begin
       unheld boolean,
       source_workflow uuid,
       queue_state text,
-      queued_at timestamptz
+      queued_at timestamptz,
+      requeued_by uuid
     );
     -- Older Supabase projects grant everything on a new table to the API roles.
     revoke all on public.runs from public, anon, authenticated, service_role;
@@ -920,7 +922,8 @@ alter table public.runs
   add column if not exists unheld boolean,
   add column if not exists source_workflow uuid,
   add column if not exists queue_state text,
-  add column if not exists queued_at timestamptz;
+  add column if not exists queued_at timestamptz,
+  add column if not exists requeued_by uuid;
 -- A default of its own stays.
 do $$
 begin
@@ -992,6 +995,8 @@ comment on column public.runs.routed_to is 'The step of metadata.fallback that t
 comment on column public.runs.call is 'Of a run with a provider job: the claim under which that was made, which is the id of its call.';
 comment on column public.runs.unheld is 'A daemon has given it back as unheld since the last requeue: the next time costs an attempt.';
 comment on column public.runs.queued_at is 'Insert, or the latest requeue: its times are counted from then.';
+comment on column public.runs.requeued_by is
+  'The member who requeued it last, if not its creator: what it uses since counts as that member''s.';
 comment on column public.runs.source_workflow is
   'Of the picture that promptSpec.previousImage named at insert, where it lies in storage: one that the creator may see.';
 comment on column public.runs.queue_state is
@@ -1029,6 +1034,9 @@ create index if not exists runs_waiting_of_user
 -- Which runs start from pictures of a workflow: those are not pruned.
 create index if not exists runs_that_refine on public.runs (source_workflow)
   where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
+-- What a user's limits count beside the runs that are the user's own.
+create index if not exists runs_requeued_by on public.runs (requeued_by, queue_state)
+  where requeued_by is not null and kind = 'image_gen';
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
   where ticket is not null and kind = 'image_gen';
 -- Ended runs, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.
@@ -2333,7 +2341,7 @@ declare
 begin
   insert into image_jobs.calls
     (id, run_id, workflow_id, user_id, provider, model, requested_model, provider_job_id, estimate, opened_at, ticket)
-  select r.claim, r.id, r.subject_id, r.created_by, split_part(priced.processor, ':', 1), priced.model,
+  select r.claim, r.id, r.subject_id, coalesce(r.requeued_by, r.created_by), split_part(priced.processor, ':', 1), priced.model,
     coalesce(substr(r.processor, strpos(r.processor, ':') + 1), ''), r.provider_job_id, priced.estimate, v_now, r.ticket
   from (
     select equal.processor, equal.runs, image_jobs.drawing_model(equal.processor) as model,
@@ -2641,7 +2649,8 @@ $$;
 --
 -- Days and months are those of UTC. Of a period count its calls (their cost; the estimate while that is not known), and runs that
 -- wait and have no call of their present ticket that could be charged. Of dollars of all together count calls only: claims ask
--- for those, and inserts would add up what waits of everybody, one at a time.
+-- for those, and inserts would add up what waits of everybody, one at a time. What another member requeues is that member's from
+-- then on: else each could spend the budgets of all others.
 -- An image counts unless its call was free, or charged without one. Written out at each place: a function that has a search_path
 -- is called for every row, which took a budget of 100,000 calls five seconds.
 
@@ -2760,11 +2769,16 @@ begin
       select count(*) as images, coalesce(r.routed_to, r.processor) as processor, jsonb_build_object(
         'quality', r.metadata #> '{promptSpec,quality}', 'size', r.metadata #> '{promptSpec,size}',
         'aspectRatio', r.metadata #> '{promptSpec,aspectRatio}') as spec
-      from public.runs r
-      where r.kind = 'image_gen' and r.queue_state = 'pending' and coalesce(r.created_by, r.subject_id) is not null
-        and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null)
-        and (p_workflow is null or r.subject_id = p_workflow)
-        and not exists (
+      from (
+        select r.id, r.ticket, r.routed_to, r.processor, r.metadata from public.runs r
+        where r.kind = 'image_gen' and r.queue_state = 'pending' and coalesce(r.created_by, r.subject_id) is not null
+          and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null and r.requeued_by is null)
+          and (p_workflow is null or r.subject_id = p_workflow)
+        union all
+        select r.id, r.ticket, r.routed_to, r.processor, r.metadata from public.runs r
+        where p_user is not null and r.requeued_by = p_user and r.kind = 'image_gen' and r.queue_state = 'pending'
+      ) r
+      where not exists (
           select from image_jobs.calls c where c.run_id = r.id and c.ticket = r.ticket and c.state <> 'free')
       group by 2, 3
     ) w
@@ -2803,8 +2817,11 @@ begin
     from (
       select from public.runs r
       where r.kind = 'image_gen' and r.queue_state = 'pending'
-        and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null)
+        and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null and r.requeued_by is null)
         and (p_workflow is null or r.subject_id = p_workflow)
+      union all
+      select from public.runs r
+      where p_user is not null and r.requeued_by = p_user and r.kind = 'image_gen' and r.queue_state = 'pending'
       limit p_limit
     ) counted);
 end
@@ -3168,7 +3185,7 @@ begin
       or new.finished_at is not null or new.message is not null or new.preview_url is not null or new.lane is not null
       or new.rank is not null or new.workflow_rank is not null or new.submitted_at is not null or new.refused_since is not null or new.webhook is not null
       or new.routed_to is not null or new.call is not null or new.unheld is not null or new.source_workflow is not null
-      or new.queue_state is not null or new.queued_at is not null
+      or new.queue_state is not null or new.queued_at is not null or new.requeued_by is not null
       or coalesce(new.priority, 0) <> 0 or coalesce(new.created_by, v_user) is distinct from v_user then
       perform image_jobs.refuse(
         'This insert sets a column that belongs to the orchestrator.',
@@ -3192,6 +3209,7 @@ begin
   new.updated_at := v_now;
   new.started_at := v_now;
   new.queued_at := v_now;
+  new.requeued_by := null;
   new.finished_at := null;
   new.payload := nullif(new.payload, '{}');
   new.progress := 0;
@@ -3276,6 +3294,7 @@ begin
   new.call := old.call;
   new.unheld := old.unheld;
   new.queued_at := old.queued_at;
+  new.requeued_by := old.requeued_by;
   -- The source that the prompt names by now was not checked: a user's run reads the one that was.
   new.source_workflow := old.source_workflow;
   new.lane := old.lane;
@@ -3328,6 +3347,7 @@ begin
     new.refused_since := null;
     new.unheld := null;
     new.queued_at := v_now;
+    new.requeued_by := nullif(image_jobs.current_user_id(), new.created_by);
     new.created_at := coalesce(old.created_at, old.started_at, v_now);
     if new.due_at is null or new.due_at is not distinct from old.due_at then
       new.due_at := v_now;
@@ -6828,15 +6848,14 @@ declare
   v_run record;
   v_operator boolean := image_jobs.is_operator();
 begin
-  -- Limits before the row, as inserts have it: of the creator, on whom the run counts, and of the caller, who asks. Whatever the
-  -- status is: it may be another one when the row is locked.
+  -- Limits before the row, as inserts have it: of the caller, as whose the run counts from now on. Whatever the status is: it may be
+  -- another one when the row is locked.
   if not v_operator then
-    select r.created_by, r.subject_id, image_jobs.estimate_cost(r.processor, r.metadata -> 'promptSpec') as usd into v_run from public.runs r
+    select r.subject_id, image_jobs.estimate_cost(r.processor, r.metadata -> 'promptSpec') as usd into v_run from public.runs r
     where r.id = p_run_id and r.kind = 'image_gen' and image_jobs.can_access_workflow(r.subject_id);
     if found then
       perform image_jobs.check_usage(
-        array(select distinct u.id from unnest(array[v_run.created_by, image_jobs.current_user_id()]) as u (id) where u.id is not null),
-        array[v_run.subject_id], 1, v_run.usd);
+        array_remove(array[image_jobs.current_user_id()], null), array[v_run.subject_id], 1, v_run.usd);
     end if;
   end if;
   select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;
@@ -8363,6 +8382,9 @@ begin
   from (select 'user' as belongs_to, p_user_id as id union all select 'workflow', unnest(v_own)) gone
   on conflict (belongs_to, id) do update set due_at = excluded.due_at, tries = 0;
   perform pg_notify('image_jobs_drop', '');
+  perform set_config('image_jobs.writer', 'daemon', true);
+  update public.runs r set requeued_by = null where r.requeued_by = p_user_id and r.kind = 'image_gen';
+  perform set_config('image_jobs.writer', '', true);
   update image_jobs.calls c set user_id = null where c.user_id = p_user_id;
   delete from public.workflow_nodes n where n.workflow_id = any (v_own);
   get diagnostics v_nodes = row_count;

@@ -17,7 +17,7 @@ declare
     'webhook_openai', 'webhook_midjourney', 'webhook_hmac', 'receive_webhook'];
   v_indexes constant jsonb := '{
     "runs": ["idx_runs_subject", "runs_of_a_workflow", "runs_ready", "runs_ready_by_name", "runs_delayed", "runs_running", "runs_held",
-      "runs_last_in_line", "runs_last_of_workflow", "runs_waiting_of_user", "runs_that_refine", "runs_node", "runs_idempotency",
+      "runs_last_in_line", "runs_last_of_workflow", "runs_waiting_of_user", "runs_that_refine", "runs_requeued_by", "runs_node", "runs_idempotency",
       "runs_may_be_rerouted", "runs_provider_job", "runs_ended_by_claim", "runs_from_before"],
     "run_events": ["run_events_of_a_run", "run_events_of_a_workflow", "run_events_of_alerts", "run_events_of_uploads"],
     "workflow_nodes": ["idx_nodes_workflow"],

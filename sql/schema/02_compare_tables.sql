@@ -41,6 +41,7 @@ declare
     runs           source_workflow uuid         0 nullable
     runs           queue_state     text         7 nullable
     runs           queued_at       timestamptz  0 nullable
+    runs           requeued_by     uuid         0 nullable
     run_events     id              uuid         0 needed
     run_events     run_id          text        30 needed
     run_events     ts              timestamp    0 -

@@ -70,7 +70,8 @@ create table public.runs (
   unheld boolean,
   source_workflow uuid,
   queue_state text,
-  queued_at timestamptz
+  queued_at timestamptz,
+  requeued_by uuid
 );
 
 alter table public.runs
@@ -104,6 +105,8 @@ comment on column public.runs.routed_to is 'The step of metadata.fallback that t
 comment on column public.runs.call is 'Of a run with a provider job: the claim under which that was made, which is the id of its call.';
 comment on column public.runs.unheld is 'A daemon has given it back as unheld since the last requeue: the next time costs an attempt.';
 comment on column public.runs.queued_at is 'Insert, or the latest requeue: its times are counted from then.';
+comment on column public.runs.requeued_by is
+  'The member who requeued it last, if not its creator: what it uses since counts as that member''s.';
 comment on column public.runs.source_workflow is
   'Of the picture that promptSpec.previousImage named at insert, where it lies in storage: one that the creator may see.';
 comment on column public.runs.queue_state is
@@ -139,6 +142,9 @@ create index if not exists runs_waiting_of_user
 -- Which runs start from pictures of a workflow: those are not pruned.
 create index if not exists runs_that_refine on public.runs (source_workflow)
   where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
+-- What a user's limits count beside the runs that are the user's own.
+create index if not exists runs_requeued_by on public.runs (requeued_by, queue_state)
+  where requeued_by is not null and kind = 'image_gen';
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
   where ticket is not null and kind = 'image_gen';
 -- Ended runs, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.

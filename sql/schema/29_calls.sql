@@ -84,7 +84,7 @@ declare
 begin
   insert into image_jobs.calls
     (id, run_id, workflow_id, user_id, provider, model, requested_model, provider_job_id, estimate, opened_at, ticket)
-  select r.claim, r.id, r.subject_id, r.created_by, split_part(priced.processor, ':', 1), priced.model,
+  select r.claim, r.id, r.subject_id, coalesce(r.requeued_by, r.created_by), split_part(priced.processor, ':', 1), priced.model,
     coalesce(substr(r.processor, strpos(r.processor, ':') + 1), ''), r.provider_job_id, priced.estimate, v_now, r.ticket
   from (
     select equal.processor, equal.runs, image_jobs.drawing_model(equal.processor) as model,

@@ -2,7 +2,8 @@
 --
 -- Days and months are those of UTC. Of a period count its calls (their cost; the estimate while that is not known), and runs that
 -- wait and have no call of their present ticket that could be charged. Of dollars of all together count calls only: claims ask
--- for those, and inserts would add up what waits of everybody, one at a time.
+-- for those, and inserts would add up what waits of everybody, one at a time. What another member requeues is that member's from
+-- then on: else each could spend the budgets of all others.
 -- An image counts unless its call was free, or charged without one. Written out at each place: a function that has a search_path
 -- is called for every row, which took a budget of 100,000 calls five seconds.
 
@@ -114,11 +115,16 @@ begin
       select count(*) as images, coalesce(r.routed_to, r.processor) as processor, jsonb_build_object(
         'quality', r.metadata #> '{promptSpec,quality}', 'size', r.metadata #> '{promptSpec,size}',
         'aspectRatio', r.metadata #> '{promptSpec,aspectRatio}') as spec
-      from public.runs r
-      where r.kind = 'image_gen' and r.queue_state = 'pending' and coalesce(r.created_by, r.subject_id) is not null
-        and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null)
-        and (p_workflow is null or r.subject_id = p_workflow)
-        and not exists (
+      from (
+        select r.id, r.ticket, r.routed_to, r.processor, r.metadata from public.runs r
+        where r.kind = 'image_gen' and r.queue_state = 'pending' and coalesce(r.created_by, r.subject_id) is not null
+          and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null and r.requeued_by is null)
+          and (p_workflow is null or r.subject_id = p_workflow)
+        union all
+        select r.id, r.ticket, r.routed_to, r.processor, r.metadata from public.runs r
+        where p_user is not null and r.requeued_by = p_user and r.kind = 'image_gen' and r.queue_state = 'pending'
+      ) r
+      where not exists (
           select from image_jobs.calls c where c.run_id = r.id and c.ticket = r.ticket and c.state <> 'free')
       group by 2, 3
     ) w
@@ -157,8 +163,11 @@ begin
     from (
       select from public.runs r
       where r.kind = 'image_gen' and r.queue_state = 'pending'
-        and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null)
+        and (p_user is null or coalesce(r.created_by, r.subject_id) = p_user and r.created_by is not null and r.requeued_by is null)
         and (p_workflow is null or r.subject_id = p_workflow)
+      union all
+      select from public.runs r
+      where p_user is not null and r.requeued_by = p_user and r.kind = 'image_gen' and r.queue_state = 'pending'
       limit p_limit
     ) counted);
 end

@@ -175,7 +175,7 @@ begin
       or new.finished_at is not null or new.message is not null or new.preview_url is not null or new.lane is not null
       or new.rank is not null or new.workflow_rank is not null or new.submitted_at is not null or new.refused_since is not null or new.webhook is not null
       or new.routed_to is not null or new.call is not null or new.unheld is not null or new.source_workflow is not null
-      or new.queue_state is not null or new.queued_at is not null
+      or new.queue_state is not null or new.queued_at is not null or new.requeued_by is not null
       or coalesce(new.priority, 0) <> 0 or coalesce(new.created_by, v_user) is distinct from v_user then
       perform image_jobs.refuse(
         'This insert sets a column that belongs to the orchestrator.',
@@ -199,6 +199,7 @@ begin
   new.updated_at := v_now;
   new.started_at := v_now;
   new.queued_at := v_now;
+  new.requeued_by := null;
   new.finished_at := null;
   new.payload := nullif(new.payload, '{}');
   new.progress := 0;

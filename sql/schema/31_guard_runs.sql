@@ -48,6 +48,7 @@ begin
   new.call := old.call;
   new.unheld := old.unheld;
   new.queued_at := old.queued_at;
+  new.requeued_by := old.requeued_by;
   -- The source that the prompt names by now was not checked: a user's run reads the one that was.
   new.source_workflow := old.source_workflow;
   new.lane := old.lane;
@@ -100,6 +101,7 @@ begin
     new.refused_since := null;
     new.unheld := null;
     new.queued_at := v_now;
+    new.requeued_by := nullif(image_jobs.current_user_id(), new.created_by);
     new.created_at := coalesce(old.created_at, old.started_at, v_now);
     if new.due_at is null or new.due_at is not distinct from old.due_at then
       new.due_at := v_now;

@@ -26,15 +26,14 @@ declare
   v_run record;
   v_operator boolean := image_jobs.is_operator();
 begin
-  -- Limits before the row, as inserts have it: of the creator, on whom the run counts, and of the caller, who asks. Whatever the
-  -- status is: it may be another one when the row is locked.
+  -- Limits before the row, as inserts have it: of the caller, as whose the run counts from now on. Whatever the status is: it may be
+  -- another one when the row is locked.
   if not v_operator then
-    select r.created_by, r.subject_id, image_jobs.estimate_cost(r.processor, r.metadata -> 'promptSpec') as usd into v_run from public.runs r
+    select r.subject_id, image_jobs.estimate_cost(r.processor, r.metadata -> 'promptSpec') as usd into v_run from public.runs r
     where r.id = p_run_id and r.kind = 'image_gen' and image_jobs.can_access_workflow(r.subject_id);
     if found then
       perform image_jobs.check_usage(
-        array(select distinct u.id from unnest(array[v_run.created_by, image_jobs.current_user_id()]) as u (id) where u.id is not null),
-        array[v_run.subject_id], 1, v_run.usd);
+        array_remove(array[image_jobs.current_user_id()], null), array[v_run.subject_id], 1, v_run.usd);
     end if;
   end if;
   select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;

@@ -390,6 +390,9 @@ begin
   from (select 'user' as belongs_to, p_user_id as id union all select 'workflow', unnest(v_own)) gone
   on conflict (belongs_to, id) do update set due_at = excluded.due_at, tries = 0;
   perform pg_notify('image_jobs_drop', '');
+  perform set_config('image_jobs.writer', 'daemon', true);
+  update public.runs r set requeued_by = null where r.requeued_by = p_user_id and r.kind = 'image_gen';
+  perform set_config('image_jobs.writer', '', true);
   update image_jobs.calls c set user_id = null where c.user_id = p_user_id;
   delete from public.workflow_nodes n where n.workflow_id = any (v_own);
   get diagnostics v_nodes = row_count;

@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.sql.test_budgets import INSERT, OTHER, PROMPT, USER, insert_as, limit, refused
+from tests.sql.test_budgets import INSERT, OTHER, PROMPT, USER, insert_as, limit, refused, usage
 from tests.support.postgres import connect, signed_in, wait_until
-from tests.support.protocol import Db
+from tests.support.protocol import Db, new_daemon
 
 pytestmark = pytest.mark.one_postgres
 
@@ -41,7 +41,7 @@ async def cancelled(db: Db, workflow: UUID, user: UUID | None) -> str:
         await db.execute(INSERT, workflow, PROMPT, 1)
     else:
         await insert_as(db, user, 1, workflow)
-    run: str = await db.fetchval("update runs set status = 'cancelled' returning id")
+    run: str = await db.fetchval("update runs set status = 'cancelled' where status = 'pending' returning id")
     return run
 
 
@@ -70,10 +70,28 @@ async def test_a_requeue_meets_the_limits_of_who_asks(db: Db, workflow: UUID, cr
     assert (await requeue(db, run, USER))["status"] == "pending"
 
 
-async def test_a_requeue_meets_the_limits_of_the_creator(db: Db, workflow: UUID) -> None:
-    run = await cancelled(db, workflow, USER)
-    await limit(db, "user", user=USER, images_per_day=0)
-    await refused(requeue(db, run, OTHER))
+async def test_a_requeue_counts_on_who_asks(db: Db, workflow: UUID) -> None:
+    """A member who could requeue at the creator's expense could spend all that the creator may use."""
+    daemon = await new_daemon(db)
+    runs = [await cancelled(db, workflow, USER) for _ in range(3)]
+    await limit(db, images_per_day=2)
+    assert (await usage(db, OTHER))[0]["used_images"] == 0
+    await requeue(db, runs[0], OTHER)
+    for user, used, waiting in ((USER, 0, 0), (OTHER, 1, 1)):
+        row = (await usage(db, user))[0]
+        assert (row["used_images"], row["waiting"]) == (used, waiting)
+    await daemon.complete(await daemon.claim_one())
+    await requeue(db, runs[1], OTHER)
+    assert [(await usage(db, user))[0]["used_images"] for user in (USER, OTHER)] == [0, 2]
+    assert "2 images a day" in (await refused(requeue(db, runs[2], OTHER)))["message"]
+    # Its creator's again, once the creator asks.
+    await db.execute("update runs set status = 'cancelled' where id = $1", runs[1])
+    await requeue(db, runs[1], USER)
+    assert [(await usage(db, user))[0]["used_images"] for user in (USER, OTHER)] == [1, 1]
+    await requeue(db, runs[2], OTHER)
+    await db.execute("select image_jobs.forget_user($1)", OTHER)
+    assert await db.fetchval("select count(*) from runs where requeued_by is not null") == 0
+    assert await db.fetchval("select count(*) from image_jobs.calls where user_id = $1", OTHER) == 0
 
 
 async def test_a_requeue_that_waited_for_a_cancel_is_limited(db: Db, crowd: list[Db], workflow: UUID) -> None:

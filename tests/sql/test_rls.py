@@ -282,6 +282,7 @@ OWN_COLUMNS = {
     "source_workflow": str(BOBS),
     "queue_state": "pending",
     "queued_at": "2020-01-01",
+    "requeued_by": str(BOBS),
 }
 
 

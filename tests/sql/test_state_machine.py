@@ -461,7 +461,8 @@ class Queue(RuleBasedStateMachine):
                 "due_at = '-infinity'",
                 "due_at = image_jobs.now() + interval '500 s'",
                 "claim = 1, ticket = 1, attempt = 99, claimed_by = gen_random_uuid(), routed_to = 'demo:forged'",
-                "call = 1, unheld = true, source_workflow = subject_id, queue_state = 'pending', queued_at = null",
+                "call = 1, unheld = true, source_workflow = subject_id, queue_state = 'pending'",
+                "queued_at = null, requeued_by = subject_id",
                 "lane = 'nowhere', rank = -5, created_at = null, refused_since = null, webhook = 'came'",
                 "metadata = metadata || '{\"note\": 1}'",
             )

@@ -87,6 +87,7 @@ export type Database = {
           queued_at: string | null
           rank: number | null
           refused_since: string | null
+          requeued_by: string | null
           routed_to: string | null
           source_workflow: string | null
           started_at: string | null
@@ -124,6 +125,7 @@ export type Database = {
           queued_at?: string | null
           rank?: number | null
           refused_since?: string | null
+          requeued_by?: string | null
           routed_to?: string | null
           source_workflow?: string | null
           started_at?: string | null
@@ -161,6 +163,7 @@ export type Database = {
           queued_at?: string | null
           rank?: number | null
           refused_since?: string | null
+          requeued_by?: string | null
           routed_to?: string | null
           source_workflow?: string | null
           started_at?: string | null
