@@ -14,7 +14,7 @@ from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
 from daemon.providers import stability
 from daemon.providers.error_body import ErrorBody
 from daemon.providers.google import errors as google_errors
-from daemon.providers.midjourney.response import MIDJOURNEY, is_own
+from daemon.providers.midjourney.response import MIDJOURNEY, is_own, submitted_job_id
 from daemon.providers.openai import errors as openai_errors
 
 PAGE = b"<!DOCTYPE html><html><h1>Bad <b>gateway</b></h1></html>"
@@ -34,16 +34,19 @@ FOREIGN = [
 UNKNOWN_ALWAYS = [408, 499, 504, *range(520, 531)]
 
 
-def translated(provider: str, status: int, body: bytes, *, host: str = "127.0.0.1") -> RunError:
+def translated(
+    provider: str, status: int, body: bytes, *, host: str = "127.0.0.1", wait: str | None = None
+) -> RunError:
+    headers = {} if wait is None else {"retry-after": wait}
     match provider:
         case "openai":
             request = httpx2.Request("POST", f"https://{host}/v1/images/generations")
-            response = httpx2.Response(status, content=body, request=request)
+            response = httpx2.Response(status, headers=headers, content=body, request=request)
             return openai_errors.translate(APIStatusError("", response=response, body=None), "gpt-image-2")
         case "google":
-            return google_errors.translate(status, {}, body, "gemini-x")
+            return google_errors.translate(status, headers, body, "gemini-x")
         case "stability":
-            return stability.translate(status, httpx.Headers(), body, "core")
+            return stability.translate(status, httpx.Headers(headers), body, "core")
         case _:
             document = ErrorBody.of(body, status)
             return MIDJOURNEY.by_status(status, document.reason, {"status": status}, own=is_own(document))
@@ -150,3 +153,39 @@ def test_any_retry_delay_of_google_is_read(delay: object) -> None:
     error = translated("google", 429, json.dumps(body).encode())
     assert isinstance(error, Retryable)
     assert (error.code, error.accepted) == ("rate_limited", False)
+
+
+SAID = "a red fox for ann@example.org"
+CLOSING: dict[str, list[dict[str, Any]]] = {
+    "openai": [
+        {"error": {"message": SAID, "type": SAID, "param": SAID, "code": code}}
+        for code in ("insufficient_quota", "billing_hard_limit_reached", "rate_limit_exceeded", SAID)
+    ],
+    "google": [
+        {"error": {"code": 429, "message": f"{SAID}. {credit}", "status": "RESOURCE_EXHAUSTED", "details": details}}
+        for credit in ("", "Your prepayment credits are depleted.")
+        for details in (
+            [{"retryDelay": "7s", "reason": SAID}],
+            [{"violations": [{"quotaId": f"PerDay {SAID}", "description": SAID}]}],
+            [{"reason": "BILLING_DISABLED"}],
+        )
+    ],
+    "stability": [{"id": SAID, "name": SAID, "errors": [SAID]}],
+    "midjourney": [{"code": 23, "description": SAID}],
+}
+
+
+@pytest.mark.parametrize(
+    ("provider", "body"), [(provider, body) for provider, bodies in CLOSING.items() for body in bodies]
+)
+def test_no_providers_words_close_it_for_others(provider: str, body: dict[str, Any]) -> None:
+    """The reason of a block is shown to every user: it must not have words about the prompt of one."""
+    document = json.dumps(body).encode()
+    errors = [translated(provider, status, document, wait="7") for status in range(400, 600)]
+    if provider == "midjourney":
+        with pytest.raises(Retryable) as full:
+            submitted_job_id(body)
+        errors.append(full.value)
+    closing = [error for error in errors if isinstance(error, Retryable) and error.blocks]
+    assert closing
+    assert not [error.message for error in closing if SAID in error.message]
