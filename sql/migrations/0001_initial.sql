@@ -6140,6 +6140,7 @@ counted as (
   select b.provider || ':', null, 0, null from image_jobs.provider_blocks b
   where b.model is null and b.until > (select c.at from clock c)
 )
+-- Names of providers are the callers': those that nobody knows are one, '?', as in lanes.
 select
   p.provider, p.pending, p.delayed, p.running, p.parked, p.completed, p.failed, p.cancelled, p.oldest_wait,
   coalesce(l.paused, false) as paused,
@@ -6148,7 +6149,7 @@ select
     where b.provider = p.provider and b.model is null and b.until > (select c.at from clock c)) as blocked_until
 from (
   select
-    split_part(c.name, ':', 1) as provider,
+    coalesce(k.name, '?') as provider,
     coalesce(sum(c.runs) filter (where c.state = 'pending'), 0)::bigint as pending,
     coalesce(sum(c.runs) filter (where c.state = 'delayed'), 0)::bigint as delayed,
     coalesce(sum(c.runs) filter (where c.state = 'running'), 0)::bigint as running,
@@ -6158,11 +6159,13 @@ from (
     coalesce(sum(c.runs) filter (where c.state = 'cancelled'), 0)::bigint as cancelled,
     (select c.at from clock c) - min(c.due_at) filter (where c.state = 'pending') as oldest_wait
   from counted c
+  left join (select p.name from image_jobs.providers p union select l.provider from image_jobs.provider_limits l) k
+    on k.name = split_part(c.name, ':', 1)
   group by 1
 ) p
 left join image_jobs.provider_limits l on l.provider = p.provider and l.model is null;
 comment on view image_jobs.queue_stats is
-  'Counts of runs by provider and state; what ended, in the last 24 hours. Paused and blocked providers are here even without runs.';
+  'Counts of runs by provider and state; what ended, in the last 24 hours. Paused and blocked providers are here even without runs; those that no daemon has served are one, ''?''.';
 
 create or replace view image_jobs.run_timings with (security_invoker = on) as
 select
@@ -8878,7 +8881,7 @@ grant select, insert, update, delete on public.runs, public.run_events, public.w
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.usage_limits to service_role;
 grant select on public.image_jobs, image_jobs.calls, image_jobs.queue_stats, image_jobs.run_timings, image_jobs.run_costs, image_jobs.storage_stats,
   image_jobs.failures, image_jobs.throughput, image_jobs.storage_violations, image_jobs.daemon_status, image_jobs.daemons,
-  image_jobs.migrations to service_role;
+  image_jobs.providers, image_jobs.migrations to service_role;
 
 alter table public.runs enable row level security;
 alter table public.run_events enable row level security;

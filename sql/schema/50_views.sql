@@ -58,6 +58,7 @@ counted as (
   select b.provider || ':', null, 0, null from image_jobs.provider_blocks b
   where b.model is null and b.until > (select c.at from clock c)
 )
+-- Names of providers are the callers': those that nobody knows are one, '?', as in lanes.
 select
   p.provider, p.pending, p.delayed, p.running, p.parked, p.completed, p.failed, p.cancelled, p.oldest_wait,
   coalesce(l.paused, false) as paused,
@@ -66,7 +67,7 @@ select
     where b.provider = p.provider and b.model is null and b.until > (select c.at from clock c)) as blocked_until
 from (
   select
-    split_part(c.name, ':', 1) as provider,
+    coalesce(k.name, '?') as provider,
     coalesce(sum(c.runs) filter (where c.state = 'pending'), 0)::bigint as pending,
     coalesce(sum(c.runs) filter (where c.state = 'delayed'), 0)::bigint as delayed,
     coalesce(sum(c.runs) filter (where c.state = 'running'), 0)::bigint as running,
@@ -76,11 +77,13 @@ from (
     coalesce(sum(c.runs) filter (where c.state = 'cancelled'), 0)::bigint as cancelled,
     (select c.at from clock c) - min(c.due_at) filter (where c.state = 'pending') as oldest_wait
   from counted c
+  left join (select p.name from image_jobs.providers p union select l.provider from image_jobs.provider_limits l) k
+    on k.name = split_part(c.name, ':', 1)
   group by 1
 ) p
 left join image_jobs.provider_limits l on l.provider = p.provider and l.model is null;
 comment on view image_jobs.queue_stats is
-  'Counts of runs by provider and state; what ended, in the last 24 hours. Paused and blocked providers are here even without runs.';
+  'Counts of runs by provider and state; what ended, in the last 24 hours. Paused and blocked providers are here even without runs; those that no daemon has served are one, ''?''.';
 
 create or replace view image_jobs.run_timings with (security_invoker = on) as
 select

@@ -221,7 +221,7 @@ grant select, insert, update, delete on public.runs, public.run_events, public.w
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.usage_limits to service_role;
 grant select on public.image_jobs, image_jobs.calls, image_jobs.queue_stats, image_jobs.run_timings, image_jobs.run_costs, image_jobs.storage_stats,
   image_jobs.failures, image_jobs.throughput, image_jobs.storage_violations, image_jobs.daemon_status, image_jobs.daemons,
-  image_jobs.migrations to service_role;
+  image_jobs.providers, image_jobs.migrations to service_role;
 
 alter table public.runs enable row level security;
 alter table public.run_events enable row level security;

@@ -113,6 +113,8 @@ async def test_invented_providers_share_a_row(db: Db, daemon: Daemon) -> None:
         "select g ->> 'provider' as provider from image_jobs.gauges() g where g ->> 'gauge' = 'waiting'"
     )
     assert sorted(row["provider"] for row in rows) == ["?", "demo"]
+    stats = await db.fetch("select provider, pending, cancelled from image_jobs.queue_stats order by provider")
+    assert [tuple(row) for row in stats] == [("?", 119, 1), ("demo", 1, 0)]
 
 
 async def test_a_series_tells_when_runs_ended_and_money_went(db: Db, daemon: Daemon) -> None:

@@ -41,7 +41,7 @@ RELATIONS: dict[str, dict[str, set[str]]] = {
     "image_jobs.prices": {},
     "image_jobs.project": {},
     "image_jobs.node_versions": {},
-    "image_jobs.providers": {},
+    "image_jobs.providers": {"service_role": READ},
     "image_jobs.set_aside": {},
     "image_jobs.stale_nodes": {},
     "image_jobs.stale_nodes_id_seq": {},
