@@ -127,6 +127,10 @@ class Generated:
     """Whether the image is a grid of two by two: its quarters are stored as further images."""
     conversation: Path | None = None
     """A JSON file of a `Conversational` provider, to be stored beside the image."""
+    seed: int | None = None
+    """The seed that was used: the provider's, where it says one, else the one that was sent. None where not known."""
+    quality: str | None = None
+    """The quality that was used, by the provider's name. None where not known, or there is one only."""
 
     @property
     def shown_url(self) -> str | None:

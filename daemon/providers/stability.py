@@ -223,7 +223,7 @@ class StabilityImages:
             raise STABILITY.too_large_picture(self._max_bytes, facts, cost=call.estimate) from error
         match part:
             case Picture(path):
-                return Generated(path, call.estimate, data=facts)
+                return Generated(path, call.estimate, data=facts, seed=call.seed(facts))
             case Unreadable(path):
                 raise STABILITY.undecodable(path, facts, cost=call.estimate)
             case Document():
@@ -243,7 +243,8 @@ class StabilityImages:
         if refusal := filtered(image.finish_reason, facts, call.estimate):
             raise refusal
         try:
-            return Generated(await save_picture(image.encoded or "", spool), call.estimate, data=facts)
+            picture = await save_picture(image.encoded or "", spool)
+            return Generated(picture, call.estimate, data=facts, seed=call.seed(facts))
         except NotAPicture as error:
             raise STABILITY.undecodable(error.path, facts, cost=call.estimate) from error
         except ImageTooLarge as error:
@@ -306,6 +307,11 @@ class GenerateCall:
     def image_bytes(self) -> int:
         """The size of the image to refine; 0 without one."""
         return 0 if self.image is None else self.image.stat().st_size
+
+    def seed(self, facts: Mapping[str, str]) -> int | None:
+        """Return the seed of a response with these `facts`, else the one that was sent; 0 is a random one."""
+        used = facts.get("seed") or self.fields.get("seed", "")
+        return int(used) or None if used.isdecimal() else None
 
     def described(self) -> dict[str, Any]:
         """Return the exact request for the audit trail; the image by its type and size."""

@@ -57,6 +57,7 @@ OURS = frozenset(
         "previewPath",
         "keptPath",
         "images",
+        "imagePaths",
         "contentType",
     ]
 )

@@ -73,6 +73,8 @@ def picture(run: ClaimedRun, found: StoredObject) -> Picture:
         content_type=found.content_type,
         bytes=found.size,
         cost=_cost(found),
+        seed=generated.get("seed"),
+        quality=generated.get("quality"),
     )
 
 

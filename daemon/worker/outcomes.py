@@ -66,6 +66,9 @@ class Picture:
     content_type: str | None
     bytes: int
     cost: float | None
+    seed: int | None = None
+    quality: str | None = None
+    """Of the request, as they were used; None where not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,8 @@ class _Ending:
 
 @dataclass(frozen=True, slots=True)
 class Completed(_Ending):
-    """The picture is stored. `requested_model` is what the caller asked for; `images` are URLs of further pictures.
+    """The picture is stored. `requested_model` is what the caller asked for; `images` are URLs of further pictures, `image_paths` their
+    paths, in the same sequence.
 
     Paths are the keys in the bucket, which a client signs where the bucket is private.
     `stored_at` is when storage had it, by the monotonic clock. The run's times are the database's.
@@ -125,6 +129,7 @@ class Completed(_Ending):
     requested_model: str
     stored_at: float
     images: Sequence[str] = ()
+    image_paths: Sequence[str] = ()
 
     def unwritable(self, reason: str) -> "Failed":
         """Return the outcome to write instead, which keeps the URL of the stored picture."""
@@ -149,8 +154,10 @@ class Completed(_Ending):
             "requestedModel": self.requested_model,
             "cost": self.picture.cost,
         }
+        known = {"seed": self.picture.seed, "quality": self.picture.quality}
+        payload |= {name: value for name, value in known.items() if value is not None}
         if self.images:
-            payload["images"] = list(self.images)
+            payload |= {"images": list(self.images), "imagePaths": list(self.image_paths)}
         return self._to_json(payload=payload, stored_ago=seconds_since(self.stored_at))
 
 

@@ -90,6 +90,8 @@ class Publisher:
                 content_type=info.content_type,
                 bytes=info.bytes,
                 cost=made.cost,
+                seed=made.seed,
+                quality=made.quality,
             ),
             image_url=url,
             image_path=key,
@@ -100,6 +102,7 @@ class Publisher:
             requested_model=_requested_model(run, model),
             stored_at=stored_at,
             images=await self._urls(extra, info.sha256),
+            image_paths=extra,
             events=[
                 stored,
                 *(_warning(f"{_WITHOUT[field]}: {error.message}", field) for field, error in beside.items()),
@@ -145,6 +148,7 @@ class Publisher:
         thumbnail = await self._storage.find(thumbnail_key(run.workflow_id, run.id))
         small = thumbnail.key if thumbnail is not None and object_metadata.sha256(thumbnail) == version else None
         url, warnings = await self._announce(found.key, version)
+        extra = object_metadata.extra_keys(found)
         message = "An earlier attempt had stored the image already; it is used."
         return Completed(
             picture=object_metadata.picture(run, found),
@@ -156,7 +160,8 @@ class Publisher:
             model=model.model,
             requested_model=_requested_model(run, model),
             stored_at=found_at,
-            images=await self._urls(object_metadata.extra_keys(found), version),
+            images=await self._urls(extra, version),
+            image_paths=extra,
             events=[Event("adopted", message, data={"imageUrl": url}), *warnings],
             calls=[Call(id=run.call, state="free"), *([drawn] if (drawn := object_metadata.call(found)) else [])],
         )

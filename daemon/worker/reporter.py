@@ -158,7 +158,8 @@ class RunReporter:
             **made.data,
         }
         data: dict[str, Any] = {"ticket": self._run.ticket, "cost": made.cost, "processor": self.processor}
-        data |= {name: value for name, value in optional.items() if value is not None}
+        used = {"seed": made.seed, "quality": made.quality}
+        data |= {name: value for name, value in (*optional.items(), *used.items()) if value is not None}
         event = Event("generated", "The provider made the image.", data=data)
         self._image_at = time.monotonic()
         self.paid = self.call("charged", cost=made.cost, image=True)

@@ -111,7 +111,7 @@ def test_completed_payload_is_that_of_the_public_contract() -> None:
     payload = completed(images=["https://example.supabase.co/x.1.png"]).to_json()["payload"]
     assert payload.keys() == {
         "imageUrl", "imagePath", "thumbnailUrl", "thumbnailPath", "originalUrl", "revisedPrompt", "width", "height", "contentType", "bytes",
-        "provider", "model", "requestedModel", "cost", "images",
+        "provider", "model", "requestedModel", "cost", "images", "imagePaths",
     }  # fmt: skip
     assert "images" not in completed().to_json()["payload"]
 

@@ -191,7 +191,9 @@ async def test_unreadable_further_pictures_are_a_warning(shop: Shop) -> None:
     run = await insert_run(shop.db)
     row = await shop.ended(run)
     assert row["status"] == "completed"
-    assert len(row["payload"]["images"]) == 1
+    (path,) = row["payload"]["imagePaths"]
+    assert [url.partition("?")[0].endswith(f"/{path}") for url in row["payload"]["images"]] == [True]
+    assert await shop.db.fetchval("select count(*) from storage.objects where bucket_id = 'images' and name = $1", path)
     assert [warning["data"]["field"] for warning in await shop.events(run, "warning")] == ["images"]
 
 

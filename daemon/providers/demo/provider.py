@@ -190,7 +190,7 @@ async def _picture(
     path = request.workdir / "picture.png"
     if options.noop:
         path.write_bytes(_tiny())
-        return Generated(path, options.cost)
+        return Generated(path, options.cost, seed=request.prompt.seed)
     canvas = await asyncio.to_thread(_Canvas, request, size)
     begin = asyncio.get_running_loop().time()
     before = 0.0
@@ -203,7 +203,7 @@ async def _picture(
         before = percent
         await asyncio.sleep(max(0, begin + seconds * percent / 100 - asyncio.get_running_loop().time()))
     await asyncio.to_thread(canvas.save, path)
-    return Generated(path, options.cost)
+    return Generated(path, options.cost, seed=request.prompt.seed)
 
 
 class _Canvas:

@@ -234,7 +234,7 @@ class _Exchange:
                 response = ContentResponse.read(self.part.fields)
                 return response, await read(response, self.spool, call)
             case Picture(path):  # Google sends none like this, but there it is
-                return ContentResponse(), Generated(path, call.estimate)
+                return ContentResponse(), Generated(path, call.estimate, seed=call.seed)
             case Unreadable(path):
                 raise GOOGLE.undecodable(path, {})
             case _:

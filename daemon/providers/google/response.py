@@ -119,7 +119,8 @@ async def read(response: ContentResponse, spool: Spool, call: ContentCall) -> Ge
         except ImageTooLarge as error:
             raise GOOGLE.too_large_picture(spool.max_bytes, facts, cost=cost) from error
         else:
-            return Generated(picture, estimate(call.model, call.size) if cost is None else cost, data=facts)
+            cost = estimate(call.model, call.size) if cost is None else cost
+            return Generated(picture, cost, data=facts, seed=call.seed)
     if undecodable is not None:
         raise GOOGLE.undecodable(undecodable.path, facts, cost=cost) from undecodable
     error = _without_picture(response, facts)

@@ -25,7 +25,7 @@ from daemon.providers.errors import TRANSPORT_ERRORS
 from daemon.providers.event_stream import Document
 from daemon.providers.job_checks import check_failed, look_up_failed
 from daemon.providers.midjourney.models import MODELS
-from daemon.providers.midjourney.request import IMAGINE, build
+from daemon.providers.midjourney.request import IMAGINE, build, seed_of
 from daemon.providers.midjourney.response import (
     CANCELLED,
     FAILURE,
@@ -130,7 +130,8 @@ class MidjourneyProxy:
             return Waiting(task.progress, message or "Midjourney is drawing")
         if task.image_url is None:
             raise MIDJOURNEY.empty(task.facts)
-        return await self._download(task, task.image_url, spool, request.workdir)
+        made = await self._download(task, task.image_url, spool, request.workdir)
+        return replace(made, seed=seed_of(request.prompt))
 
     async def cancel(self, job_id: str) -> None:
         """Remove a job from the proxy's list, where it can do that: Midjourney may draw it all the same."""

@@ -94,6 +94,11 @@ def build(request: Request, webhook: Webhook | None, warn: Warn) -> ImagineCall:
     return ImagineCall(prompt, job_name(request), bot, webhook, image, kind)
 
 
+def seed_of(prompt: PromptSpec) -> int | None:
+    """Return the seed that is sent; None where Midjourney takes a random one."""
+    return None if prompt.seed is None else prompt.seed % (_HIGHEST_SEED + 1)
+
+
 def _line(prompt: PromptSpec, model: str, version: str, warn: Warn) -> str:
     """Join the text and all flags, in this order: Midjourney reads the text after a flag as its value."""
     texts: list[str] = []

@@ -33,12 +33,14 @@ class _Output(Lenient):
     type: Text = None
     result: Encoded = None
     revised_prompt: Text = None
+    quality: Name = None
     error: object = None
     content: Objects[_Content] = Field(default_factory=list)
 
 
 class _Tool(Lenient):
     model: Text = None
+    quality: Name = None
 
 
 class _ToolUsage(Lenient):
@@ -118,7 +120,8 @@ class BackgroundResponse:
             except ImageTooLarge as error:
                 raise OPENAI.too_large_picture(self._spool.max_bytes, facts, cost=cost) from error
             else:
-                return Generated(picture, cost, call.revised_prompt, data=facts)
+                quality = call.quality or next((tool.quality for tool in self._body.tools if tool.quality), None)
+                return Generated(picture, cost, call.revised_prompt, data=facts, quality=quality)
         if undecodable is not None:
             raise OPENAI.undecodable(undecodable.path, facts, cost=cost) from undecodable
         error = self._failure(calls, model, facts)

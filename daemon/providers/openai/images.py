@@ -18,7 +18,7 @@ from daemon.providers import Generated, Reporter, Request
 from daemon.providers.base64_stream import ImageTooLarge
 from daemon.providers.body import NotUnderstood, Picture, Unreadable, read_body
 from daemon.providers.event_stream import Document
-from daemon.providers.lenient import Encoded, Lenient, Objects, Text, counted
+from daemon.providers.lenient import Encoded, Lenient, Name, Objects, Text, counted
 from daemon.providers.openai.errors import CALL_ERRORS, OPENAI, reported, translate
 from daemon.providers.openai.models import settle
 from daemon.providers.openai.request import PREVIEWS, ImagesCall, build
@@ -50,6 +50,7 @@ class _Body(_Item):
     """A response, or an event of a stream."""
 
     type: Text = None
+    quality: Name = None
     data: Objects[_Item] = Field(default_factory=list)
 
     @property
@@ -69,6 +70,7 @@ class _Result:
     undecodable: Path | None = None
     """A file with what is no picture, in the place of one."""
     reason: str = ""
+    quality: str | None = None
 
     @property
     def has_picture(self) -> bool:
@@ -122,7 +124,8 @@ class OpenAIImages:
                 raise OPENAI.unknown("OpenAI's answer is larger than one of OpenAI's can be.", **facts) from error
             except NotUnderstood as error:
                 raise OPENAI.unknown("OpenAI's answer cannot be read.", **facts) from error
-        return await self._finish(result, request, facts)
+        made = await self._finish(result, request, facts)
+        return replace(made, quality=result.quality or call.drawing.quality)
 
     @asynccontextmanager
     async def _send(self, call: ImagesCall) -> AsyncGenerator[httpx2.Response, None]:
@@ -215,7 +218,7 @@ async def _result(document: Document, spool: Spool, model: str) -> _Result:
     if not is_response(fields):
         raise OPENAI.unknown("OpenAI's answer has another shape than it should.")
     usage: object = fields.get("usage")
-    result = _Result(usage=usage)
+    result = _Result(usage=usage, quality=body.quality)
     for item in body.items:
         result = replace(result, revised_prompt=result.revised_prompt or item.revised_prompt)
         for text in item.spellings:
