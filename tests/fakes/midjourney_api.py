@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import re
+import time
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -45,6 +46,7 @@ class MidjourneyAPI(FakeAPI):
         self.can_cancel = True
         self.deaf = False
         self.hooks: dict[str, str] = {}
+        self._drawing: list[asyncio.Task[int | None]] = []
 
     def done(self) -> dict[str, Any]:
         """The stage with the picture."""
@@ -58,6 +60,7 @@ class MidjourneyAPI(FakeAPI):
     def known(self, name: str, **fields: Any) -> None:
         """Adds an order from before."""
         self.tasks[name] = {"id": name, "action": "IMAGINE", "properties": {}, "fetched": 0, **fields}
+        self.tasks[name]["ordered_at"] = time.monotonic()
 
     async def happen(self, name: str, **stage: Any) -> int | None:
         """Changes a task and posts it to its hook, if it has one; gives the status of the answer, which nobody reads."""
@@ -71,6 +74,9 @@ class MidjourneyAPI(FakeAPI):
         """Posts a task to a hook; answers the status."""
         async with httpx.AsyncClient() as client:
             return (await client.post(hook, json=task)).status_code
+
+    def draws(self, call: Call) -> bool:
+        return False
 
     def refusal(self, call: Call) -> Response | None:
         if call.path in self.pictures:
@@ -110,13 +116,21 @@ class MidjourneyAPI(FakeAPI):
         self.tasks[name]["properties"] = {"notifyHook": hook, "finalPrompt": call.fields["prompt"]}
         if hook is not None and not self.deaf:
             self.hooks[name] = hook
+            if self.takes:
+                self._drawing.append(asyncio.create_task(self._finish(name)))
         taken = code(1, "提交成功", result=name)
         if self.mute:
             return Response(after=asyncio.Event())
         return Response(200, taken.body, cut=0) if self.cut_off else taken
 
+    async def _finish(self, name: str) -> int | None:
+        await asyncio.sleep(self.takes)
+        return await self.happen(name, **self.done())
+
     def _advance(self, task: dict[str, Any]) -> dict[str, Any]:
-        if not task.get("ended") and task["id"] not in self.hooks:
+        if self.takes and time.monotonic() < task["ordered_at"] + self.takes:
+            task.update(status="IN_PROGRESS", progress="10%")
+        elif not task.get("ended") and task["id"] not in self.hooks:
             task.update(self.stages[min(task["fetched"], len(self.stages) - 1)])
             task["fetched"] += 1
         return task

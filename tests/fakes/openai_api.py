@@ -12,6 +12,7 @@ its own models, pictures of the wrong content type, retired models, a missing ke
 import asyncio
 import base64
 import json
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ class Call:
     fields: dict[str, Any]
     image: bytes | None = None
     image_type: str | None = None
+    came_at: float = field(default_factory=time.monotonic)
+    left_at: float = 0.0
 
 
 @dataclass
@@ -89,7 +92,7 @@ class OpenAIAPI:
     """The server. `compatible` is another vendor's: any model, `response_format` understood, no stream, no usage.
 
     With `only_urls` a picture lies at an address, and the first `bad_downloads` of such pictures fail. While there is an
-    `outage`, every request ends like this.
+    `outage`, every request ends like this. A picture `takes` so many seconds.
     """
 
     compatible: bool = False
@@ -97,6 +100,7 @@ class OpenAIAPI:
     usage: bool = True
     picture: bytes | None = None
     bad_downloads: int = 0
+    takes: float = 0.0
     outage: Fault | None = None
     requests: list[Call] = field(default_factory=list)
     downloads: int = 0
@@ -111,7 +115,7 @@ class OpenAIAPI:
         """As new, at the same address."""
         self.compatible = self.only_urls = False
         self.usage, self.picture, self.downloads, self.bad_downloads = True, None, 0, 0
-        self.outage = None
+        self.outage, self.takes = None, 0.0
         self.requests.clear()
         self._faults.clear()
 
@@ -143,8 +147,12 @@ class OpenAIAPI:
         if self.outage or self._faults:
             return await (self.outage or self._faults.popleft())(exchange)
         if call.fields.get("stream") and not self.compatible:
-            return await self._stream(exchange)
-        return await exchange.json(200, self._document(call))
+            await self._stream(exchange)
+        else:
+            await asyncio.sleep(self.takes)
+            await exchange.json(200, self._document(call))
+        call.left_at = time.monotonic()
+        return None
 
     async def _download(self, exchange: Exchange) -> None:
         self.downloads += 1
@@ -176,6 +184,7 @@ class OpenAIAPI:
         partials = int(exchange.call.fields.get("partial_images") or 0)
         for index in range(partials):
             await exchange.event(self.partial(exchange.call, index))
+        await asyncio.sleep(self.takes)
         await exchange.event(self.completed(exchange.call, partials))
         await exchange.body(b"")
 

@@ -106,6 +106,9 @@ class ResponsesAPI(FakeAPI):
         """Adds a response from before."""
         self.responses[name] = {"id": name, "object": "response", "status": "queued", "output": [], **fields}
 
+    def draws(self, call: Call) -> bool:
+        return False
+
     def refusal(self, call: Call) -> Response | None:
         if call.headers.get("authorization") != f"Bearer {KEY}":
             return _refuse(401, error("Incorrect API key provided: sk-…key.", "invalid_api_key"))
@@ -149,6 +152,9 @@ class ResponsesAPI(FakeAPI):
         return _response(response)
 
     def _advance(self, response: dict[str, Any]) -> None:
+        if time.time() < response["created_at"] + self.takes:
+            response["status"] = "in_progress"
+            return
         name, asked = response["id"], self._asked.get(response["id"], 0)
         self._asked[name] = asked + 1
         if response["status"] not in ENDED:

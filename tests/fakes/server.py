@@ -8,6 +8,7 @@ async with GoogleAPI() as api:
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,10 @@ from tests.support.servers import listening_socket
 
 @dataclass
 class Call:
-    """One request as it arrived. `fields` is its JSON, or the texts of its form; a form's picture is in `image`."""
+    """One request as it arrived. `fields` is its JSON, or the texts of its form; a form's picture is in `image`.
+
+    `came_at` and `left_at` are when it came and when its response had left, by the API's clock.
+    """
 
     method: str
     path: str
@@ -34,6 +38,8 @@ class Call:
     fields: dict[str, Any] = field(default_factory=dict)
     image: bytes | None = None
     image_type: str | None = None
+    came_at: float = field(default_factory=time.monotonic)
+    left_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class CutError(Exception):
 
 
 class FakeAPI:
-    """A server. Subclasses have `refusal` for bad requests and `respond` for good ones."""
+    """A server. Subclasses have `refusal` for bad requests and `respond` for good ones. A picture `takes` so many seconds."""
 
     def __init__(self) -> None:
         self.requests: list[Call] = []
@@ -69,6 +75,7 @@ class FakeAPI:
         """Forget all requests and faults; the address stays."""
         self.requests.clear()
         self._faults.clear()
+        self.takes = 0.0
 
     def next(self, *responses: Response) -> None:
         """Respond to the next good requests like this, one each; those after them succeed."""
@@ -87,6 +94,10 @@ class FakeAPI:
     def respond(self, call: Call) -> Response:
         """Return the response to a good request."""
         raise NotImplementedError
+
+    def draws(self, call: Call) -> bool:
+        """Return whether a request has its picture in the response."""
+        return call.method == "POST"
 
     async def __aenter__(self) -> Self:
         listening = listening_socket()
@@ -107,6 +118,8 @@ class FakeAPI:
         self.requests.append(call)
         response = self.refusal(call)
         if response is None:
+            if self.takes and self.draws(call):
+                await asyncio.sleep(self.takes)
             response = self._faults.popleft() if self._faults else self.respond(call)
         if response.after is not None:
             await response.after.wait()
@@ -114,6 +127,7 @@ class FakeAPI:
         if response.cut is not None:
             response = replace(response if response.body else self.respond(call), cut=response.cut)
         await _send(response, send)
+        call.left_at = time.monotonic()
 
 
 async def _send(response: Response, send: Send) -> None:
