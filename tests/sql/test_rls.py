@@ -232,7 +232,13 @@ async def test_a_foreign_run_is_not_found(db, function, user):
 
 async def test_anon_calls_nothing(db):
     sharing = (f"{verb}_workflow('{ANNS}')" for verb in ("share", "join", "leave", "unshare", "can_open"))
-    for call in ("start_image_job('{}')", "cancel_run('ann-run')", "requeue_run('ann-run')", "show_run('ann-run')", *sharing):
+    for call in (
+        "start_image_job('{}')",
+        "cancel_run('ann-run')",
+        "requeue_run('ann-run')",
+        "show_run('ann-run')",
+        *sharing,
+    ):
         with pytest.raises(DENIED):
             async with signed_in(db, role="anon"):
                 await db.execute(f"select {call}")
