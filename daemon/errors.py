@@ -210,7 +210,9 @@ def response_lost(error: OSError) -> OutcomeUnknown:
 
 
 def not_stored(error: RunError | OSError) -> RunError:
-    """Return the error where the picture had been made and could not be stored; an error of ours stays as it is."""
+    """Return the error where the picture had been made and could not be stored, which is final however passing the reason is."""
+    if isinstance(error, Retryable):
+        error.hint = f"{error.hint} Requeue the run once that has passed.".strip()
     if isinstance(error, RunError):
         return error
     return Refused(_sentence(error), code=DISK_CODE, hint=f"{_cure(error)}, then requeue the run.", data=_data(error))

@@ -97,9 +97,7 @@ class _Fenced(FileIO):
             Retryable: If the lease has lapsed.
         """
         if not self._may_go_on():
-            raise Retryable(
-                "The daemon was held up while it stored the image.", code=LEASE_CODE, hint="Requeue the run."
-            )
+            raise Retryable("The daemon was held up while it stored the image.", code=LEASE_CODE, hint="")
         return super().read(size) or b""
 
 

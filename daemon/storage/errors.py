@@ -13,7 +13,7 @@ from typing import Any, cast
 import httpx
 from storage3.exceptions import StorageApiError
 
-from daemon.errors import DISK_CODE, OUT_OF_FILES, Refused, Retryable, RunError, not_stored
+from daemon.errors import DISK_CODE, OUT_OF_FILES, Refused, Retryable, RunError, describe_shortage, not_stored
 
 LONGEST_WAIT = timedelta(minutes=1)
 """A `Retry-After` beyond this is cut: by then a picture is given up, and a look costs little."""
@@ -65,12 +65,12 @@ def unreachable(error: Exception, url: str) -> Retryable:
         return Retryable(
             "Storage did not answer in time.",
             code="storage_timeout",
-            hint="Requeue the run once Supabase Storage answers again.",
+            hint="",
         )
     return Retryable(
         "Storage cannot be reached.",
         code="storage_unreachable",
-        hint=f"Check SUPABASE_URL ({httpx.URL(url).host}) and the network, then requeue the run.",
+        hint=f"Check SUPABASE_URL ({httpx.URL(url).host}) and the network.",
         data={"reason": f"{type(error).__name__}: {error}"[:200]},
     )
 
@@ -80,17 +80,17 @@ def not_understood(error: Exception) -> Retryable:
     return Retryable(
         "Something in front of Storage answered in its place: a maintenance page, as a rule.",
         code="storage_unavailable",
-        hint="Requeue the run once Supabase Storage works again; if it stays so, check SUPABASE_URL.",
+        hint="If it stays so, check SUPABASE_URL.",
         data={"reason": f"{type(error).__name__}: {error}"[:200]},
     )
 
 
 def of_file(error: OSError) -> RunError:
     """Map trouble with the file to upload: without file descriptors it is waited for one."""
-    found = not_stored(error)
     if error.errno not in OUT_OF_FILES:
-        return found
-    return Retryable(found.message, code=DISK_CODE, hint=found.hint, data=found.data)
+        return not_stored(error)
+    message, cure = describe_shortage(error)
+    return Retryable(message, code=DISK_CODE, hint=cure, data=not_stored(error).data)
 
 
 def parsed(response: httpx.Response) -> StorageApiError:
@@ -180,7 +180,7 @@ def _away(status: str, response: httpx.Response | None, data: dict[str, Any]) ->
     return Retryable(
         f"Storage does not work at the moment (status {status}).",
         code="storage_unavailable",
-        hint="Requeue the run once Supabase Storage works again.",
+        hint="",
         retry_in=None if response is None else retry_after(response.headers.get("retry-after", "")),
         data=data,
     )
