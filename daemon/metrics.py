@@ -148,8 +148,9 @@ class Metrics:
             self._attempts.labels(provider, fate.outcome).inc()
             return
         self._runs.labels(provider, model, fate.outcome, self._code(fate)).inc()
+        # Of a run that failed the last stage is as long as it took to fail: another thing.
         for name, milliseconds in (fate.timings or {}).items():
-            if name in STAGES:
+            if name in STAGES and fate.outcome == "completed":
                 self._stages.labels(provider, STAGES[name]).observe(milliseconds / 1000)
 
     def tally(self, tally: Tally) -> None:

@@ -87,7 +87,7 @@ class Fate:
     """Of a run that failed or is tried again."""
     error: str | None = None
     timings: Mapping[str, int] | None = None
-    """Of a completed run, in milliseconds: `queuedMs`, `generateMs`, `storeMs`, `settleMs`."""
+    """In milliseconds: `queuedMs`, `generateMs`, `storeMs`, `settleMs`; of a run that failed as far as it got."""
 
 
 @dataclass(frozen=True, slots=True)

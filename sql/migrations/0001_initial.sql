@@ -1889,6 +1889,7 @@ begin
         payload = jsonb_build_object(
           'error', 'The database refuses to start this run: ' || v_reason, 'code', 'refused_by_database', 'attempts', r.attempt,
           'hint', 'A trigger or a rule of the application is in the way. Mend it, then requeue the run.')
+          || image_jobs.timings_of_failure(r, v_now)
       where r.id = p_run and r.status = 'pending' and r.claimed_by is null;
     exception when others or query_canceled or assert_failure then
       null;
@@ -2503,6 +2504,30 @@ begin
   v_stored := round(1000 * extract(epoch from v_stored_at - v_queued_at));
   return jsonb_build_object('queuedMs', v_sent, 'generateMs', v_image - v_sent, 'storeMs', v_stored - v_image,
     'settleMs', round(1000 * extract(epoch from p_now - v_queued_at))::bigint - v_stored);
+end
+$$;
+
+-- Returns the times of a failed run as far as it got, {"timings": {…}}: queuedMs, with a call that left generateMs, and with a
+-- picture storeMs. The last of them ends now, so they add up to all of it, too.
+create or replace function image_jobs.timings_of_failure(r public.runs, p_now timestamptz)
+returns jsonb language plpgsql stable set search_path = ''
+as $$
+declare
+  v_queued_at timestamptz := least(coalesce(r.queued_at, r.created_at, r.started_at), p_now);
+  v_sent_at timestamptz;
+  v_image_at timestamptz;
+  v_sent bigint;
+  v_image bigint;
+  v_all bigint := round(1000 * extract(epoch from p_now - v_queued_at));
+begin
+  select least(greatest(c.sent_at, v_queued_at), p_now), case when c.image_at is not null then least(greatest(c.image_at, c.sent_at, v_queued_at), p_now) end
+  into v_sent_at, v_image_at
+  from image_jobs.calls c where c.id = coalesce(r.call, r.claim) and c.sent_at is not null;
+  v_sent := coalesce(round(1000 * extract(epoch from v_sent_at - v_queued_at)), v_all);
+  v_image := coalesce(round(1000 * extract(epoch from v_image_at - v_queued_at)), v_all);
+  return jsonb_build_object('timings', jsonb_build_object('queuedMs', v_sent)
+    || case when v_sent_at is null then '{}' else jsonb_build_object('generateMs', v_image - v_sent) end
+    || case when v_image_at is null then '{}' else jsonb_build_object('storeMs', v_all - v_image) end);
 end
 $$;
 
@@ -5265,7 +5290,8 @@ begin
         || case when s.outcome = 'completed' then jsonb_build_object('timings', image_jobs.timings_of(
             r, coalesce((jsonb_path_query_first(s.calls, '$[*] ? (@.image == true).id'))::bigint, r.call, r.claim),
             image_jobs.seconds_ago(s.stored_ago), v_now))
-          else jsonb_build_object('attempts', r.attempt) end end,
+          else jsonb_build_object('attempts', r.attempt) end
+        || case when fate = 'failed' or over then image_jobs.timings_of_failure(r, v_now) else '{}' end end,
     message = case
       when fate = 'reroute' then image_jobs.reroute_message(s.payload, step)
       when fate in ('retry', 'parked', 'released') and not over then s.message end,
@@ -5476,7 +5502,7 @@ begin
     payload = case when fate.status = 'failed' then jsonb_build_object(
       'error', 'The daemon lost sight of this run while it was at work.', 'code', 'outcome_unknown', 'attempts', r.attempt,
       'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
-      || image_jobs.costs_of(r.id, r.ticket) end
+      || image_jobs.costs_of(r.id, r.ticket) || image_jobs.timings_of_failure(o, v_now) end
   from unnest(p_runs) as p (id)
   join public.runs o on o.id = p.id
   cross join lateral (select coalesce(o.claim = any (v_spent), false) as spent) held
@@ -5713,7 +5739,8 @@ begin
     payload = case when fate.status = 'failed' then jsonb_build_object(
       'error', 'Every daemon that tried to make this image went silent while it was at work.',
       'code', 'outcome_unknown', 'attempts', r.attempt,
-      'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.') end
+      'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
+      || image_jobs.timings_of_failure(o, v_now) end
   from unnest(p_runs) as p (id)
   join public.runs o on o.id = p.id
   cross join lateral (select case
@@ -8747,7 +8774,7 @@ revoke all on sequence image_jobs.tallies_id_seq from public, anon, authenticate
 revoke all on function
   image_jobs.fate_of(public.runs, text), image_jobs.gauges(), image_jobs.take_tallies(boolean), image_jobs.tally_calls(bigint[]),
   image_jobs.tally_endings(image_jobs.run_change[]), image_jobs.seconds_ago(double precision),
-  image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
+  image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz), image_jobs.timings_of_failure(public.runs, timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar), public.show_run(varchar),
   public.estimate_cost(text, jsonb),

@@ -48,6 +48,7 @@ begin
         payload = jsonb_build_object(
           'error', 'The database refuses to start this run: ' || v_reason, 'code', 'refused_by_database', 'attempts', r.attempt,
           'hint', 'A trigger or a rule of the application is in the way. Mend it, then requeue the run.')
+          || image_jobs.timings_of_failure(r, v_now)
       where r.id = p_run and r.status = 'pending' and r.claimed_by is null;
     exception when others or query_canceled or assert_failure then
       null;

@@ -249,6 +249,30 @@ begin
 end
 $$;
 
+-- Returns the times of a failed run as far as it got, {"timings": {…}}: queuedMs, with a call that left generateMs, and with a
+-- picture storeMs. The last of them ends now, so they add up to all of it, too.
+create or replace function image_jobs.timings_of_failure(r public.runs, p_now timestamptz)
+returns jsonb language plpgsql stable set search_path = ''
+as $$
+declare
+  v_queued_at timestamptz := least(coalesce(r.queued_at, r.created_at, r.started_at), p_now);
+  v_sent_at timestamptz;
+  v_image_at timestamptz;
+  v_sent bigint;
+  v_image bigint;
+  v_all bigint := round(1000 * extract(epoch from p_now - v_queued_at));
+begin
+  select least(greatest(c.sent_at, v_queued_at), p_now), case when c.image_at is not null then least(greatest(c.image_at, c.sent_at, v_queued_at), p_now) end
+  into v_sent_at, v_image_at
+  from image_jobs.calls c where c.id = coalesce(r.call, r.claim) and c.sent_at is not null;
+  v_sent := coalesce(round(1000 * extract(epoch from v_sent_at - v_queued_at)), v_all);
+  v_image := coalesce(round(1000 * extract(epoch from v_image_at - v_queued_at)), v_all);
+  return jsonb_build_object('timings', jsonb_build_object('queuedMs', v_sent)
+    || case when v_sent_at is null then '{}' else jsonb_build_object('generateMs', v_image - v_sent) end
+    || case when v_image_at is null then '{}' else jsonb_build_object('storeMs', v_all - v_image) end);
+end
+$$;
+
 -- Returns the cost of a run whose provider job another run has ordered, too, and pays for; nothing for any other run.
 create or replace function image_jobs.shared_cost(r public.runs)
 returns jsonb language plpgsql stable set search_path = ''

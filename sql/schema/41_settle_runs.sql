@@ -122,7 +122,8 @@ begin
         || case when s.outcome = 'completed' then jsonb_build_object('timings', image_jobs.timings_of(
             r, coalesce((jsonb_path_query_first(s.calls, '$[*] ? (@.image == true).id'))::bigint, r.call, r.claim),
             image_jobs.seconds_ago(s.stored_ago), v_now))
-          else jsonb_build_object('attempts', r.attempt) end end,
+          else jsonb_build_object('attempts', r.attempt) end
+        || case when fate = 'failed' or over then image_jobs.timings_of_failure(r, v_now) else '{}' end end,
     message = case
       when fate = 'reroute' then image_jobs.reroute_message(s.payload, step)
       when fate in ('retry', 'parked', 'released') and not over then s.message end,

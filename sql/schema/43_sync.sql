@@ -54,7 +54,7 @@ begin
     payload = case when fate.status = 'failed' then jsonb_build_object(
       'error', 'The daemon lost sight of this run while it was at work.', 'code', 'outcome_unknown', 'attempts', r.attempt,
       'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
-      || image_jobs.costs_of(r.id, r.ticket) end
+      || image_jobs.costs_of(r.id, r.ticket) || image_jobs.timings_of_failure(o, v_now) end
   from unnest(p_runs) as p (id)
   join public.runs o on o.id = p.id
   cross join lateral (select coalesce(o.claim = any (v_spent), false) as spent) held

@@ -109,7 +109,8 @@ begin
     payload = case when fate.status = 'failed' then jsonb_build_object(
       'error', 'Every daemon that tried to make this image went silent while it was at work.',
       'code', 'outcome_unknown', 'attempts', r.attempt,
-      'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.') end
+      'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
+      || image_jobs.timings_of_failure(o, v_now) end
   from unnest(p_runs) as p (id)
   join public.runs o on o.id = p.id
   cross join lateral (select case

@@ -98,7 +98,7 @@ revoke all on sequence image_jobs.tallies_id_seq from public, anon, authenticate
 revoke all on function
   image_jobs.fate_of(public.runs, text), image_jobs.gauges(), image_jobs.take_tallies(boolean), image_jobs.tally_calls(bigint[]),
   image_jobs.tally_endings(image_jobs.run_change[]), image_jobs.seconds_ago(double precision),
-  image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz)
+  image_jobs.timings_of(public.runs, bigint, timestamptz, timestamptz), image_jobs.timings_of_failure(public.runs, timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function public.start_image_job(jsonb), public.cancel_run(varchar), public.requeue_run(varchar), public.show_run(varchar),
   public.estimate_cost(text, jsonb),

@@ -106,7 +106,8 @@ async def test_a_failure_is_an_error_with_its_code(db: Db, daemon: Daemon) -> No
     await daemon.fail(await daemon.claim_one(), "refused", "The provider refused this prompt.")
     last = (await events(db, run))[-1]
     assert (last["kind"], last["event"], last["message"]) == ("error", "failed", "The provider refused this prompt.")
-    assert last["data"] == {"code": "refused", "hint": "Ask again.", "attempts": 1}
+    timings = (await run_row(db, run))["payload"]["timings"]
+    assert last["data"] == {"code": "refused", "hint": "Ask again.", "attempts": 1, "timings": timings}
 
 
 async def test_a_released_claim_is_an_event(db: Db, daemon: Daemon) -> None:

@@ -74,7 +74,8 @@ async def test_a_run_takes_each_step_of_its_fallback_then_fails(db: Db, daemon: 
         assert await daemon.settle(claimed, "failed" if last else outcome, payload=DOWN, fall_back=True) == "settled"
     row = await run_row(db, run)
     assert (row["status"], row["processor"], row["routed_to"]) == ("failed", OPENAI, STABILITY)
-    assert row["payload"] == {**DOWN, "attempts": 1, "possibleCost": None}
+    timings = row["payload"]["timings"]
+    assert row["payload"] == {**DOWN, "attempts": 1, "possibleCost": None, "timings": timings}
     assert await fallbacks(db, run) == [
         (OPENAI, GOOGLE, "provider_unavailable"),
         (GOOGLE, STABILITY, "provider_unavailable"),

@@ -110,6 +110,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.tally_endings": NOBODY,
     "image_jobs.seconds_ago": NOBODY,
     "image_jobs.timings_of": NOBODY,
+    "image_jobs.timings_of_failure": NOBODY,
     "image_jobs.close_calls": NOBODY,
     "image_jobs.costs_of": NOBODY,
     "image_jobs.makers_of_jobs": NOBODY,

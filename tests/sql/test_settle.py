@@ -134,7 +134,8 @@ async def test_a_retry_beyond_the_last_attempt_fails_with_the_reason(db: Db, dae
         await daemon.settle(claimed, "retry", payload=LATER, due_in=0)
     row = await run_row(db, run)
     assert (row["status"], row["attempt"], row["due_at"]) == ("failed", 3, None)
-    assert row["payload"] == {**LATER, "attempts": 3, "possibleCost": None}
+    timings = row["payload"]["timings"]
+    assert row["payload"] == {**LATER, "attempts": 3, "possibleCost": None, "timings": timings}
     assert row["finished_at"] is not None
     assert (await event_names(db, run))[-1] == "failed"
 

@@ -217,6 +217,7 @@ async def test_a_failed_run_has_its_reason(db: Db, daemon: Daemon) -> None:
         "code": "refused",
         "hint": "Ask again.",
         "attempts": 1,
+        "timings": row["payload"]["timings"],
     }
     assert row["finished_at"] >= row["started_at"]
     assert row["claim"] == claimed["claim"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.protocol import IMAGE, Daemon, Db, move_clock, new_daemon
-from tests.support.runs import insert_run, run_row
+from tests.support.runs import insert_run, insert_runs, run_row
 
 pytestmark = pytest.mark.one_postgres
 
@@ -170,3 +170,41 @@ async def test_settlement_returns_the_times(db: Db, daemon: Daemon) -> None:
     entry = {"id": run, "claim": claim["claim"], "outcome": "completed", "payload": {"imageUrl": IMAGE}}
     (row,) = await daemon.sync(settlements=[entry])
     assert row["fate"] == {"outcome": "completed", "timings": (await run_row(db, run))["payload"]["timings"]}
+
+
+async def failed(db: Db, run: str) -> dict[str, int]:
+    """Read the times of a failed run; they have to add up to all the time there was."""
+    row = await run_row(db, run)
+    times: dict[str, int] = row["payload"]["timings"]
+    assert row["status"] == "failed"
+    assert sum(times.values()) == round(1000 * (row["finished_at"] - row["created_at"]).total_seconds())
+    return times
+
+
+async def test_failed_run_has_times_as_far_as_it_got(db: Db, daemon: Daemon) -> None:
+    clock = Clock(db)
+    runs = await insert_runs(db, 3)
+    await clock.forward(500)
+    claims = {claim["id"]: claim for claim in await daemon.claim(3)}
+    for run in runs[1:]:
+        await send(daemon, claims[run])
+    await clock.forward(300)
+    await daemon.record(
+        claims[runs[2]], calls=[{"id": claims[runs[2]]["call"], "image": True, "state": "charged", "image_ago": 0}]
+    )
+    await clock.forward(100)
+    reason = {"error": "No.", "code": "refused", "hint": "Ask again."}
+    for run in runs[:2]:
+        await daemon.settle(claims[run], "failed", payload=reason)
+    await db.execute("update runs set max_attempts = 1 where id = $1", runs[2])
+    await daemon.settle(claims[runs[2]], "retry", payload=reason, calls=[], due_in=0)
+    times = [await failed(db, run) for run in runs]
+    assert [list(each) for each in times] == [
+        ["queuedMs"],
+        ["queuedMs", "generateMs"],
+        ["storeMs", "queuedMs", "generateMs"],
+    ]
+    assert_near([times[0]["queuedMs"]], 900)
+    assert_near([times[1]["queuedMs"], times[1]["generateMs"]], 500, 400)
+    assert_near([times[2]["queuedMs"], times[2]["generateMs"], times[2]["storeMs"]], 500, 300, 100)
+    assert await db.fetchval("select count(*) from image_jobs.run_timings") == 0
