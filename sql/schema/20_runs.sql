@@ -142,7 +142,7 @@ create index if not exists runs_waiting_of_user
 -- Which runs start from pictures of a workflow: those are not pruned.
 create index if not exists runs_that_refine on public.runs (source_workflow)
   where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
--- What a user's limits count beside the runs that are the user's own.
+-- Runs that count on who requeued them, beside those that the user has made.
 create index if not exists runs_requeued_by on public.runs (requeued_by, queue_state)
   where requeued_by is not null and kind = 'image_gen';
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
