@@ -129,6 +129,7 @@ class Stack:
             asyncpg.create_pool(as_gateway, min_size=0) as rest,
             asyncpg.create_pool(self._server.dsn(user="supabase_auth_admin"), min_size=0, max_size=4) as auth,
             realtime_app(self._dsn, pool, keys, messages_per_second=self._realtime_limit) as realtime,
+            dashboard_app(self._dsn, self._token) as dashboard,
         ):
             apps = {
                 "/auth/v1": auth_app(auth, keys, self._url),
@@ -136,7 +137,7 @@ class Stack:
                 "/rest/v1": rest_app(rest, keys),
                 "/realtime/v1": realtime,
                 "/canvas": canvas_app(keys),
-                PREFIX: dashboard_app(self._dsn, self._token),
+                PREFIX: dashboard,
             }
             async with serving(one_port(apps), self._listening), connected(self._dsn) as connection:
                 await self._work(connection, environment)

@@ -27,7 +27,9 @@ def token() -> str:
 @pytest.fixture
 async def client(database: str, bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A page that has the token."""
-    transport = httpx.ASGITransport(dashboard_app(database, TOKEN, bundle))
     headers = {"authorization": f"Bearer {TOKEN}", "origin": HERE, "sec-fetch-site": "same-origin"}
-    async with httpx.AsyncClient(transport=transport, base_url=HERE, headers=headers) as opened:
+    async with (
+        dashboard_app(database, TOKEN, bundle) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HERE, headers=headers) as opened,
+    ):
         yield opened

@@ -20,21 +20,21 @@ async def test_all_periods_have_figures(client):
 
 
 async def test_looks_at_the_same_time_share_a_connection(database, db):
-    looking = Figures(database)
-    boards = await asyncio.gather(*(looking.look("1h") for _ in range(5)))
-    assert len(set(boards)) == 1  # looked at once: the time stands in it
-    await looking.look("24h")
-    assert await db.fetchval(CONNECTIONS) == 1
+    async with Figures(database) as looking:
+        boards = await asyncio.gather(*(looking.look("1h") for _ in range(5)))
+        assert len(set(boards)) == 1  # looked at once: the time stands in it
+        await looking.look("24h")
+        assert await db.fetchval(CONNECTIONS) == 1
 
 
 async def test_a_lost_connection_is_made_anew(database, db, monkeypatch):
     monkeypatch.setattr(figures, "FRESH", 0)
-    looking = Figures(database)
-    await looking.look("1h")
-    await db.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'image-jobs command'"
-    )
-    assert await looking.look("1h")
+    async with Figures(database) as looking:
+        await looking.look("1h")
+        await db.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'image-jobs command'"
+        )
+        assert await looking.look("1h")
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ PAUSE = {"operation": {"kind": "pause", "provider": "openai"}}
 @pytest.fixture
 async def outside(bundle: Path):
     """Ask the application with no header of its own page. There is no database: a request that gets that far is a 503."""
-    transport = httpx.ASGITransport(dashboard_app(NOWHERE, TOKEN, bundle))
-    async with httpx.AsyncClient(transport=transport, base_url=HERE) as opened:
+    async with (
+        dashboard_app(NOWHERE, TOKEN, bundle) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HERE) as opened,
+    ):
         yield opened
 
 
@@ -177,8 +179,10 @@ async def test_figures_of_a_period_that_is_none_are_refused(outside):
 
 
 async def test_an_installation_without_the_page_says_so(tmp_path):
-    transport = httpx.ASGITransport(dashboard_app(NOWHERE, TOKEN, tmp_path / "nothing"))
-    async with httpx.AsyncClient(transport=transport, base_url=HERE) as opened:
+    async with (
+        dashboard_app(NOWHERE, TOKEN, tmp_path / "nothing") as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HERE) as opened,
+    ):
         response = await opened.get("/dashboard")
     assert response.status_code == 503
     assert "Install again without IMAGE_JOBS_SKIP_CANVAS." in response.text

@@ -4,6 +4,8 @@ Beside this file lie the page's sources, which are bundled with the canvas's.
 """
 
 import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,16 +36,20 @@ class _Asked(BaseModel):
     bounds: Bounds | None = None
 
 
-def dashboard_app(dsn: str, token: str, directory: Path = DIST) -> Starlette:
-    """Serve the page below `/dashboard`, and below `/dashboard/api` what it asks for.
+@asynccontextmanager
+async def dashboard_app(dsn: str, token: str, directory: Path = DIST) -> AsyncGenerator[Starlette, None]:
+    """Serve the page below `/dashboard`, and below `/dashboard/api` what it asks for. Keeps a connection until the context ends.
 
     Args:
         dsn: Of the database, as an operator.
         token: Without which it says nothing (see `Guard`).
         directory: Of the bundle.
     """
-    figures = Figures(dsn)
+    async with Figures(dsn) as figures:
+        yield _application(figures, dsn, token, directory)
 
+
+def _application(figures: Figures, dsn: str, token: str, directory: Path) -> Starlette:
     async def board(request: Request) -> Response:
         period = request.query_params.get("period", "1h")
         if period not in PERIODS:

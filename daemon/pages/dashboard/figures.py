@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from typing import Self
 
 from daemon.database import Connection, connected
 
@@ -20,7 +21,7 @@ TIMEOUT = 30.0
 
 
 class Figures:
-    """The figures of each period, by one connection that is kept."""
+    """The figures of each period, by one connection that is kept until the context ends."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -28,6 +29,13 @@ class Figures:
         self._kept: dict[str, tuple[float, str]] = {}
         self._stack = AsyncExitStack()
         self._connection: Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._connection = None
+        await self._stack.aclose()
 
     async def look(self, period: str) -> str:
         """Return the figures of a period (a key of `PERIODS`) as JSON.

@@ -1,5 +1,6 @@
 """Serves the dashboard on a port of this machine, until a signal."""
 
+import asyncio
 import errno
 import secrets
 import socket
@@ -38,10 +39,13 @@ def serve(dsn: str, *, host: str, port: int, opened: Callable[[str], None]) -> N
     token = new_token()
     with _listen(host, port) as listening:
         opened(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}{PREFIX}#{token}")
-        config = uvicorn.Config(
-            dashboard_app(dsn, token), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        asyncio.run(_serve(dsn, token, listening))
+
+
+async def _serve(dsn: str, token: str, listening: socket.socket) -> None:
+    async with dashboard_app(dsn, token) as app:
+        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        await uvicorn.Server(config).serve(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,49 @@
+"""The page of the dashboard with 100,000 runs behind it: until it is painted, and its longest tasks."""
+
+import pytest
+from playwright.async_api import expect
+
+from daemon.pages.dashboard import dashboard_app
+from tests.bench.report import table
+from tests.support.busy_project import fill
+from tests.support.servers import served
+from tests.support.window import chromium, opened
+
+RUNS = 100_000
+LOOKS = 5
+"""Of each period, two seconds apart."""
+TASKS = """
+window.tasks = [];
+new PerformanceObserver(list => window.tasks.push(...list.getEntries().map(task => task.duration)))
+  .observe({ type: "longtask", buffered: true });
+"""
+"""Tasks of over 50 ms: shorter ones are no entries."""
+PAINTED = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+
+
+@pytest.mark.timeout(600)
+async def test_the_dashboard_is_painted_and_stays_quick(database: str) -> None:
+    await fill(database, RUNS, "24 hours")
+    rows: list[tuple[str, ...]] = []
+    async with (
+        dashboard_app(database, "token") as app,
+        served(app) as url,
+        chromium() as browser,
+        opened(browser, f"{url}/dashboard#token", script=TASKS) as window,
+    ):
+        figures = window.page.get_by_role("region", name="Now")
+        await expect(figures).to_be_visible(timeout=30_000)
+        shown = await window.page.evaluate(
+            "() => new Promise(done => requestAnimationFrame(() => done(performance.now())))"
+        )
+        painted = await window.page.evaluate(PAINTED)
+        rows += [("first paint", f"{painted:.0f}", "1000"), ("first figures", f"{shown:.0f}", "")]
+        for label in ("1 hour", "24 hours", "7 days"):
+            await window.page.get_by_label(label).check()
+            await expect(figures).to_contain_text(f"in {label}", timeout=30_000)
+            for _ in range(LOOKS):
+                async with window.page.expect_response("**/api/board*", timeout=60_000):
+                    pass
+        tasks = await window.page.evaluate("() => window.tasks")
+        rows.append(("longest task", f"{max(tasks, default=0):.0f}", "100"))
+    table(f"The dashboard's page, {RUNS:,} runs of a day: ms", ("", "measured", "at most"), rows)
