@@ -76,10 +76,10 @@ async def test_the_readmes_table_is_for_members(db):
             "insert into workflow_nodes (id, workflow_id, node_type, node_data) values ('n', $1, 'image', '{}')",
             workflow,
         )
-        await db.execute("insert into my_titles values ($1, 'Harbours')", workflow)
+        await db.execute("insert into my_folders values ($1, 'Harbours')", workflow)
     for user, seen in ((member, 1), (uuid4(), 0)):
         async with signed_in(db, user):
-            assert await db.fetchval("select count(*) from my_titles") == seen
+            assert await db.fetchval("select count(*) from my_folders") == seen
 
 
 async def test_the_types_are_those_of_the_schema(database):

@@ -87,6 +87,10 @@ class Window:
     async def connected(self) -> None:
         await expect(self.page.locator(".connection")).to_have_text("Live", timeout=20_000)
 
+    async def connected_or_new(self) -> None:
+        """Wait until the canvas may be used: the first node of a new one makes its member."""
+        await expect(self.page.locator(".bar")).to_be_visible(timeout=20_000)
+
     async def counts(self, number: int, what: str) -> None:
         """Wait until the header shows this count."""
         words = re.compile(rf"^{number} {what}$")

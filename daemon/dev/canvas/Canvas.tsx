@@ -1,26 +1,31 @@
 /** The canvas: the workflow's nodes in React Flow, its edges ("use this image"), and the keyboard shortcuts. */
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
-import { Background, BackgroundVariant, MiniMap, ReactFlow, ReactFlowProvider, useReactFlow, useStore } from "@xyflow/react";
+import { Background, BackgroundVariant, ReactFlow, ReactFlowProvider, useReactFlow, useStore } from "@xyflow/react";
 import type { Connection, Edge, EdgeChange, FinalConnectionState } from "@xyflow/react";
 import type { SupabaseClient } from "@supabase/supabase-js";
+import { Canvases } from "./Canvases";
 import { FirstNode } from "./FirstNode";
 import { Header } from "./Header";
 import { ImageNode, ImageNodes, useImageNodes } from "./ImageNode";
 import type { ImageFlowNode, ImageNodesValue } from "./ImageNode";
 import { Lightbox } from "./Lightbox";
 import { NoAccess, Share, useAccess } from "./Sharing";
+import { Overview } from "./Overview";
+import { chooseFiles, useDrop, useSources } from "./Sources";
+import { Toasts, useToasts } from "./Toasts";
+import { Toolbar, useSelecting } from "./Toolbar";
+import { keepDraft, settleDraft } from "./drafts";
+import { useKeys } from "./keys";
 import { hasImage, isUnfinished, isWaiting } from "./nodes";
 import type { NodeInput, Position, Problem, WorkflowNode } from "./nodes";
-import { Toasts, useToasts } from "./Toasts";
+import { NODE_SIZE, placeAfter } from "./places";
 import { useWorkflow } from "./useWorkflow";
+import { FAR_ZOOM, boxOf, moveDuration, useView } from "./view";
 
 const NODE_TYPES = { image: ImageNode };
-const WIDTH = 292, HEIGHT = 400, GAP = 48;
 /** With more runs under way than that, nothing is animated: without a graphics card every frame would be late. */
 const MAX_ANIMATED = 10;
 const FIT_VIEW = { padding: 0.16, maxZoom: 1 };
-/** Below that zoom text is not readable. */
-const FAR_ZOOM = 0.36;
 /** Pixels: narrower screens are phones. */
 const NARROW_SCREEN = 760;
 
@@ -39,7 +44,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
   const { toasts, addToast, dismiss } = useToasts();
   const onProblem = useCallback((problem: Problem) => addToast({ tone: "bad", ...problem }), [addToast]);
   const workflow = useWorkflow(supabase, workflowId, { onProblem });
-  const { actions, nodes: rows, models } = workflow;
+  const { actions, nodes: rows, models, isLoading, error, unsent } = workflow;
   const { nodes, setNodes, onNodesChange, onNodeDragStop } = useImageNodes(workflow);
   const [opened, setOpened] = useState<string | null>(null);
   const flow = useReactFlow<ImageFlowNode>();
@@ -47,7 +52,8 @@ function Flow({ supabase, workflowId, refusal }: Props) {
   const pane = useRef<HTMLDivElement>(null);
 
   const [edges, onEdgesChange] = useEdges(rows);
-  const shared = useMemo<ImageNodesValue>(() => ({ actions, models, open: setOpened }), [actions, models]);
+  const { findPlace, reveal } = useView(pane);
+  const access = useAccess(supabase, workflowId, isLoading ? undefined : rows.length);
 
   const defaultInput = useCallback((): NodeInput => {
     const last = rows.findLast(row => row.node_data.model)?.node_data;
@@ -55,29 +61,55 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     return { ...(model && { provider: model.provider, model: model.model }) };
   }, [rows, models]);
 
-  const focusPrompt = useCallback((id: string) => {
-    setNodes(now => now.map(node => (node.selected === (node.id === id) ? node : { ...node, selected: node.id === id })));
-    requestAnimationFrame(() => requestAnimationFrame(() =>
-      document.querySelector<HTMLElement>(`[data-id="${id}"] .image-node-prompt`)?.focus({ preventScroll: true })));
-  }, [setNodes]);
+  const select = useCallback((id: string, others = false) => setNodes(now => now.map(node => {
+    const selected = node.id === id ? !others || !node.selected : others && node.selected === true;
+    return (node.selected ?? false) === selected ? node : { ...node, selected };
+  })), [setNodes]);
+  const addToSelection = useCallback((id: string) => setNodes(now => now.map(node =>
+    (node.id === id && !node.selected ? { ...node, selected: true } : node))), [setNodes]);
+  const [selecting, setSelecting] = useSelecting(pane, addToSelection);
+  /** The node at which an edge was begun by a key or a button. */
+  const [connecting, setConnecting] = useState<string | null>(null);
+  const deselect = useCallback(() => {
+    setSelecting(false);
+    setConnecting(null);
+    setNodes(now => now.map(node => (node.selected ? { ...node, selected: false } : node)));
+  }, [setNodes, setSelecting]);
 
   const add = useCallback((input: NodeInput = {}, at?: Position) => {
-    const place = at ?? findFreePosition(flow, pane.current, rows);
+    const place = findPlace(at);
     const id = actions.add({ promptSpec: { basePrompt: "" }, ...defaultInput(), ...input }, place);
-    // The prompt that is about to be typed must be readable.
-    if (flow.getZoom() < FAR_ZOOM) void flow.setCenter(place.x + WIDTH / 2, place.y + HEIGHT / 2, { zoom: 1 });
-    focusPrompt(id);
+    reveal(place); // the prompt that is about to be typed must be readable
+    select(id);
+    requestAnimationFrame(() => requestAnimationFrame(() => {
+      select(id); // it is there by now
+      document.querySelector<HTMLElement>(`[data-id="${id}"] .image-node-prompt`)?.focus({ preventScroll: true });
+    }));
     return id;
-  }, [actions, defaultInput, flow, rows, focusPrompt]);
+  }, [actions, defaultInput, findPlace, reveal, select]);
+
+  const refine = useCallback((id: string) => {
+    const source = flow.getNode(id);
+    if (!source) return;
+    const { x, y, width, height } = boxOf(source);
+    add({ source: id }, placeAfter({ x, y, width, height }, flow.getNodes().map(boxOf)));
+  }, [flow, add]);
+
+  const { uploading, addPictures } = useSources({
+    supabase, workflowId, actions, addToast, findPlace, reveal, isOpen: access === true,
+  });
+  const addFiles = (files: File[], point?: Position) => void addPictures(files, point && flow.screenToFlowPosition(point));
+  const [isOver, dropListeners] = useDrop(access === true, addFiles);
+  const shared = useMemo<ImageNodesValue>(
+    () => ({ actions, models, open: setOpened, refine, uploading }), [actions, models, refine, uploading]);
 
   const show = useCallback((id: string) => {
-    void flow.fitView({ nodes: [{ id }], ...FIT_VIEW, duration: 320 });
-    setNodes(now => now.map(node => ({ ...node, selected: node.id === id })));
-  }, [flow, setNodes]);
+    void flow.fitView({ nodes: [{ id }], ...FIT_VIEW, duration: moveDuration() });
+    select(id);
+  }, [flow, select]);
 
-  const { isLoading, error } = workflow;
-  const access = useAccess(supabase, workflowId, isLoading ? undefined : rows.length);
-  const first = rows.reduce<WorkflowNode | undefined>((least, row) => (readsBefore(row, least) ? row : least), undefined)?.id;
+  useEffect(() => settleDraft(rows, unsent), [rows, unsent]);
+  const first = nodes[0]?.id;
   const fitted = useRef(false);
   useEffect(() => {
     if (fitted.current || isLoading || innerWidth >= NARROW_SCREEN) return;
@@ -102,42 +134,59 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     const point = "changedTouches" in event ? event.changedTouches[0] : event;
     if (!point) return;
     const { x, y } = flow.screenToFlowPosition({ x: point.clientX, y: point.clientY });
-    add({ source: state.fromNode.id }, { x, y: y - HEIGHT / 3 });
+    add({ source: state.fromNode.id }, { x, y: y - NODE_SIZE.height / 3 });
   }, [flow, add]);
-  const isValid = useCallback(
-    ({ source, target }: Edge | Connection) => !isReachable(rows, target, source), [rows]);
+  const isValid = useCallback(({ source, target }: Edge | Connection) =>
+    !isReachable(rows, target, source) && !rows.find(row => row.id === target)?.node_data.upload, [rows]);
+  /** Ends the edge that was begun by a key or a button. */
+  const connectTo = useCallback((target: string) => {
+    if (connecting === null) return false;
+    setConnecting(null);
+    if (isValid({ id: "", source: connecting, target })) actions.edit(target, { source: connecting });
+    else addToast({ tone: "bad", message: "These two cannot be connected.", hint: "A picture cannot start from itself, or from what starts from it." });
+    return true;
+  }, [connecting, isValid, actions, addToast]);
 
-  useEffect(() => {
-    const onKey = (event: KeyboardEvent) => {
-      const target = event.target as HTMLElement;
-      if (opened !== null || access === false || target.closest("input, textarea, select, dialog")) return;
-      if (event.key === "n" && !event.ctrlKey && !event.metaKey && !event.altKey) {
-        event.preventDefault();
-        add();
-      } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !target.closest(".image-node")) {
-        event.stopPropagation(); // React Flow would deselect the node
-        nodes.filter(node => node.selected && canGenerate(node.data.row)).forEach(node => void actions.generate(node.id));
-      } else if (event.key === "Escape") {
-        setNodes(now => now.map(node => (node.selected ? { ...node, selected: false } : node)));
-      }
-    };
-    window.addEventListener("keydown", onKey, true);
-    return () => window.removeEventListener("keydown", onKey, true);
-  }, [opened, access, add, nodes, setNodes, actions]);
+  useKeys(nodes, opened === null && access !== false, useMemo(() => ({
+    add, refine, connectTo, deselect,
+    connect: setConnecting,
+    open: id => rows.some(row => row.id === id && hasImage(row)) && setOpened(id),
+    generate: some => some.filter(node => canGenerate(node.data.row)).forEach(node => void actions.generate(node.id)),
+    remove: some => {
+      const next = nodes[1 + nodes.findIndex(node => node.id === some[0]?.id)] ?? nodes.at(-2);
+      remove(some.map(node => node.data.row));
+      if (next) focusNode(next.id);
+    },
+    toggle: id => select(id, true),
+  }), [add, refine, connectTo, deselect, rows, nodes, actions, remove, select]));
 
+  const selectedNodes = nodes.filter(node => node.selected);
+  const [onlySelected] = selectedNodes.length === 1 ? selectedNodes : [];
   return (
     <ImageNodes value={shared}>
       <Header
-        {...workflow} access={access} share={<Share supabase={supabase} workflowId={workflowId} />}
-        selected={nodes.filter(node => node.selected).map(node => node.data.row)}
+        {...workflow} access={access}
+        brand={(
+          <Canvases
+            supabase={supabase} workflowId={workflowId} title={workflow.title} onRename={access ? actions.rename : undefined}
+          />
+        )}
+        share={<Share supabase={supabase} workflowId={workflowId} />}
+        selected={selectedNodes.map(node => node.data.row)}
         onAdd={() => add()} onGenerate={some => some.forEach(row => void actions.generate(row.id))}
       />
-      <main className="pane" ref={pane} data-calm={rows.filter(isUnfinished).length > MAX_ANIMATED} data-far={far}>
+      <main
+        className="pane" ref={pane} data-calm={rows.filter(isUnfinished).length > MAX_ANIMATED} data-far={far}
+        data-selecting={selecting} data-connecting={connecting !== null} data-over={isOver} {...dropListeners}
+        onInput={({ target }) => {
+          if (target instanceof HTMLTextAreaElement) keepDraft(workflowId, target.value);
+        }}
+      >
         <ReactFlow
           nodes={nodes} edges={edges} nodeTypes={NODE_TYPES} onNodesChange={onNodesChange}
           onEdgesChange={onEdgesChange} onConnect={onConnect} onConnectEnd={onConnectEnd}
           isValidConnection={isValid}
-          onNodeDragStop={onNodeDragStop} onNodeDoubleClick={(_, node) => far && show(node.id)}
+          onNodeDragStop={onNodeDragStop} onNodeClick={(_, node) => connectTo(node.id)} onNodeDoubleClick={(_, node) => far && show(node.id)}
           onNodesDelete={deleted => remove(deleted.map(node => node.data.row))}
           onEdgesDelete={deleted => deleted.forEach(edge => {
             if (rows.some(row => row.id === edge.target)) actions.edit(edge.target, { source: null });
@@ -147,26 +196,33 @@ function Flow({ supabase, workflowId, refusal }: Props) {
           defaultViewport={{ x: 0, y: 0, zoom: 1 }}
         >
           <Background variant={BackgroundVariant.Dots} gap={22} size={1.4} color="var(--dots)" />
-          {rows.length > 8 && !far && (
-            <MiniMap<ImageFlowNode> pannable zoomable nodeColor={minimapColor} nodeBorderRadius={40} aria-label="Overview" />
-          )}
+          {!far && <Overview nodes={nodes} />}
         </ReactFlow>
-        {access === false && <NoAccess reason={refusal} />}
+        {access === false && <NoAccess workflowId={workflowId} reason={refusal} />}
         {access && !error && rows.length === 0 && (
           <FirstNode
+            workflowId={workflowId}
             onPrompt={basePrompt => {
-              const id = actions.add({ ...defaultInput(), promptSpec: { basePrompt } }, findFreePosition(flow, pane.current, rows));
+              const id = actions.add({ ...defaultInput(), promptSpec: { basePrompt } }, findPlace());
               void actions.generate(id);
             }}
+            onPicture={() => chooseFiles(addFiles)}
           />
         )}
-        <p className="keys" aria-hidden="true">
-          <span><kbd>N</kbd> new</span>
-          <span><kbd>{/Mac/.test(navigator.userAgent) ? "⌘" : "Ctrl"}</kbd> <kbd>↵</kbd> generate</span>
-          <span><kbd>Del</kbd> delete</span>
-        </p>
+        <Toasts toasts={toasts} dismiss={dismiss} show={show} />
       </main>
-      <Toasts toasts={toasts} dismiss={dismiss} show={show} />
+      {access && (
+        <Toolbar
+          selected={selectedNodes.length} selecting={selecting} onSelecting={setSelecting} connecting={connecting !== null}
+          onPicture={() => chooseFiles(addFiles)} onRefine={onlySelected && (() => refine(onlySelected.id))}
+          onConnect={onlySelected && (() => setConnecting(onlySelected.id))}
+          onDelete={() => {
+            remove(selectedNodes.map(node => node.data.row));
+            deselect();
+          }}
+          onDone={deselect}
+        />
+      )}
       {opened !== null && (
         <Lightbox
           supabase={supabase} id={opened} rows={rows} actions={actions} onMove={setOpened}
@@ -177,16 +233,25 @@ function Flow({ supabase, workflowId, refusal }: Props) {
   );
 }
 
+/** Gives a node the focus, once it is there. */
+function focusNode(id: string): void {
+  requestAnimationFrame(() => document.querySelector<HTMLElement>(`.react-flow__node[data-id="${id}"]`)?.focus({ preventScroll: true }));
+}
+
 /** Derives one edge from each node with a source; only the selection is state. */
 function useEdges(rows: readonly WorkflowNode[]): [Edge[], (changes: EdgeChange[]) => void] {
   const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
   const edges = useMemo(() => {
-    const ids = new Set(rows.map(row => row.id));
+    const names = new Map(rows.map(row => [row.id, nameOf(row)]));
     return rows.flatMap(row => {
       const { source } = row.node_data;
-      if (!source || !ids.has(source)) return [];
+      const name = source ? names.get(source) : undefined;
+      if (!source || name === undefined) return [];
       const id = `${source} ${row.id}`;
-      return [{ id, source, target: row.id, animated: isUnfinished(row) || isWaiting(row), selected: selected.has(id) }];
+      return [{
+        id, source, target: row.id, animated: isUnfinished(row) || isWaiting(row), selected: selected.has(id),
+        ariaLabel: `${names.get(row.id)} starts from ${name}`,
+      }];
     });
   }, [rows, selected]);
   const onChange = useCallback((changes: EdgeChange[]) => setSelected(before => {
@@ -200,10 +265,10 @@ function useEdges(rows: readonly WorkflowNode[]): [Edge[], (changes: EdgeChange[
   return [edges, onChange];
 }
 
-/** Whether a node comes before another in reading order. */
-function readsBefore(row: WorkflowNode, other: WorkflowNode | undefined): boolean {
-  const [one, two] = [row.position ?? { x: 0, y: 0 }, other?.position ?? { x: 0, y: 0 }];
-  return !other || one.y < two.y || (one.y === two.y && one.x < two.x);
+/** What a node is called in a sentence. */
+function nameOf({ node_data: { promptSpec, upload } }: WorkflowNode): string {
+  const name = upload?.name ?? promptSpec?.basePrompt.trim() ?? "";
+  return name === "" ? "A new picture" : name.length > 60 ? `${name.slice(0, 60)} …` : name;
 }
 
 function canGenerate(row: WorkflowNode): boolean {
@@ -215,21 +280,4 @@ function isReachable(rows: readonly WorkflowNode[], from: string, to: string): b
   const source = new Map(rows.map(row => [row.id, row.node_data.source]));
   for (let at: string | null | undefined = to; at; at = source.get(at)) if (at === from) return true;
   return false;
-}
-
-/** Returns the middle of the viewport, or the first free position to its right. */
-function findFreePosition(flow: ReturnType<typeof useReactFlow<ImageFlowNode>>, pane: HTMLElement | null, rows: readonly WorkflowNode[]): Position {
-  const box = pane?.getBoundingClientRect() ?? new DOMRect(0, 0, innerWidth, innerHeight);
-  const middle = flow.screenToFlowPosition({ x: box.x + box.width / 2, y: box.y + box.height / 2 });
-  const at = { x: Math.round(middle.x - WIDTH / 2), y: Math.round(middle.y - HEIGHT / 2) };
-  const taken = (place: Position) => rows.some(({ position }) =>
-    position && Math.abs(position.x - place.x) < WIDTH + 8 && Math.abs(position.y - place.y) < HEIGHT);
-  for (let step = 0; step < 100 && taken(at); step++) at.x += WIDTH + GAP;
-  return at;
-}
-
-function minimapColor({ data }: ImageFlowNode): string {
-  const { status } = data.row.node_data;
-  return status === "error" ? "var(--bad)" : status === "running" ? "var(--accent)" : status === "pending" ? "var(--wait)"
-    : hasImage(data.row) ? "var(--good)" : "var(--faint)";
 }

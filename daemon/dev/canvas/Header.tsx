@@ -18,6 +18,8 @@ const UNUSED = ["New", "Who adds the first node becomes its member. Changes appe
 interface Props extends Snapshot {
   /** Whether the user may use the workflow; undefined until that is known. */
   access: boolean | undefined;
+  /** The button with the name of the canvas. */
+  brand: ReactNode;
   /** The button that shares it. */
   share: ReactNode;
   actions: Actions;
@@ -26,7 +28,7 @@ interface Props extends Snapshot {
   onGenerate: (rows: readonly WorkflowNode[]) => void;
 }
 
-export function Header({ access, share, nodes, usage, connection, unsent, selected, actions, onAdd, onGenerate }: Props) {
+export function Header({ access, brand, share, nodes, usage, connection, unsent, selected, actions, onAdd, onGenerate }: Props) {
   const count = (status: string) => nodes.filter(row => row.node_data.status === status).length;
   const active = nodes.filter(row => isUnfinished(row) || isWaiting(row));
   const ready = (selected.length > 1 ? selected : nodes).filter(row =>
@@ -37,14 +39,7 @@ export function Header({ access, share, nodes, usage, connection, unsent, select
   const unsentText = connection === "away" && unsent > 0 ? ` · ${unsent} ${unsent === 1 ? "change" : "changes"} kept, sent once it is back` : "";
   return (
     <header className="header">
-      <span className="brand">
-        <svg viewBox="0 0 16 16" width="26" height="26" aria-hidden="true">
-          <rect width="16" height="16" rx="4.5" fill="var(--ink)" />
-          <circle cx="10.6" cy="5.6" r="1.6" fill="#f0b95b" />
-          <path d="M2.6 12.4 6.2 7.6l3.6 4.8zM8.6 12.4l2.2-2.9 2.5 2.9z" fill="var(--paper)" />
-        </svg>
-        <span>Image Jobs</span>
-      </span>
+      {brand}
       <span className="connection" data-state={state} title={explanation} role="status"><i /><span>{label}{unsentText}</span></span>
       <ul className="counts" aria-label="Nodes by state">
         <Count tone="run" number={count("running")} label="in the making" />

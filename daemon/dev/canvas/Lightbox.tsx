@@ -2,6 +2,7 @@
 import { useEffect, useRef, useState } from "react";
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { Icon } from "./Icon";
+import { downloadUrl } from "./downloads";
 import type { Actions, WorkflowNode } from "./nodes";
 import { withoutToken } from "./pictures";
 
@@ -40,7 +41,8 @@ export function Lightbox({ supabase, id, rows, actions, onMove, onClose }: Props
   const pictures = rows.filter(each => each.node_data.imageUrl);
   const at = pictures.indexOf(row);
   const move = (step: number) => onMove(pictures.at((at + step) % pictures.length)!.id);
-  const { promptSpec } = row.node_data;
+  const { promptSpec, upload } = row.node_data;
+  const title = upload?.name ?? promptSpec?.basePrompt;
   const details = [
     payload?.model,
     payload?.width && `${payload.width} × ${payload.height}`,
@@ -61,12 +63,12 @@ export function Lightbox({ supabase, id, rows, actions, onMove, onClose }: Props
     >
       <figure>
         <img
-          key={key} src={url} alt={promptSpec?.basePrompt ?? "Image"} onError={() => actions.retryPicture(url)}
+          key={key} src={url} alt={title || "Image"} onError={() => actions.retryPicture(url)}
           {...(payload?.width && payload.height && { width: payload.width, height: payload.height })}
         />
         <figcaption>
           <div>
-            <p>{promptSpec?.basePrompt}</p>
+            <p dir="auto">{title}</p>
             <p className="facts">{details.map(detail => <span key={String(detail)}>{detail}</span>)}</p>
           </div>
           {pictures.length > 1 && (
@@ -75,7 +77,7 @@ export function Lightbox({ supabase, id, rows, actions, onMove, onClose }: Props
               <button className="button" data-icon="true" onClick={() => move(1)} aria-label="Next image"><Icon path="M6.3 3.5 10.8 8l-4.5 4.5" /></button>
             </>
           )}
-          <a className="button" href={downloadUrl(url, promptSpec?.basePrompt)}><Icon path="M8 2.5v7.6M4.8 7.2 8 10.4l3.2-3.2M3 13.2h10" />Download</a>
+          <a className="button" href={downloadUrl(url, title)}><Icon path="M8 2.5v7.6M4.8 7.2 8 10.4l3.2-3.2M3 13.2h10" />Download</a>
           <button className="button" data-icon="true" onClick={() => dialog.current?.close()} aria-label="Close"><Icon path="m4 4 8 8M12 4l-8 8" /></button>
         </figcaption>
       </figure>
@@ -98,15 +100,6 @@ function useRunPayload(supabase: SupabaseClient, id: string, key: string | undef
     };
   }, [supabase, id, key]);
   return result?.key === key ? result?.payload : undefined;
-}
-
-/** Storage sets the file name of a download; the attribute `download` has no effect on another origin. */
-function downloadUrl(url: string, prompt = "image"): string {
-  const address = new URL(url);
-  const extension = address.pathname.split(".").at(-1);
-  const name = prompt.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "image";
-  address.searchParams.set("download", `${name}.${extension}`);
-  return address.href;
 }
 
 function formatBytes(bytes: number): string {

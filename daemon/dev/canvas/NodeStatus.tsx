@@ -52,10 +52,10 @@ export function Note({ row }: { row: WorkflowNode }) {
 /** Text that is cut when it is long: some providers write a page. */
 function CollapsibleText({ text }: { text: string }) {
   const [expanded, setExpanded] = useState(false);
-  if (text.length < 180) return <p>{text}</p>;
+  if (text.length < 180) return <p dir="auto">{text}</p>;
   return (
     <>
-      <p data-cut={!expanded}>{text}</p>
+      <p dir="auto" data-cut={!expanded}>{text}</p>
       <button className="image-node-more nodrag" onClick={() => setExpanded(!expanded)}>{expanded ? "Show less" : "Show all"}</button>
     </>
   );

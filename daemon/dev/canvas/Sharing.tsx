@@ -2,6 +2,7 @@
 import { useEffect, useState } from "react";
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { Icon } from "./Icon";
+import { keepDraft, readDraft } from "./drafts";
 
 const ADDRESS = /^#([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?(?:\?join=([\w-]+))?$/i;
 
@@ -11,7 +12,7 @@ export function parseAddress(hash: string): { workflowId: string | undefined; to
   return { workflowId: workflowId?.toLowerCase(), token };
 }
 
-function addressOf(workflowId: string, token: string): string {
+export function addressOf(workflowId: string, token: string): string {
   return `${location.origin}${location.pathname}#${workflowId}?join=${token}`;
 }
 
@@ -94,13 +95,26 @@ export function Share({ supabase, workflowId }: { supabase: SupabaseClient; work
 }
 
 /** Shown in place of an empty canvas to who is no member. `reason`: why a link did not help. */
-export function NoAccess({ reason }: { reason?: string | undefined }) {
+export function NoAccess({ workflowId, reason }: { workflowId: string; reason?: string | undefined }) {
+  const draft = readDraft();
+  const text = draft?.workflowId === workflowId ? draft.text : undefined;
+  const openNew = () => {
+    const id = crypto.randomUUID();
+    if (text) keepDraft(id, text);
+    location.hash = id;
+  };
   return (
     <section className="first" data-denied="true">
       <h1>You have no access to this canvas.</h1>
       <p>{reason ?? "Only its members see it. Ask one of them for a link: Share, at the top of the canvas, makes it."}</p>
+      {text && (
+        <figure className="draft">
+          <figcaption>What you have typed is not lost. A new canvas takes it along.</figcaption>
+          <blockquote dir="auto">{text}</blockquote>
+        </figure>
+      )}
       <p>
-        <button className="button" data-strong="true" onClick={() => { location.hash = crypto.randomUUID(); }}>New canvas</button>
+        <button className="button" data-strong="true" onClick={openNew}>New canvas</button>
         <button className="button" onClick={() => location.reload()}>Try again</button>
       </p>
     </section>

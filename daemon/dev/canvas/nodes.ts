@@ -37,6 +37,16 @@ export interface NodeState {
   updatedAt?: string;
 }
 
+/** A picture of the user's own, in the private bucket `image-sources`. */
+export interface Upload {
+  /** In that bucket; missing until it is there. */
+  path?: string;
+  /** Of the file. */
+  name: string;
+  width: number;
+  height: number;
+}
+
 /** The frontend's keys of `node_data`: what the user chooses. */
 export interface NodeInput {
   provider?: string;
@@ -48,6 +58,10 @@ export interface NodeInput {
   pendingRunId?: string | null;
   /** Goes into the run's metadata. */
   metadata?: Record<string, unknown>;
+  /** The node shows this picture, for others to start from, and has no runs. */
+  upload?: Upload;
+  /** The name of the workflow, in the node of type `canvas`. */
+  title?: string;
 }
 
 /** A partial update: only the keys that are there change, within promptSpec too; undefined removes a key. */
@@ -128,6 +142,8 @@ export interface Problem {
 
 export interface Snapshot {
   nodes: readonly WorkflowNode[];
+  /** The workflow's name, if it was given one. */
+  title: string | undefined;
   models: readonly ImageModel[];
   /** What the user, and the workflow where it has limits, have used and may use. */
   usage: readonly Usage[];
@@ -155,6 +171,10 @@ export interface Actions {
   remove(id: string): Promise<void>;
   /** Undoes a `remove`; the node shows its newest run again. */
   restore(node: WorkflowNode): void;
+  /** Writes what was changed of a node at once. Returns when it is written, or could not be. */
+  save(id: string): Promise<void>;
+  /** Gives the workflow a name, which its members see. */
+  rename(title: string): void;
   /** Returns the token of a link: who calls `join_workflow` with it becomes a member. Undefined if it was refused. */
   share(): Promise<string | undefined>;
   /** Ends the user's membership. */
@@ -209,8 +229,8 @@ export function isUnfinished(node: WorkflowNode): boolean {
 }
 
 /** Whether it has an image, which may not be signed yet. */
-export function hasImage({ node_data: { imageUrl, imagePath } }: WorkflowNode): boolean {
-  return imageUrl !== undefined || imagePath !== undefined;
+export function hasImage({ node_data: { imageUrl, imagePath, upload } }: WorkflowNode): boolean {
+  return imageUrl !== undefined || imagePath !== undefined || upload?.path !== undefined;
 }
 
 /** Whether its run starts as soon as the image of its source is there. */

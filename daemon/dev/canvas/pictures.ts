@@ -6,7 +6,10 @@
  * looked at by the clock, not by a timer of its own: a computer that slept has missed its timers.
  */
 import type { SupabaseClient } from "@supabase/supabase-js";
-import type { NodeState, Problem, WorkflowNode } from "./nodes";
+import type { NodeInput, NodeState, Problem, Upload, WorkflowNode } from "./nodes";
+
+/** The bucket of what users upload to start from. */
+export const SOURCES = "image-sources";
 
 /** Seconds. */
 const VALID_FOR = 600;
@@ -173,7 +176,11 @@ export class Pictures {
   }
 
   /** Returns where a node's picture lies, if its address has to be signed. */
-  #locate(data: NodeState, kind: Kind): Place | undefined {
+  #locate(data: NodeState & NodeInput, kind: Kind): Place | undefined {
+    if (data.upload?.path && kind === "image") {
+      const { path } = data.upload;
+      return { kind, key: `${SOURCES}/${path}`, bucket: SOURCES, path, version: undefined, publicUrl: undefined };
+    }
     const url = data[`${kind}Url`], known = data[`${kind}Path`];
     const [, access, bucket = DEFAULT_BUCKET, named, version] = STORED.exec(url ?? "") ?? [];
     const path = known ?? named, key = `${bucket}/${path}`;
@@ -257,6 +264,13 @@ async function inTime<T>(request: Promise<T>): Promise<T> {
     timer = setTimeout(() => reject(new Error("Storage did not respond in time.")), TIMEOUT);
   });
   return Promise.race([request, late]).finally(() => clearTimeout(timer));
+}
+
+/** Returns the address of an uploaded picture, as a run's `previousImage` names it. */
+export function sourceAddress(supabase: Pick<SupabaseClient, "storage">, { path }: Upload): string | undefined {
+  if (!path) return undefined;
+  const { publicUrl } = supabase.storage.from(SOURCES).getPublicUrl(path).data;
+  return publicUrl.replace("/object/public/", "/object/authenticated/");
 }
 
 function again(url: string): string {

@@ -3,7 +3,8 @@ import type { Json } from "./database.types";
 import { UNIQUE_VIOLATION, isAway, toProblem } from "./failures";
 import type { Failure } from "./failures";
 import { isUnfinished, isWaiting } from "./nodes";
-import type { WorkflowNode } from "./nodes";
+import type { Problem, WorkflowNode } from "./nodes";
+import { sourceAddress } from "./pictures";
 import type { Store } from "./store";
 import type { Writes } from "./writes";
 
@@ -32,7 +33,11 @@ export class Starts {
     if (!node) return false;
     const { provider, model, promptSpec, source, metadata } = node.node_data;
     const sourceNode = source ? this.#store.nodes.get(source) : undefined;
-    const previousImage = sourceNode?.node_data.imageUrl;
+    const previousImage = sourceNode && this.#pictureOf(sourceNode);
+    if (sourceNode?.node_data.upload && !previousImage) {
+      this.#store.tell(notUploaded(sourceNode.node_data.upload.name, id));
+      return false;
+    }
     if (sourceNode && !previousImage) return this.#generateAfter(id, sourceNode);
     const request = {
       nodeId: id,
@@ -44,6 +49,11 @@ export class Starts {
       idempotencyKey: crypto.randomUUID(), // one click, one image, also if the request is repeated
     };
     return this.#call(id, () => this.#store.supabase.rpc("start_image_job", { request: request as Json }));
+  }
+
+  /** Returns the address of the picture to start from. */
+  #pictureOf({ node_data: { imageUrl, upload } }: WorkflowNode): string | undefined {
+    return upload ? sourceAddress(this.#store.supabase, upload) : imageUrl;
   }
 
   /** Makes the source's image first. Optimistic, and written only once the source has a run: no row waits in vain. */
@@ -67,7 +77,7 @@ export class Starts {
       if (!pendingRunId || this.#submitting.has(pendingRunId)) continue;
       if (this.#store.nodes.get(id)?.node_data.pendingRunId !== pendingRunId) continue;
       const sourceNode = source ? this.#store.nodes.row(source) : undefined;
-      const imageUrl = sourceNode?.node_data.imageUrl;
+      const imageUrl = sourceNode && this.#pictureOf(sourceNode);
       const current = fetched || !source || this.#store.nodes.isDeleted(source) || (sourceNode && sourceNode.version > version);
       if (sourceNode && imageUrl && !isUnfinished(sourceNode)) void this.#startPendingRun(id, pendingRunId, imageUrl);
       else if (sourceNode && (isUnfinished(sourceNode) || sourceNode.node_data.pendingRunId)) continue;
@@ -121,4 +131,8 @@ export class Starts {
     else if (this.#store.connection() !== "live") await this.#store.load();
     return !error;
   }
+}
+
+function notUploaded(name: string, nodeId: string): Problem {
+  return { nodeId, message: `${name} is not uploaded.`, hint: "Wait until it is, or add the picture again and connect it." };
 }

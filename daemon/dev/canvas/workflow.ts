@@ -28,7 +28,12 @@ import type { Store } from "./store";
 import { Writes } from "./writes";
 
 /** Before anything is loaded, and on a server. */
-export const EMPTY: Snapshot = { nodes: [], models: [], usage: [], connection: "connecting", isLoading: true, error: null, unsent: 0 };
+export const EMPTY: Snapshot = {
+  nodes: [], title: undefined, models: [], usage: [], connection: "connecting", isLoading: true, error: null, unsent: 0,
+};
+
+/** The type of the node that has the workflow's name. It is not shown. */
+const CANVAS = "canvas";
 
 const PAGE_SIZE = 500;
 /** Milliseconds without messages until a refetch. */
@@ -366,8 +371,10 @@ export class Workflow implements Actions {
     this.#renderScheduled = true;
     const render = () => {
       this.#renderScheduled = false;
+      const rows = this.#nodes.render(this.#availability.reason);
       this.#snapshot = {
-        nodes: this.#pictures.show(this.#nodes.render(this.#availability.reason)),
+        nodes: this.#pictures.show(rows.filter(row => row.node_type !== CANVAS)),
+        title: titleOf(rows),
         models: this.#models,
         usage: this.#availability.usage,
         connection: this.#connection,
@@ -421,6 +428,17 @@ export class Workflow implements Actions {
     return id;
   };
 
+  save = (id: string): Promise<void> => this.#writes.write(id);
+
+  /** Of two windows that name it at the same moment, each may make a node: they have the same name from the next one on. */
+  rename = (title: string): void => {
+    const named = this.#nodes.rows().filter(row => row.node_type === CANVAS);
+    named.forEach(({ id }) => this.edit(id, { title }));
+    if (named.length > 0) return;
+    const id = crypto.randomUUID();
+    this.#writes.insert({ id, workflow_id: this.id, node_type: CANVAS, node_data: { title }, position: null, version: 0 });
+  };
+
   restore = (node: WorkflowNode): void => {
     const { waitsFor: _, ...row } = this.#pictures.original(node);
     this.#writes.insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } });
@@ -455,4 +473,10 @@ export class Workflow implements Actions {
   };
 
 
+}
+
+/** Returns the name of a workflow: that of the first node that has one, in every window the same. */
+function titleOf(rows: readonly WorkflowNode[]): string | undefined {
+  const named = rows.filter(row => row.node_type === CANVAS && row.node_data.title);
+  return named.sort((one, other) => (one.id < other.id ? -1 : 1))[0]?.node_data.title;
 }

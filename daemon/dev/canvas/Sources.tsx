@@ -1,0 +1,119 @@
+/** Adds the user's own pictures to the canvas: dropped from the desktop, pasted, or chosen. */
+import { useCallback, useEffect, useState } from "react";
+import type { DragEvent } from "react";
+import type { SupabaseClient } from "@supabase/supabase-js";
+import type { Actions, Position } from "./nodes";
+import type { NewToast } from "./Toasts";
+import { Refusal, TYPES, nameOf, shrink, upload } from "./uploads";
+
+interface Options {
+  supabase: SupabaseClient;
+  workflowId: string;
+  actions: Actions;
+  addToast: (toast: NewToast) => void;
+  findPlace: (wanted?: Position) => Position;
+  reveal: (place: Position) => void;
+  /** Whether the user may add anything. */
+  isOpen: boolean;
+}
+
+export function useSources({ supabase, workflowId, actions, addToast, findPlace, reveal, isOpen }: Options) {
+  /** What is being done for a node, in a sentence. */
+  const [uploading, setUploading] = useState<ReadonlyMap<string, string>>(new Map());
+
+  const addPicture = useCallback(async (file: File, at?: Position) => {
+    const say = (id: string, sentence?: string) => setUploading(now => {
+      const next = new Map(now);
+      if (sentence) next.set(id, sentence);
+      else next.delete(id);
+      return next;
+    });
+    const name = nameOf(file);
+    let id: string | undefined;
+    try {
+      const picture = await shrink(file);
+      const { width, height } = picture;
+      const place = findPlace(at);
+      id = actions.add({ upload: { name, width, height } }, place);
+      say(id, `${name} is being uploaded (${formatBytes(picture.blob.size)}).`);
+      reveal(place);
+      await actions.save(id); // makes the first user of a new workflow its member
+      const path = await upload(supabase, workflowId, name, picture);
+      actions.edit(id, { upload: { path, name, width, height } });
+      await actions.save(id);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      if (id) void actions.remove(id);
+      addToast({ tone: "bad", message: error.message, hint: error.hint });
+    } finally {
+      if (id) say(id);
+    }
+  }, [supabase, workflowId, actions, addToast, findPlace, reveal]);
+
+  /** One after the other: each finds its place beside the last one. */
+  const addPictures = useCallback(async (files: Iterable<File>, at?: Position) => {
+    for (const file of [...files]) await addPicture(file, at);
+  }, [addPicture]);
+
+  useEffect(() => {
+    if (!isOpen) return;
+    const onPaste = (event: ClipboardEvent) => {
+      const files = [...(event.clipboardData?.files ?? [])];
+      if (files.length === 0 || event.clipboardData?.getData("text/plain")) return; // a text editor's copy has both
+      event.preventDefault();
+      void addPictures(files);
+    };
+    addEventListener("paste", onPaste);
+    return () => removeEventListener("paste", onPaste);
+  }, [isOpen, addPictures]);
+
+  return { uploading, addPictures };
+}
+
+/** Opens the browser's dialog for files. */
+export function chooseFiles(onFiles: (files: File[]) => void): void {
+  const input = document.createElement("input");
+  input.type = "file";
+  input.multiple = true;
+  input.accept = TYPES.join();
+  input.onchange = () => onFiles([...(input.files ?? [])]);
+  input.click();
+}
+
+/** What the canvas listens to for files from the desktop, and whether some are held over it. */
+export function useDrop(isOpen: boolean, onFiles: (files: File[], point: Position) => void) {
+  const [isOver, setIsOver] = useState(false);
+  useEffect(() => {
+    // Beside the canvas, and where nothing may be added: the browser would leave the page, and show the file.
+    const stay = (event: globalThis.DragEvent) => event.dataTransfer?.types.includes("Files") && event.preventDefault();
+    addEventListener("dragover", stay);
+    addEventListener("drop", stay);
+    return () => {
+      removeEventListener("dragover", stay);
+      removeEventListener("drop", stay);
+    };
+  }, []);
+  const hasFiles = (event: DragEvent) => isOpen && event.dataTransfer.types.includes("Files");
+  const listeners = {
+    onDragOver: (event: DragEvent) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      event.dataTransfer.dropEffect = "copy";
+      setIsOver(true);
+    },
+    onDragLeave: (event: DragEvent) => {
+      if (!event.currentTarget.contains(event.relatedTarget as Node | null)) setIsOver(false);
+    },
+    onDrop: (event: DragEvent) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      setIsOver(false);
+      onFiles([...event.dataTransfer.files], { x: event.clientX, y: event.clientY });
+    },
+  };
+  return [isOver, listeners] as const;
+}
+
+function formatBytes(bytes: number): string {
+  return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}

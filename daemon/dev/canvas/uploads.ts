@@ -1,0 +1,82 @@
+/**
+ * One's own picture to start from: made smaller here, and uploaded into the private bucket `image-sources`, where members of
+ * its workflow see it. It knows no framework.
+ */
+import type { SupabaseClient } from "@supabase/supabase-js";
+import { SOURCES } from "./pictures";
+
+/** What the bucket, and all providers, take. */
+export const TYPES: readonly string[] = ["image/png", "image/jpeg", "image/webp"];
+/** Pixels of the longer side: models see no more. */
+const MAX_SIDE = 2048;
+/** Bytes that are read; what is uploaded is smaller by far. */
+const MAX_READ = 100 * 1024 ** 2;
+/** Bytes from which on a picture without loss is uploaded with some. */
+const MAX_LOSSLESS = 4 * 1024 ** 2;
+const QUALITY = 0.92;
+
+/** Why a file is no source, in a sentence, and what to do. */
+export class Refusal extends Error {
+  readonly hint: string;
+
+  constructor(message: string, hint: string) {
+    super(message);
+    this.hint = hint;
+  }
+}
+
+interface Picture {
+  blob: Blob;
+  width: number;
+  height: number;
+}
+
+/** Returns what a file is called in a sentence. */
+export function nameOf(file: File): string {
+  return file.name || "The pasted picture";
+}
+
+/**
+ * Returns the picture of a file, upright, its longer side 2,048 pixels at most, without what the camera wrote into it.
+ *
+ * Throws a `Refusal` of what is no picture, or none that can be taken.
+ */
+export async function shrink(file: File): Promise<Picture> {
+  const name = nameOf(file);
+  if (!TYPES.includes(file.type)) {
+    throw new Refusal(`${name} is not a PNG, JPEG or WebP picture.`, "Save it as one of these, and add that.");
+  }
+  if (file.size > MAX_READ) throw new Refusal(`${name} is larger than 100 MB.`, "Make it smaller first.");
+  let bitmap: ImageBitmap;
+  try {
+    bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
+  } catch {
+    throw new Refusal(`${name} cannot be read as a picture.`, "Open it elsewhere, save it anew, and add that.");
+  }
+  const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
+  const width = Math.max(1, Math.round(bitmap.width * scale)), height = Math.max(1, Math.round(bitmap.height * scale));
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  const drawing = canvas.getContext("2d");
+  if (drawing) drawing.imageSmoothingQuality = "high";
+  drawing?.drawImage(bitmap, 0, 0, width, height);
+  bitmap.close();
+  const encode = (type: string) => new Promise<Blob | null>(resolve => canvas.toBlob(resolve, type, QUALITY));
+  let blob = await encode(file.type === "image/jpeg" ? file.type : "image/png");
+  if (blob && blob.type === "image/png" && blob.size > MAX_LOSSLESS) blob = (await encode("image/webp")) ?? blob;
+  if (!drawing || !blob) throw new Refusal(`${name} is too large for this browser.`, "Make it smaller first.");
+  return { blob, width, height };
+}
+
+/** Uploads a picture. Returns its path in the bucket; throws a `Refusal` where Storage, or the connection, refuses. */
+export async function upload(supabase: SupabaseClient, workflowId: string, name: string, { blob }: Picture): Promise<string> {
+  const path = `${workflowId}/${crypto.randomUUID()}.${blob.type.replace("image/", "").replace("jpeg", "jpg")}`;
+  const { error } = await supabase.storage.from(SOURCES).upload(path, blob, { contentType: blob.type });
+  if (!error) return path;
+  const { statusCode, status } = error as { statusCode?: string; status?: number };
+  const code = Number(statusCode ?? status ?? 0);
+  if (code === 403) throw new Refusal(`${name} was not uploaded: you may not add pictures to this canvas.`, "Ask a member for a link.");
+  if (code >= 400 && code < 500) throw new Refusal(`${name} was not uploaded: ${error.message}`, "Try another picture.");
+  throw new Refusal(`${name} was not uploaded: the server cannot be reached.`, "Add it again when the connection is back.");
+}
