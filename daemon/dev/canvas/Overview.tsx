@@ -17,12 +17,12 @@ export function Overview({ nodes }: { nodes: readonly ImageFlowNode[] }) {
   const [corner, setCorner] = useState<Corner>();
   const look = useCallback(() => {
     const pane = document.querySelector(".pane")?.getBoundingClientRect();
-    if (!pane) return;
+    if (!pane || flow.getNodes().length < MIN_NODES) return;
     const { x, y, zoom } = flow.getViewport();
     const seen = { x: -x / zoom, y: -y / zoom, width: pane.width / zoom, height: pane.height / zoom };
-    const isAllSeen = flow.getNodes().every(node => contains(seen, boxOf(node)));
-    const found = findCorner(SIZE, pane, MARGIN);
-    setCorner(isAllSeen || found.covered > 0 ? undefined : found.corner);
+    if (flow.getNodes().every(node => contains(seen, boxOf(node)))) return setCorner(undefined);
+    const { corner, covered } = findCorner(SIZE, pane, MARGIN);
+    setCorner(covered > 0 ? undefined : corner);
   }, [flow]);
   useOnViewportChange({ onEnd: look });
   useEffect(() => {
