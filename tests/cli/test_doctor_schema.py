@@ -6,7 +6,8 @@ from uuid import uuid4
 import pytest
 
 from daemon.cli.doctor.database import check_plugins
-from daemon.cli.doctor.schema import check_schema, check_versions
+from daemon.cli.doctor.schema import check_membership, check_schema, check_versions
+from tests.sql.test_ledger import REPLACED
 from tests.support.adoption import SPECIFICATION, everything, migrate
 from tests.support.postgres import Cluster, connect
 from tests.support.protocol import Db, insert_node, new_daemon, run_in
@@ -103,3 +104,10 @@ async def test_realtime_without_its_plugin_is_said_with_the_cure(db: Db, postgre
     finally:
         await postgres.sudo("alter system reset output_plugin_libraries")
         await postgres.sudo("select pg_reload_conf()")
+
+
+async def test_a_replaced_rule_of_membership_is_said(db: Db) -> None:
+    assert await check_membership(db) == []
+    await db.execute(REPLACED)
+    (found,) = await check_membership(db)
+    assert (found.state, "replaced image_jobs.my_workflows()" in found.message) == ("info", True)

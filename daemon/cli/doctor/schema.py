@@ -53,6 +53,17 @@ async def check_schema(connection: Connection, *, migrated: bool) -> list[Findin
     return [Finding("schema", "ok", tried)]
 
 
+async def check_membership(connection: Connection) -> list[Finding]:
+    """Look whether an application says who may see a workflow, by a function of its own in the place of ours."""
+    schema = (sql_directory() / "schema/21_workflows.sql").read_text()
+    ours = schema.partition("function image_jobs.my_workflows()")[2].split("$$")[1]
+    body = await connection.fetchval("select prosrc from pg_proc where oid = 'image_jobs.my_workflows()'::regprocedure")
+    if body.split() == ours.split():
+        return []
+    message = "The application says who may see a workflow: it has replaced image_jobs.my_workflows()."
+    return [Finding("schema", "info", message, "Migrations leave it alone. Links alone open no workflow then.")]
+
+
 async def check_versions(connection: Connection) -> list[Finding]:
     """Look for living daemons that are older than this command, or too old for the schema."""
     rows = await connection.fetch(
