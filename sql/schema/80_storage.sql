@@ -1,6 +1,27 @@
 -- The buckets, and who sees what lies in them. Images are public to read by URL, unless they are wanted private; what lies in
 -- the buckets beside them is not. Only the service role writes into any but that of sources, which members upload.
 
+-- Returns whether there is room for one more source in the workflow that an object's name begins with: 1,000 of them, and 2 GB.
+-- Reads no more than that many entries of Storage's own index, of that folder alone. Limits how much members may upload; of a user
+-- it is as much in each of the user's workflows, since no index of Storage has an owner.
+create or replace function image_jobs.may_upload(p_name text)
+returns boolean language plpgsql volatile security definer set search_path = ''
+  set enable_seqscan = off set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_folder text := split_part(p_name, '/', 1);
+begin
+  return (
+    select count(*) < 1000 and coalesce(sum(s.bytes), 0) < 2000000000
+    from (
+      select case when o.metadata ->> 'size' ~ '^[0-9]{1,15}$' then (o.metadata ->> 'size')::bigint end as bytes
+      from storage.objects o
+      where o.bucket_id = 'image-sources' and o.name collate "C" >= v_folder || '/' and o.name collate "C" < v_folder || '0'
+      limit 1000
+    ) s);
+end
+$$;
+
 -- Returns what Supabase Storage needs of us: the bucket of images, private where p_private; `<name>-context` for conversations
 -- with providers (a thought signature); `<name>-kept` for what was paid for and cannot be decoded, as it came; `image-sources`;
 -- and the policies. Columns as of check_set_up.
@@ -89,7 +110,8 @@ begin
     command := format('drop policy if exists %I on storage.objects; create policy %1$I on storage.objects for %s to authenticated '
       '%s (bucket_id = %L and %s%s);', v_policy.name, v_policy.does, v_policy.clause, v_policy.bucket, v_mine,
       -- An application's own files lie beside ours, perhaps in folders of users, and anybody may found a workflow of such an id.
-      case when v_policy.foreign and v_policy.bucket = p_bucket then v_ours else '' end);
+      case when v_policy.foreign and v_policy.bucket = p_bucket then v_ours
+        when v_policy.does = 'insert' then ' and image_jobs.may_upload(name)' else '' end);
     if v_lack is not null then
       state := 'later';
       note := 'Storage has not made all of its tables yet, which lack ' || v_lack;
@@ -100,7 +122,8 @@ begin
       select from pg_catalog.pg_policies p
       where p.schemaname = 'storage' and p.tablename = 'objects' and p.policyname = v_policy.name
         and strpos(coalesce(p.qual, p.with_check), format('(bucket_id = %L::text)', v_policy.bucket)) > 0
-        and (strpos(coalesce(p.qual, p.with_check), 'user_metadata') > 0) = (v_policy.foreign and v_policy.bucket = p_bucket))
+        and (strpos(coalesce(p.qual, p.with_check), 'user_metadata') > 0) = (v_policy.foreign and v_policy.bucket = p_bucket)
+        and (strpos(coalesce(p.qual, p.with_check), 'may_upload') > 0) = (v_policy.does = 'insert'))
     then
       state := 'there';
       note := null;

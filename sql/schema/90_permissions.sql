@@ -56,7 +56,7 @@ revoke all on function
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
   image_jobs.json_or_null(text),
   image_jobs.guard_pin(), image_jobs.keep_node(), image_jobs.newest_picture(varchar, uuid), image_jobs.lane_of(text), image_jobs.leave(uuid),
-  image_jobs.match_deliveries(text), image_jobs.my_workflows(), image_jobs.refuse_founded(uuid),
+  image_jobs.match_deliveries(text), image_jobs.may_upload(text), image_jobs.my_workflows(), image_jobs.refuse_founded(uuid),
   image_jobs.may_have_submitted(public.runs, text), image_jobs.may_write(uuid), image_jobs.move_runs(varchar[], uuid),
   image_jobs.move_to_model_lanes(image_jobs.lanes, integer), image_jobs.next_rank(uuid, text, integer),
   image_jobs.next_workflow_rank(uuid, uuid, text, integer), image_jobs.served_rank(uuid, text, integer),
@@ -184,6 +184,7 @@ grant execute on function image_jobs.has_base64(jsonb),
 -- As are the keys of an index.
 grant execute on function image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.route_hash(jsonb, varchar, varchar) to authenticated, service_role;
+grant execute on function image_jobs.may_upload(text) to authenticated;
 grant execute on function image_jobs.my_workflows(), image_jobs.can_access_workflow(uuid), image_jobs.can_access_run(varchar),
   image_jobs.is_image_run(varchar), image_jobs.may_write(uuid), image_jobs.refuse_founded(uuid) to anon, authenticated, service_role;
 -- Functions that the client functions and the views call.

@@ -88,6 +88,49 @@ async def test_members_add_and_delete_sources_but_change_none(db: Db, member: ob
     assert await db.fetchval("select name from storage.objects") == f"{OTHER}/theirs.png"
 
 
+UPLOAD = "insert into storage.objects (bucket_id, name) values ($1, $2)"
+
+
+@pytest.mark.parametrize(("count", "size"), [(1000, 1), (2, 1_000_000_000)], ids=["pictures", "bytes"])
+async def test_a_workflow_takes_a_limited_number_of_sources(db: Db, member: object, count: int, size: int) -> None:
+    await store(db, SOURCES, f"{OTHER}/theirs.png")
+    await db.execute(
+        """insert into storage.objects (bucket_id, name, metadata)
+        select $1, $2 || '/' || n || '.png', jsonb_build_object('size', $3::bigint) from generate_series(1, $4) n""",
+        SOURCES,
+        str(WORKFLOW),
+        size,
+        count,
+    )
+    another = uuid4()
+    await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", another, UUID(str(member)))
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with signed_in(db, str(member)):
+            await db.execute(UPLOAD, SOURCES, f"{WORKFLOW}/more.png")
+    async with signed_in(db, str(member)):
+        await db.execute(UPLOAD, SOURCES, f"{another}/first.png")
+    await db.execute("select set_config('storage.allow_delete_query', 'true', false)")
+    await db.execute("delete from storage.objects where name = $1", f"{WORKFLOW}/1.png")
+    async with signed_in(db, str(member)):
+        await db.execute(UPLOAD, SOURCES, f"{WORKFLOW}/more.png")
+
+
+async def test_the_limit_of_sources_reads_one_folder(db: Db, member: object) -> None:
+    await db.execute(
+        """insert into storage.objects (bucket_id, name)
+        select 'image-sources', gen_random_uuid() || '/a.png' from generate_series(1, 20000)"""
+    )
+    await db.execute('create index if not exists as_hosted on storage.objects (bucket_id, name collate "C")')
+    await db.execute("analyze storage.objects")
+    async with signed_in(db, str(member)):
+        for _ in range(2):  # the first one reads the catalogues
+            explained = await db.fetchval(
+                "explain (analyze, buffers, format json) select image_jobs.may_upload($1)", f"{WORKFLOW}/more.png"
+            )
+    plan = explained[0]["Plan"]
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50
+
+
 async def test_another_bucket_takes_the_policy_along(db: Db, member: object) -> None:
     await store(db, "images", f"{WORKFLOW}/old.png")
     await db.execute("select image_jobs.set_up('pictures')")

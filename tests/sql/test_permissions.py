@@ -220,6 +220,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.may_have_submitted": NOBODY,
     "image_jobs.may_write": EVERYBODY,
     "image_jobs.can_subscribe": {"authenticated"},
+    "image_jobs.may_upload": {"authenticated"},
     "image_jobs.node_data": NOBODY,
     "image_jobs.node_message": NOBODY,
     "image_jobs.nodes_changed": NOBODY,
