@@ -139,8 +139,12 @@ async def test_endless_parked_run_fails_with_an_incident(harness: DaemonHarness)
         run = await harness.insert_run(demo={"submit": 3600})
         row = await harness.wait_for_status(run, "failed")
         assert row["payload"]["error"] == "Polling timeout exceeded"
-        assert "incident" in await harness.event_names(run)
+        (event,) = await harness.events(run, "incident")
         assert row["provider_job_id"] is not None
+        lines = await wait_until(lambda: process.logged("run.incident"))
+        place = {"workflow": str(row["subject_id"]), "node": row["metadata"]["nodeId"]}
+        wanted = {"level": "warning", "run_id": run, "error": event["message"], **place}
+        assert [{name: line[name] for name in wanted} for line in lines] == [wanted]
 
 
 async def test_cancelling_frees_the_slot_at_once(harness: DaemonHarness) -> None:
