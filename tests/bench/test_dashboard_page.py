@@ -39,7 +39,7 @@ async def test_the_dashboard_is_painted_and_stays_quick(database: str) -> None:
         painted = await window.page.evaluate(PAINTED)
         rows += [("first paint", f"{painted:.0f}", "1000"), ("first figures", f"{shown:.0f}", "")]
         for label in ("1 hour", "24 hours", "7 days"):
-            await window.page.get_by_label(label).check()
+            await window.page.get_by_role("radio", name=label).check()
             await expect(figures).to_contain_text(f"in {label}", timeout=30_000)
             for _ in range(LOOKS):
                 async with window.page.expect_response("**/api/board*", timeout=60_000):

@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 from daemon.pages.dashboard import dashboard_app
 from tests.support.axe import findings
 from tests.support.busy_project import HOSTILE, fill
-from tests.support.postgres import Cluster, connect, wait_until
+from tests.support.postgres import Cluster, connect
 from tests.support.servers import served
 from tests.support.window import SCREENSHOTS, Window, opened
 
@@ -97,7 +97,7 @@ async def test_an_operator_sees_what_is_wrong_and_how_it_goes(browser: Browser, 
         steps = page.get_by_role("table", name="Throughput").get_by_role("row")
         assert await steps.count() > 60
         await in_every_look(window, "busy")
-        await page.get_by_label("15 min").check()
+        await page.get_by_role("radio", name="15 min").check()
         await expect(now).to_contain_text("in 15 min")
 
 
@@ -178,34 +178,45 @@ async def test_it_looks_only_while_seen_and_once_at_a_time(browser: Browser, dat
     async with (
         dashboard_app(database, TOKEN) as app,
         served(app) as url,
-        opened(browser, "about:blank", header=False) as window,
+        opened(browser, "about:blank", header=False, script=COUNT) as window,
     ):
-        page, looks, held = window.page, [], asyncio.Event()
+        page, held = window.page, asyncio.Event()
 
         async def hold(route: Any) -> None:
-            looks.append(route.request.url)
             await held.wait()
             await route.continue_()
+
+        async def looks() -> int:
+            return await page.evaluate("window.looks")
 
         await page.route("**/api/board*", hold)
         await page.clock.install()
         await page.goto(f"{url}/dashboard#{TOKEN}")
         await expect(page.locator(".connection")).to_contain_text("Connecting")
         await page.clock.run_for(60_000)
-        assert len(looks) == 1
+        assert await looks() == 1
         held.set()
         await expect(page.locator(".connection")).to_contain_text("Live")
-        await page.clock.run_for(130_000)  # twice as long as the first look took
-        await wait_until(lambda: len(looks) > 1)
+        await window.traffic.settled()
+        await page.clock.run_for(130_000)  # more than twice as long as the first look took
+        assert await looks() > 1
+        await window.traffic.settled()
         await page.evaluate(HIDE, True)
-        await page.clock.run_for(5_000)
-        seen = len(looks)
+        seen = await looks()
         await page.clock.run_for(600_000)
-        assert len(looks) == seen
-        async with page.expect_response("**/api/board*"):
-            await page.evaluate(HIDE, False)
+        assert await looks() == seen
+        await page.evaluate(HIDE, False)
+        assert await looks() == seen + 1
 
 
+COUNT = """
+window.looks = 0;
+const fetched = window.fetch;
+window.fetch = (...all) => {
+  window.looks += String(all[0]).includes("/board");
+  return fetched(...all);
+};
+"""
 HIDE = """hidden => {
   Object.defineProperty(document, "hidden", { configurable: true, value: hidden });
   document.dispatchEvent(new Event("visibilitychange"));
@@ -235,4 +246,5 @@ async def test_each_obstacle_is_a_sentence(browser: Browser, database: str):
             window.expected = status
             await window.page.goto(f"{url}/dashboard#{token}")
             await expect(window.page.get_by_role("main")).to_contain_text(sentence)
+            await expect(window.page.locator(".connection")).to_contain_text("No figures" if status else "Live")
             assert await findings(window.page) == []

@@ -66,7 +66,11 @@ async def test_failed_runs_of_a_code_are_requeued_in_slices(db, daemon, page, mo
     monkeypatch.setattr(operations, "SLICE", 2)
     await fail(db, daemon, "timeout", 5)
     await fail(db, daemon, "refused", 1)
-    assert await page.do(kind="requeue", code="timeout", period="1h") == (5, 5)
+    operation = {"kind": "requeue", "code": "timeout", "period": "1h"}
+    counted = await page.count(**operation)
+    assert counted["runs"] == 5
+    for done, left in ((2, 3), (2, 1), (1, 0)):
+        assert await page.act(counted["bounds"], **operation) == {"done": done, "left": left}
     assert await statuses(db) == {"pending": 5, "failed": 1}
     assert await page.do(kind="requeue", code="timeout", period="1h") == (0, 0)
 

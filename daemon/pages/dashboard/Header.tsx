@@ -27,7 +27,7 @@ export function Header({ board, problem, period, onPeriod, theme, onTheme }: Pro
         <h1>Image Jobs</h1>
       </span>
       <span className="connection" data-state={state}>
-        <i /><span role="status">{{ away: "Old figures", live: "Live", connecting: "Connecting" }[state]}</span>
+        <i /><span role="status">{{ away: board ? "Old figures" : "No figures", live: "Live", connecting: "Connecting" }[state]}</span>
         {board && <time dateTime={board.at}>{clock(board.at)}</time>}
       </span>
       <fieldset className="periods">
