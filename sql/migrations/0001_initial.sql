@@ -1024,10 +1024,10 @@ create index if not exists runs_held on public.runs (claimed_by) where claimed_b
 -- Places of a user, and of one of the user's workflows; what operators insert for nobody counts by its workflow.
 -- Only a query that names a user implies the last condition: without statistics others would take one of these for runs_ready.
 create index if not exists runs_last_in_line on public.runs ((coalesce(created_by, subject_id)), lane, priority, rank)
-  where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+  where rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_last_of_workflow
   on public.runs ((coalesce(created_by, subject_id)), subject_id, lane, priority, workflow_rank)
-  where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+  where workflow_rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_waiting_of_user
   on public.runs ((coalesce(created_by, subject_id)), (num_nulls(rank)), lane, priority, workflow_rank, ticket)
   where queue_state = 'pending' and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
@@ -1283,10 +1283,6 @@ declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
   v_events uuid[];
 begin
-  -- A client's own setting of the variable is not enough.
-  if v_writer = 'events' and (pg_trigger_depth() > 1 or image_jobs.is_operator()) then
-    return null;
-  end if;
   -- No join, whose plan would have to be pinned: by settings, which a statement about events of other kinds would pay for.
   select array_agg(n.id) into v_events
   from new_rows n
@@ -1305,10 +1301,17 @@ begin
 end
 $$;
 
+-- write_events runs as the schema's owner, who alone may draw a number: a client's own setting of the variable is not enough.
 create or replace trigger image_jobs_events_inserted after insert on public.run_events
-  referencing new table as new_rows for each statement execute function image_jobs.stamp_events();
+  referencing new table as new_rows for each statement
+  when (coalesce(current_setting('image_jobs.writer', true), '') <> 'events'
+    or not has_sequence_privilege('image_jobs.event_numbers'::regclass, 'usage'))
+  execute function image_jobs.stamp_events();
 create or replace trigger image_jobs_events_updated after update on public.run_events
-  referencing new table as new_rows for each statement execute function image_jobs.stamp_events();
+  referencing new table as new_rows for each statement
+  when (coalesce(current_setting('image_jobs.writer', true), '') <> 'events'
+    or not has_sequence_privilege('image_jobs.event_numbers'::regclass, 'usage'))
+  execute function image_jobs.stamp_events();
 
 -- An event to be written. id: null for a new one.
 do $$
@@ -1460,6 +1463,9 @@ comment on column public.workflow_nodes.pinned_run is 'An older run that the nod
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 create index if not exists idx_nodes_workflow on public.workflow_nodes (workflow_id);
 end if;
+
+-- Room for the next version beside the last: then a projection writes no index, and half the WAL.
+alter table public.workflow_nodes set (fillfactor = 70);
 
 -- Nodes that were locked when a run of theirs changed. The next sync shows them the run: a settlement never waits for a
 -- client that drags a node, or left a transaction open.
@@ -2380,8 +2386,6 @@ create or replace function image_jobs.close_calls(p_calls jsonb)
 returns void language plpgsql volatile set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
-declare
-  v_changed bigint[];
 begin
   with said as materialized (
     select distinct on (k.id) k.*
@@ -2410,12 +2414,15 @@ begin
       image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
     from locked l
     where c.id = l.id
-    returning c.id, c.state, l.was
+    returning c.provider, c.model, c.state, c.cost, c.estimate, l.was
   )
-  select array_agg(w.id) into v_changed from written w where w.state <> w.was;
-  if v_changed is not null then
-    perform image_jobs.tally_calls(v_changed);
-  end if;
+  -- As image_jobs.tally_calls does.
+  insert into image_jobs.tallies (metric, provider, model, result, count, usd)
+  select 'calls', w.provider, w.model, w.state, count(*),
+    sum(case w.state when 'charged' then w.cost when 'unknown' then w.estimate end)
+  from written w
+  where w.state <> w.was
+  group by w.provider, w.model, w.state;
 end
 $$;
 
@@ -2966,11 +2973,13 @@ $$;
 
 -- Returns whether all together have a limit in dollars.
 create or replace function image_jobs.has_budget()
-returns boolean language sql volatile set search_path = ''
+returns boolean language plpgsql volatile set search_path = ''
 as $$
-  select exists (
+begin
+  return exists (
     select from image_jobs.usage_limits l
-    where l.applies_to = 'all together' and num_nonnulls(l.usd_per_day, l.usd_per_month) > 0)
+    where l.applies_to = 'all together' and num_nonnulls(l.usd_per_day, l.usd_per_month) > 0);
+end
 $$;
 
 -- Returns how many USD all together may still spend on starts, and if none, when there are more; nulls without such a limit.
@@ -3495,15 +3504,6 @@ declare
   v_own text[] := image_jobs.owned_keys();
   v_run record;
 begin
-  -- Projection writes from a trigger of runs, or from a daemon's sync: a client's own setting of the variable is not enough.
-  -- A pin that has come this far is show_run's: image_jobs.guard_pin looks at each before.
-  if current_setting('image_jobs.writer', true) = 'projection' and (pg_trigger_depth() > 1 or image_jobs.is_operator()
-    or tg_op = 'UPDATE' and new.pinned_run is distinct from old.pinned_run)
-  then
-    new.version := nextval('image_jobs.node_versions');
-    new.updated_at := image_jobs.now();
-    return new;
-  end if;
   -- Before its content is looked at, here and by the checks; not where an old one is only moved.
   if (tg_op = 'INSERT' or new.node_data is distinct from old.node_data) and octet_length(new.node_data::text) > 1048576 then
     perform image_jobs.refuse('node_data is larger than 1 MiB.', 'Upload what is large and give its URL.');
@@ -3575,8 +3575,12 @@ $$;
 
 create or replace trigger image_jobs_guard_pin before update on public.workflow_nodes
   for each row when (new.pinned_run is distinct from old.pinned_run) execute function image_jobs.guard_pin();
+-- The projection and show_run write versions themselves. They run as the schema's owner, who alone may draw one: a client's own
+-- setting of the variable is not enough.
 create or replace trigger image_jobs_keep_node before insert or update on public.workflow_nodes
-  for each row execute function image_jobs.keep_node();
+  for each row when (coalesce(current_setting('image_jobs.writer', true), '') <> 'projection'
+    or not has_sequence_privilege('image_jobs.node_versions'::regclass, 'usage'))
+  execute function image_jobs.keep_node();
 
 -- Projection: any change of runs, by any writer, becomes events, node data and notifications.
 --
@@ -3647,9 +3651,11 @@ begin
   exception when lock_not_available then
     v_locked := null;
   end;
-  insert into image_jobs.stale_nodes (node_id)
-  select n.id from public.workflow_nodes n
-  where n.id = any (p_nodes) and not n.id = any (coalesce(v_locked, '{}'));
+  if cardinality(v_locked) is distinct from cardinality(p_nodes) then
+    insert into image_jobs.stale_nodes (node_id)
+    select n.id from public.workflow_nodes n
+    where n.id = any (p_nodes) and not n.id = any (coalesce(v_locked, '{}'));
+  end if;
   if v_locked is null then
     return;
   end if;
@@ -3717,9 +3723,12 @@ $$;
 create or replace function image_jobs.write_nodes(p_nodes varchar[])
 returns void language plpgsql volatile security definer set search_path = ''
 as $$
+declare
+  v_now timestamptz := image_jobs.now();
 begin
   update public.workflow_nodes n
-  set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null
+  set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null,
+    version = nextval('image_jobs.node_versions'), updated_at = v_now
   from unnest(p_nodes) as target (id)
   cross join lateral (
     select newest.*, w.node_data from public.workflow_nodes w
@@ -3762,42 +3771,63 @@ returns void language plpgsql volatile security definer set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
 declare
+  v_now timestamptz := image_jobs.now();
+  v_cancels boolean;
   v_calls bigint[];
+  v_resumes boolean;
+  v_failed varchar[];
+  v_ended boolean;
+  v_lost bigint[];
+  v_waking boolean;
   v_nodes varchar[];
+  v_nodeless varchar[];
   v_events image_jobs.event[];
-  v_lost text;
 begin
+  -- What there is to do, in one look: each statement costs a run that changes alone some 10 µs.
+  select
+    bool_or(c.old_provider_job_id is not null and c.old_status in ('pending', 'running')
+      and (c.claim is distinct from c.old_claim or c.processor is distinct from c.old_processor)),
+    array_agg(coalesce(c.old_call, c.old_claim)) filter (where c.claim <> c.old_claim
+      and (c.old_holder is not null or c.old_call is not null) and c.call is distinct from coalesce(c.old_call, c.old_claim)),
+    bool_or(c.ticket <> c.old_ticket and c.call is not null),
+    array_agg(c.id) filter (where c.status = 'failed' and c.old_status <> 'failed'),
+    bool_or(c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
+      and (c.old_holder is null or c.claim <> c.old_claim)),
+    array_agg(c.old_claim) filter (where c.old_holder is not null and c.claim is distinct from c.old_claim),
+    bool_or(c.due_at <= v_now and c.holder is null and c.status in ('pending', 'running')
+      and (c.claim is distinct from c.old_claim or c.old_holder is null))
+  into v_cancels, v_calls, v_resumes, v_failed, v_ended, v_lost, v_waking
+  from unnest(p_changes) c;
+
   -- Cancel the provider job of a run that an outside writer took away from it. Taking over from a silent daemon keeps the job,
   -- and so does a requeue after polling_timeout; a daemon that submits anew knows from the provider that the first job failed.
   -- One that reroutes after polling_timeout does not know that, so the job is cancelled, too.
-  perform image_jobs.cancel_provider_job(split_part(c.old_processor, ':', 1), c.old_provider_job_id, c.id, c.old_call)
-  from unnest(p_changes) c
-  where c.old_provider_job_id is not null and c.old_status in ('pending', 'running')
-    and (c.claim is distinct from c.old_claim
-        and (c.status = 'cancelled' or c.provider_job_id is distinct from c.old_provider_job_id)
-      or c.processor is distinct from c.old_processor and c.payload ->> 'code' = 'polling_timeout');
+  if v_cancels then
+    perform image_jobs.cancel_provider_job(split_part(c.old_processor, ':', 1), c.old_provider_job_id, c.id, c.old_call)
+    from unnest(p_changes) c
+    where c.old_provider_job_id is not null and c.old_status in ('pending', 'running')
+      and (c.claim is distinct from c.old_claim
+          and (c.status = 'cancelled' or c.provider_job_id is distinct from c.old_provider_job_id)
+        or c.processor is distinct from c.old_processor and c.payload ->> 'code' = 'polling_timeout');
+  end if;
   -- A held or parked run that was taken away lets go of its call, unless it keeps the provider job.
-  select array_agg(coalesce(c.old_call, c.old_claim)) into v_calls
-  from unnest(p_changes) c
-  where c.claim <> c.old_claim and (c.old_holder is not null or c.old_call is not null)
-    and c.call is distinct from coalesce(c.old_call, c.old_claim);
   if v_calls is not null then
     perform image_jobs.lose_calls(v_calls);
   end if;
   -- A requeue that resumes a provider job takes its cost along.
-  if exists (select from unnest(p_changes) c where c.ticket <> c.old_ticket and c.call is not null) then
+  if v_resumes then
     update image_jobs.calls k set ticket = c.ticket
     from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = c.call;
   end if;
   -- The cost of a run that is given up; where its holder settles it, that is there already.
-  if exists (select from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed') then
-    perform image_jobs.refresh_costs(array(
-      select c.id from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed'));
+  if v_failed is not null then
+    perform image_jobs.refresh_costs(v_failed);
   end if;
 
   -- A node of another workflow is never touched, whatever metadata.nodeId says.
-  select array_agg(distinct n.id) into v_nodes
-  from unnest(p_changes) c join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
+  select array_agg(distinct n.id) filter (where n.id is not null), array_agg(c.id) filter (where n.id is null)
+  into v_nodes, v_nodeless
+  from unnest(p_changes) c left join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
   where (c.status, c.progress, c.message, c.ticket)
     is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket);
   if v_nodes is not null then
@@ -3865,35 +3895,28 @@ begin
   if v_events is not null then
     perform image_jobs.write_events(v_events);
   end if;
-  perform image_jobs.broadcast_runs(p_changes);
-  if exists (
-    select from unnest(p_changes) c
-    where c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
-      and (c.old_holder is null or c.claim <> c.old_claim))
-  then
+  if v_nodeless is not null then
+    perform image_jobs.broadcast_runs(v_nodeless);
+  end if;
+  if v_ended then
     perform image_jobs.tally_endings(p_changes);
   end if;
 
   -- "You no longer hold this": to the holder of a claim that is not the run's any more. At most 8,000 bytes a message.
-  for v_lost in
-    select string_agg(lost.old_claim::text, ',') from (
-      select c.old_claim, row_number() over () / 300 as part from unnest(p_changes) c
-      where c.old_holder is not null and c.claim is distinct from c.old_claim
-    ) lost group by lost.part
-  loop
-    perform pg_notify('image_jobs_drop', v_lost);
+  for v_first in 1..coalesce(cardinality(v_lost), 0) by 300 loop
+    perform pg_notify('image_jobs_drop', array_to_string(v_lost[v_first:v_first + 299], ','));
   end loop;
 
   -- "Look again": only for what can be claimed now, and only if no daemon that serves its provider syncs by itself anyway.
-  if exists (
+  if v_waking and exists (
       select from unnest(p_changes) c
-      where c.due_at <= image_jobs.now() and c.holder is null and c.status in ('pending', 'running')
+      where c.due_at <= v_now and c.holder is null and c.status in ('pending', 'running')
         and (c.claim is distinct from c.old_claim or c.old_holder is null)
         and not exists (
           select from image_jobs.wake w
           where w.provider = coalesce(
               (select p.name from image_jobs.providers p where p.name = split_part(c.processor, ':', 1)), '?')
-            and w.awake_until > image_jobs.now()))
+            and w.awake_until > v_now))
   then
     perform pg_notify('image_jobs_wake', '');
   end if;
@@ -4005,7 +4028,7 @@ begin
     perform set_config('image_jobs.writer', 'projection', true);
     update public.workflow_nodes n
     set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
-      run_ticket = null, pinned_run = null
+      run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
     where n.id = v_run.node_id and n.workflow_id = v_run.subject_id
       and (n.pinned_run = v_run.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = v_run.id
         or n.pinned_run is null and n.run_ticket = v_run.ticket);
@@ -4031,7 +4054,7 @@ begin
   perform set_config('image_jobs.writer', 'projection', true);
   update public.workflow_nodes n
   set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
-    run_ticket = null, pinned_run = null
+    run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
   where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id
     and (n.pinned_run = old.id or n.pinned_run is null and n.run_ticket = old.ticket);
   perform set_config('image_jobs.writer', v_writer, true);
@@ -4073,14 +4096,24 @@ begin
 end
 $$;
 
--- Send messages on the topics of workflows. p_items: [{"workflow": uuid, "item": …}, …]; p_list: the key of the items in the payload.
-create or replace function image_jobs.broadcast(p_event text, p_list text, p_items jsonb)
+-- Send one message on the topic of a workflow.
+create or replace function image_jobs.send_message(p_event text, p_workflow uuid, p_payload jsonb)
 returns void language plpgsql volatile security definer set search_path = '' set lock_timeout = '100ms'
 as $$
-declare
-  v_message record;
 begin
-  for v_message in
+  perform realtime.send(p_payload, p_event, 'workflow:' || p_workflow, true);
+exception when others then
+  raise warning '% was not broadcast: %', p_event, sqlerrm;
+end
+$$;
+
+-- Send messages on the topics of workflows. p_items: [{"workflow": uuid, "item": …}, …]; p_list: the key of the items in the payload.
+create or replace function image_jobs.broadcast(p_event text, p_list text, p_items jsonb)
+returns void language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  perform image_jobs.send_message(p_event, message.workflow::uuid, jsonb_build_object(p_list, message.items))
+  from (
     select cut.workflow, jsonb_agg(cut.item order by cut.place) as items
     from (
       select n.value ->> 'workflow' as workflow, n.value -> 'item' as item, n.place,
@@ -4089,14 +4122,7 @@ begin
     ) cut
     group by cut.workflow, cut.part
     order by cut.workflow, cut.part
-  loop
-    begin
-      execute 'select realtime.send($1, $2, $3, true)'
-      using jsonb_build_object(p_list, v_message.items), p_event, 'workflow:' || v_message.workflow;
-    exception when others then
-      raise warning '% was not broadcast: %', p_event, sqlerrm;
-    end;
-  end loop;
+  ) message;
 end
 $$;
 
@@ -4111,9 +4137,20 @@ begin
   if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is null then
     return null;
   end if;
-  if tg_op = 'INSERT' then
-    select jsonb_agg(jsonb_build_object('workflow', n.workflow_id, 'item', image_jobs.node_message(n)) order by n.version) into v_nodes
-    from new_rows n;
+  -- A projection moves and renames no node, and changes each that it writes.
+  if tg_op = 'INSERT' or pg_trigger_depth() > 1 and current_setting('image_jobs.writer', true) = 'projection' then
+    perform image_jobs.send_message('nodes_changed', message.workflow_id, jsonb_build_object('nodes', message.items))
+    from (
+      select cut.workflow_id, jsonb_agg(cut.item order by cut.version) as items
+      from (
+        select n.workflow_id, n.version, sent.item,
+          sum(octet_length(sent.item::text)) over (partition by n.workflow_id order by n.version) / 100000 as part
+        from new_rows n cross join lateral (select image_jobs.node_message(n) as item offset 0) sent
+      ) cut
+      group by cut.workflow_id, cut.part
+      order by cut.workflow_id, cut.part
+    ) message;
+    return null;
   elsif tg_op = 'UPDATE' then
     -- A node that leaves a workflow is gone there.
     select jsonb_agg(jsonb_build_object('workflow', c.workflow_id, 'item', c.node) order by c.version) into v_nodes
@@ -4181,22 +4218,13 @@ begin
 end
 $$;
 
--- Broadcast runs that have changed, where they have no node.
-create or replace function image_jobs.broadcast_runs(p_changes image_jobs.run_change[])
+-- Broadcast runs that have changed and have no node.
+create or replace function image_jobs.broadcast_runs(p_runs varchar[])
 returns void language plpgsql volatile security definer set search_path = ''
 as $$
-declare
-  v_runs varchar[];
 begin
-  if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is null then
-    return;
-  end if;
-  select array_agg(c.id) into v_runs
-  from unnest(p_changes) c
-  where (c.status, c.progress, c.message, c.ticket) is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket)
-    and not exists (select from public.workflow_nodes n where n.id = c.node_id and n.workflow_id = c.subject_id);
-  if v_runs is not null then
-    perform image_jobs.broadcast('runs_changed', 'runs', image_jobs.run_messages(v_runs));
+  if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is not null then
+    perform image_jobs.broadcast('runs_changed', 'runs', image_jobs.run_messages(p_runs));
   end if;
 end
 $$;
@@ -4526,33 +4554,30 @@ as $$
 declare
   v_now timestamptz := image_jobs.now();
   v_from timestamptz := image_jobs.due_from('', p_full_scan);
-  v_providers text[];
 begin
-  select array_agg(p.name) into v_providers
-  from (select name from image_jobs.providers union all select '?') p
-  where p.name = any (p_served)
-    -- The daemons, with all their beats, are looked at only where it matters.
-    or exists (
-      select from image_jobs.lanes l
-      where split_part(l.lane, ':', 1) = p.name
-        and (
-          exists (
-            select from public.runs r
-            where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
-              and r.lane = l.lane and r.priority = l.priority
-              and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
-          or exists (
-            select from public.runs r
-            where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = l.lane
-              and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null)
-          or exists (
-            select from public.runs r
-            where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null
-              and r.due_at between v_from and v_now and r.lane = l.lane)))
+  return p_served || array(
+    select distinct split_part(l.lane, ':', 1)
+    from image_jobs.lanes l
+    where not split_part(l.lane, ':', 1) = any (p_served)
+      and (l.lane = '?' or exists (select from image_jobs.providers p where p.name = split_part(l.lane, ':', 1)))
+      and (
+        exists (
+          select from public.runs r
+          where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
+            and r.lane = l.lane and r.priority = l.priority
+            and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
+        or exists (
+          select from public.runs r
+          where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = l.lane
+            and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null)
+        or exists (
+          select from public.runs r
+          where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null
+            and r.due_at between v_from and v_now and r.lane = l.lane))
+      -- The daemons, with all their beats, are looked at only where it matters.
       and not exists (
         select from image_jobs.daemons d
-        where p.name = any (d.providers) and d.seen_at > v_now - p_grace);
-  return v_providers;
+        where split_part(l.lane, ':', 1) = any (d.providers) and d.seen_at > v_now - p_grace));
 end
 $$;
 
@@ -4604,9 +4629,16 @@ as $$
 declare
   v_now timestamptz := image_jobs.now();
   v_from timestamptz := image_jobs.due_from('', p_full_scan);
-  v_aside varchar[] := image_jobs.runs_set_aside();
+  v_aside varchar[];
   v_runs varchar[];
 begin
+  if not exists (
+    select from public.runs r
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now)
+  then
+    return;
+  end if;
+  v_aside := image_jobs.runs_set_aside();
   select array_agg(due.id) into v_runs
   from (
     select r.id from public.runs r
@@ -4864,7 +4896,7 @@ declare
   v_due record;
 begin
   for v_due in
-    select o.lane, found.ids, found.priorities, found.first
+    select o.lane, found.ids, found.priorities, found.first, m.due_from
     from (select distinct l.lane from image_jobs.opened_lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
     left join lateral (
       select k.due_at - interval '10 s' as due_from from image_jobs.due_marks k
@@ -4882,8 +4914,8 @@ begin
       ) due
     ) found
   loop
-    -- One that is set aside stays behind the mark.
-    if v_aside = '{}' then
+    -- One that is set aside stays behind the mark. And as a rule it is too early to move the mark.
+    if v_aside = '{}' and coalesce(coalesce(v_due.first, v_now - interval '59 s') - interval '11 s' > v_due.due_from, true) then
       perform image_jobs.move_due_mark(v_due.lane, v_due.first);
     end if;
     return query select d.id, d.priority from unnest(v_due.ids, v_due.priorities) as d (id, priority);
@@ -5603,9 +5635,15 @@ begin
     from unnest(p_held) as held (claim)
     where held.claim not in (select r.claim from public.runs r where r.claimed_by = p_daemon);
   end if;
-  return query select 'claimed', c from image_jobs.claim_runs(p_daemon, p_slots, p_full_scan, p_unreachable) c;
-  return query select 'recorded', r from image_jobs.record_progress(p_daemon, p_progress) r;
-  return query select 'settled', s from image_jobs.settle_runs(p_daemon, p_settlements) s;
+  if p_slots > 0 then
+    return query select 'claimed', c from image_jobs.claim_runs(p_daemon, p_slots, p_full_scan, p_unreachable) c;
+  end if;
+  if p_progress <> '[]' then
+    return query select 'recorded', r from image_jobs.record_progress(p_daemon, p_progress) r;
+  end if;
+  if p_settlements <> '[]' then
+    return query select 'settled', s from image_jobs.settle_runs(p_daemon, p_settlements) s;
+  end if;
   if p_full_scan then
     perform image_jobs.reroute_runs();
   end if;
@@ -7233,7 +7271,7 @@ begin
   perform set_config('image_jobs.writer', 'projection', true);
   update public.workflow_nodes n
   set pinned_run = p_run_id, node_data = image_jobs.node_data(n.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
-    v_run.preview_url, v_run.payload)
+    v_run.preview_url, v_run.payload), version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
   where n.id = v_node and n.pinned_run is distinct from p_run_id;
   perform set_config('image_jobs.writer', v_writer, true);
 end
@@ -8734,7 +8772,7 @@ revoke all on function
   image_jobs.available_starts(text, text), image_jobs.block_provider(text, text, interval, text),
   image_jobs.block_until(text, text, timestamptz, text),
   image_jobs.broadcast(text, text, jsonb), image_jobs.broadcast_deleted_runs(jsonb),
-  image_jobs.broadcast_runs(image_jobs.run_change[]), image_jobs.run_messages(varchar[]), image_jobs.can_access_run(varchar), image_jobs.can_access_workflow(uuid),
+  image_jobs.broadcast_runs(varchar[]), image_jobs.send_message(text, uuid, jsonb), image_jobs.run_messages(varchar[]), image_jobs.can_access_run(varchar), image_jobs.can_access_workflow(uuid),
   image_jobs.can_subscribe(text),
   image_jobs.cancel_provider_job(text, text, varchar, bigint), image_jobs.cancel_run(varchar),
   image_jobs.change_lanes(), image_jobs.change_runs(text, varchar[], uuid), image_jobs.check_prompt(jsonb),

@@ -132,10 +132,10 @@ create index if not exists runs_held on public.runs (claimed_by) where claimed_b
 -- Places of a user, and of one of the user's workflows; what operators insert for nobody counts by its workflow.
 -- Only a query that names a user implies the last condition: without statistics others would take one of these for runs_ready.
 create index if not exists runs_last_in_line on public.runs ((coalesce(created_by, subject_id)), lane, priority, rank)
-  where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+  where rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_last_of_workflow
   on public.runs ((coalesce(created_by, subject_id)), subject_id, lane, priority, workflow_rank)
-  where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+  where workflow_rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_waiting_of_user
   on public.runs ((coalesce(created_by, subject_id)), (num_nulls(rank)), lane, priority, workflow_rank, ticket)
   where queue_state = 'pending' and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;

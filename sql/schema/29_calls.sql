@@ -122,8 +122,6 @@ create or replace function image_jobs.close_calls(p_calls jsonb)
 returns void language plpgsql volatile set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
-declare
-  v_changed bigint[];
 begin
   with said as materialized (
     select distinct on (k.id) k.*
@@ -152,12 +150,15 @@ begin
       image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
     from locked l
     where c.id = l.id
-    returning c.id, c.state, l.was
+    returning c.provider, c.model, c.state, c.cost, c.estimate, l.was
   )
-  select array_agg(w.id) into v_changed from written w where w.state <> w.was;
-  if v_changed is not null then
-    perform image_jobs.tally_calls(v_changed);
-  end if;
+  -- As image_jobs.tally_calls does.
+  insert into image_jobs.tallies (metric, provider, model, result, count, usd)
+  select 'calls', w.provider, w.model, w.state, count(*),
+    sum(case w.state when 'charged' then w.cost when 'unknown' then w.estimate end)
+  from written w
+  where w.state <> w.was
+  group by w.provider, w.model, w.state;
 end
 $$;
 

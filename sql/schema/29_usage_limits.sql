@@ -287,11 +287,13 @@ $$;
 
 -- Returns whether all together have a limit in dollars.
 create or replace function image_jobs.has_budget()
-returns boolean language sql volatile set search_path = ''
+returns boolean language plpgsql volatile set search_path = ''
 as $$
-  select exists (
+begin
+  return exists (
     select from image_jobs.usage_limits l
-    where l.applies_to = 'all together' and num_nonnulls(l.usd_per_day, l.usd_per_month) > 0)
+    where l.applies_to = 'all together' and num_nonnulls(l.usd_per_day, l.usd_per_month) > 0);
+end
 $$;
 
 -- Returns how many USD all together may still spend on starts, and if none, when there are more; nulls without such a limit.

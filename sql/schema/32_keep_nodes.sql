@@ -64,15 +64,6 @@ declare
   v_own text[] := image_jobs.owned_keys();
   v_run record;
 begin
-  -- Projection writes from a trigger of runs, or from a daemon's sync: a client's own setting of the variable is not enough.
-  -- A pin that has come this far is show_run's: image_jobs.guard_pin looks at each before.
-  if current_setting('image_jobs.writer', true) = 'projection' and (pg_trigger_depth() > 1 or image_jobs.is_operator()
-    or tg_op = 'UPDATE' and new.pinned_run is distinct from old.pinned_run)
-  then
-    new.version := nextval('image_jobs.node_versions');
-    new.updated_at := image_jobs.now();
-    return new;
-  end if;
   -- Before its content is looked at, here and by the checks; not where an old one is only moved.
   if (tg_op = 'INSERT' or new.node_data is distinct from old.node_data) and octet_length(new.node_data::text) > 1048576 then
     perform image_jobs.refuse('node_data is larger than 1 MiB.', 'Upload what is large and give its URL.');
@@ -144,5 +135,9 @@ $$;
 
 create or replace trigger image_jobs_guard_pin before update on public.workflow_nodes
   for each row when (new.pinned_run is distinct from old.pinned_run) execute function image_jobs.guard_pin();
+-- The projection and show_run write versions themselves. They run as the schema's owner, who alone may draw one: a client's own
+-- setting of the variable is not enough.
 create or replace trigger image_jobs_keep_node before insert or update on public.workflow_nodes
-  for each row execute function image_jobs.keep_node();
+  for each row when (coalesce(current_setting('image_jobs.writer', true), '') <> 'projection'
+    or not has_sequence_privilege('image_jobs.node_versions'::regclass, 'usage'))
+  execute function image_jobs.keep_node();

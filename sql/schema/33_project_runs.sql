@@ -61,9 +61,11 @@ begin
   exception when lock_not_available then
     v_locked := null;
   end;
-  insert into image_jobs.stale_nodes (node_id)
-  select n.id from public.workflow_nodes n
-  where n.id = any (p_nodes) and not n.id = any (coalesce(v_locked, '{}'));
+  if cardinality(v_locked) is distinct from cardinality(p_nodes) then
+    insert into image_jobs.stale_nodes (node_id)
+    select n.id from public.workflow_nodes n
+    where n.id = any (p_nodes) and not n.id = any (coalesce(v_locked, '{}'));
+  end if;
   if v_locked is null then
     return;
   end if;
@@ -131,9 +133,12 @@ $$;
 create or replace function image_jobs.write_nodes(p_nodes varchar[])
 returns void language plpgsql volatile security definer set search_path = ''
 as $$
+declare
+  v_now timestamptz := image_jobs.now();
 begin
   update public.workflow_nodes n
-  set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null
+  set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null,
+    version = nextval('image_jobs.node_versions'), updated_at = v_now
   from unnest(p_nodes) as target (id)
   cross join lateral (
     select newest.*, w.node_data from public.workflow_nodes w
@@ -176,42 +181,63 @@ returns void language plpgsql volatile security definer set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
 as $$
 declare
+  v_now timestamptz := image_jobs.now();
+  v_cancels boolean;
   v_calls bigint[];
+  v_resumes boolean;
+  v_failed varchar[];
+  v_ended boolean;
+  v_lost bigint[];
+  v_waking boolean;
   v_nodes varchar[];
+  v_nodeless varchar[];
   v_events image_jobs.event[];
-  v_lost text;
 begin
+  -- What there is to do, in one look: each statement costs a run that changes alone some 10 µs.
+  select
+    bool_or(c.old_provider_job_id is not null and c.old_status in ('pending', 'running')
+      and (c.claim is distinct from c.old_claim or c.processor is distinct from c.old_processor)),
+    array_agg(coalesce(c.old_call, c.old_claim)) filter (where c.claim <> c.old_claim
+      and (c.old_holder is not null or c.old_call is not null) and c.call is distinct from coalesce(c.old_call, c.old_claim)),
+    bool_or(c.ticket <> c.old_ticket and c.call is not null),
+    array_agg(c.id) filter (where c.status = 'failed' and c.old_status <> 'failed'),
+    bool_or(c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
+      and (c.old_holder is null or c.claim <> c.old_claim)),
+    array_agg(c.old_claim) filter (where c.old_holder is not null and c.claim is distinct from c.old_claim),
+    bool_or(c.due_at <= v_now and c.holder is null and c.status in ('pending', 'running')
+      and (c.claim is distinct from c.old_claim or c.old_holder is null))
+  into v_cancels, v_calls, v_resumes, v_failed, v_ended, v_lost, v_waking
+  from unnest(p_changes) c;
+
   -- Cancel the provider job of a run that an outside writer took away from it. Taking over from a silent daemon keeps the job,
   -- and so does a requeue after polling_timeout; a daemon that submits anew knows from the provider that the first job failed.
   -- One that reroutes after polling_timeout does not know that, so the job is cancelled, too.
-  perform image_jobs.cancel_provider_job(split_part(c.old_processor, ':', 1), c.old_provider_job_id, c.id, c.old_call)
-  from unnest(p_changes) c
-  where c.old_provider_job_id is not null and c.old_status in ('pending', 'running')
-    and (c.claim is distinct from c.old_claim
-        and (c.status = 'cancelled' or c.provider_job_id is distinct from c.old_provider_job_id)
-      or c.processor is distinct from c.old_processor and c.payload ->> 'code' = 'polling_timeout');
+  if v_cancels then
+    perform image_jobs.cancel_provider_job(split_part(c.old_processor, ':', 1), c.old_provider_job_id, c.id, c.old_call)
+    from unnest(p_changes) c
+    where c.old_provider_job_id is not null and c.old_status in ('pending', 'running')
+      and (c.claim is distinct from c.old_claim
+          and (c.status = 'cancelled' or c.provider_job_id is distinct from c.old_provider_job_id)
+        or c.processor is distinct from c.old_processor and c.payload ->> 'code' = 'polling_timeout');
+  end if;
   -- A held or parked run that was taken away lets go of its call, unless it keeps the provider job.
-  select array_agg(coalesce(c.old_call, c.old_claim)) into v_calls
-  from unnest(p_changes) c
-  where c.claim <> c.old_claim and (c.old_holder is not null or c.old_call is not null)
-    and c.call is distinct from coalesce(c.old_call, c.old_claim);
   if v_calls is not null then
     perform image_jobs.lose_calls(v_calls);
   end if;
   -- A requeue that resumes a provider job takes its cost along.
-  if exists (select from unnest(p_changes) c where c.ticket <> c.old_ticket and c.call is not null) then
+  if v_resumes then
     update image_jobs.calls k set ticket = c.ticket
     from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = c.call;
   end if;
   -- The cost of a run that is given up; where its holder settles it, that is there already.
-  if exists (select from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed') then
-    perform image_jobs.refresh_costs(array(
-      select c.id from unnest(p_changes) c where c.status = 'failed' and c.old_status <> 'failed'));
+  if v_failed is not null then
+    perform image_jobs.refresh_costs(v_failed);
   end if;
 
   -- A node of another workflow is never touched, whatever metadata.nodeId says.
-  select array_agg(distinct n.id) into v_nodes
-  from unnest(p_changes) c join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
+  select array_agg(distinct n.id) filter (where n.id is not null), array_agg(c.id) filter (where n.id is null)
+  into v_nodes, v_nodeless
+  from unnest(p_changes) c left join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
   where (c.status, c.progress, c.message, c.ticket)
     is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket);
   if v_nodes is not null then
@@ -279,35 +305,28 @@ begin
   if v_events is not null then
     perform image_jobs.write_events(v_events);
   end if;
-  perform image_jobs.broadcast_runs(p_changes);
-  if exists (
-    select from unnest(p_changes) c
-    where c.status in ('completed', 'failed', 'cancelled') and c.old_status is distinct from c.status
-      and (c.old_holder is null or c.claim <> c.old_claim))
-  then
+  if v_nodeless is not null then
+    perform image_jobs.broadcast_runs(v_nodeless);
+  end if;
+  if v_ended then
     perform image_jobs.tally_endings(p_changes);
   end if;
 
   -- "You no longer hold this": to the holder of a claim that is not the run's any more. At most 8,000 bytes a message.
-  for v_lost in
-    select string_agg(lost.old_claim::text, ',') from (
-      select c.old_claim, row_number() over () / 300 as part from unnest(p_changes) c
-      where c.old_holder is not null and c.claim is distinct from c.old_claim
-    ) lost group by lost.part
-  loop
-    perform pg_notify('image_jobs_drop', v_lost);
+  for v_first in 1..coalesce(cardinality(v_lost), 0) by 300 loop
+    perform pg_notify('image_jobs_drop', array_to_string(v_lost[v_first:v_first + 299], ','));
   end loop;
 
   -- "Look again": only for what can be claimed now, and only if no daemon that serves its provider syncs by itself anyway.
-  if exists (
+  if v_waking and exists (
       select from unnest(p_changes) c
-      where c.due_at <= image_jobs.now() and c.holder is null and c.status in ('pending', 'running')
+      where c.due_at <= v_now and c.holder is null and c.status in ('pending', 'running')
         and (c.claim is distinct from c.old_claim or c.old_holder is null)
         and not exists (
           select from image_jobs.wake w
           where w.provider = coalesce(
               (select p.name from image_jobs.providers p where p.name = split_part(c.processor, ':', 1)), '?')
-            and w.awake_until > image_jobs.now()))
+            and w.awake_until > v_now))
   then
     perform pg_notify('image_jobs_wake', '');
   end if;
@@ -419,7 +438,7 @@ begin
     perform set_config('image_jobs.writer', 'projection', true);
     update public.workflow_nodes n
     set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
-      run_ticket = null, pinned_run = null
+      run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
     where n.id = v_run.node_id and n.workflow_id = v_run.subject_id
       and (n.pinned_run = v_run.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = v_run.id
         or n.pinned_run is null and n.run_ticket = v_run.ticket);
@@ -445,7 +464,7 @@ begin
   perform set_config('image_jobs.writer', 'projection', true);
   update public.workflow_nodes n
   set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
-    run_ticket = null, pinned_run = null
+    run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
   where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id
     and (n.pinned_run = old.id or n.pinned_run is null and n.run_ticket = old.ticket);
   perform set_config('image_jobs.writer', v_writer, true);

@@ -18,14 +18,24 @@ begin
 end
 $$;
 
--- Send messages on the topics of workflows. p_items: [{"workflow": uuid, "item": …}, …]; p_list: the key of the items in the payload.
-create or replace function image_jobs.broadcast(p_event text, p_list text, p_items jsonb)
+-- Send one message on the topic of a workflow.
+create or replace function image_jobs.send_message(p_event text, p_workflow uuid, p_payload jsonb)
 returns void language plpgsql volatile security definer set search_path = '' set lock_timeout = '100ms'
 as $$
-declare
-  v_message record;
 begin
-  for v_message in
+  perform realtime.send(p_payload, p_event, 'workflow:' || p_workflow, true);
+exception when others then
+  raise warning '% was not broadcast: %', p_event, sqlerrm;
+end
+$$;
+
+-- Send messages on the topics of workflows. p_items: [{"workflow": uuid, "item": …}, …]; p_list: the key of the items in the payload.
+create or replace function image_jobs.broadcast(p_event text, p_list text, p_items jsonb)
+returns void language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  perform image_jobs.send_message(p_event, message.workflow::uuid, jsonb_build_object(p_list, message.items))
+  from (
     select cut.workflow, jsonb_agg(cut.item order by cut.place) as items
     from (
       select n.value ->> 'workflow' as workflow, n.value -> 'item' as item, n.place,
@@ -34,14 +44,7 @@ begin
     ) cut
     group by cut.workflow, cut.part
     order by cut.workflow, cut.part
-  loop
-    begin
-      execute 'select realtime.send($1, $2, $3, true)'
-      using jsonb_build_object(p_list, v_message.items), p_event, 'workflow:' || v_message.workflow;
-    exception when others then
-      raise warning '% was not broadcast: %', p_event, sqlerrm;
-    end;
-  end loop;
+  ) message;
 end
 $$;
 
@@ -56,9 +59,20 @@ begin
   if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is null then
     return null;
   end if;
-  if tg_op = 'INSERT' then
-    select jsonb_agg(jsonb_build_object('workflow', n.workflow_id, 'item', image_jobs.node_message(n)) order by n.version) into v_nodes
-    from new_rows n;
+  -- A projection moves and renames no node, and changes each that it writes.
+  if tg_op = 'INSERT' or pg_trigger_depth() > 1 and current_setting('image_jobs.writer', true) = 'projection' then
+    perform image_jobs.send_message('nodes_changed', message.workflow_id, jsonb_build_object('nodes', message.items))
+    from (
+      select cut.workflow_id, jsonb_agg(cut.item order by cut.version) as items
+      from (
+        select n.workflow_id, n.version, sent.item,
+          sum(octet_length(sent.item::text)) over (partition by n.workflow_id order by n.version) / 100000 as part
+        from new_rows n cross join lateral (select image_jobs.node_message(n) as item offset 0) sent
+      ) cut
+      group by cut.workflow_id, cut.part
+      order by cut.workflow_id, cut.part
+    ) message;
+    return null;
   elsif tg_op = 'UPDATE' then
     -- A node that leaves a workflow is gone there.
     select jsonb_agg(jsonb_build_object('workflow', c.workflow_id, 'item', c.node) order by c.version) into v_nodes

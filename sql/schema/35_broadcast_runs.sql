@@ -27,22 +27,13 @@ begin
 end
 $$;
 
--- Broadcast runs that have changed, where they have no node.
-create or replace function image_jobs.broadcast_runs(p_changes image_jobs.run_change[])
+-- Broadcast runs that have changed and have no node.
+create or replace function image_jobs.broadcast_runs(p_runs varchar[])
 returns void language plpgsql volatile security definer set search_path = ''
 as $$
-declare
-  v_runs varchar[];
 begin
-  if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is null then
-    return;
-  end if;
-  select array_agg(c.id) into v_runs
-  from unnest(p_changes) c
-  where (c.status, c.progress, c.message, c.ticket) is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket)
-    and not exists (select from public.workflow_nodes n where n.id = c.node_id and n.workflow_id = c.subject_id);
-  if v_runs is not null then
-    perform image_jobs.broadcast('runs_changed', 'runs', image_jobs.run_messages(v_runs));
+  if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is not null then
+    perform image_jobs.broadcast('runs_changed', 'runs', image_jobs.run_messages(p_runs));
   end if;
 end
 $$;

@@ -105,33 +105,30 @@ as $$
 declare
   v_now timestamptz := image_jobs.now();
   v_from timestamptz := image_jobs.due_from('', p_full_scan);
-  v_providers text[];
 begin
-  select array_agg(p.name) into v_providers
-  from (select name from image_jobs.providers union all select '?') p
-  where p.name = any (p_served)
-    -- The daemons, with all their beats, are looked at only where it matters.
-    or exists (
-      select from image_jobs.lanes l
-      where split_part(l.lane, ':', 1) = p.name
-        and (
-          exists (
-            select from public.runs r
-            where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
-              and r.lane = l.lane and r.priority = l.priority
-              and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
-          or exists (
-            select from public.runs r
-            where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = l.lane
-              and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null)
-          or exists (
-            select from public.runs r
-            where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null
-              and r.due_at between v_from and v_now and r.lane = l.lane)))
+  return p_served || array(
+    select distinct split_part(l.lane, ':', 1)
+    from image_jobs.lanes l
+    where not split_part(l.lane, ':', 1) = any (p_served)
+      and (l.lane = '?' or exists (select from image_jobs.providers p where p.name = split_part(l.lane, ':', 1)))
+      and (
+        exists (
+          select from public.runs r
+          where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
+            and r.lane = l.lane and r.priority = l.priority
+            and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
+        or exists (
+          select from public.runs r
+          where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = l.lane
+            and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null)
+        or exists (
+          select from public.runs r
+          where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null
+            and r.due_at between v_from and v_now and r.lane = l.lane))
+      -- The daemons, with all their beats, are looked at only where it matters.
       and not exists (
         select from image_jobs.daemons d
-        where p.name = any (d.providers) and d.seen_at > v_now - p_grace);
-  return v_providers;
+        where split_part(l.lane, ':', 1) = any (d.providers) and d.seen_at > v_now - p_grace));
 end
 $$;
 
@@ -183,9 +180,16 @@ as $$
 declare
   v_now timestamptz := image_jobs.now();
   v_from timestamptz := image_jobs.due_from('', p_full_scan);
-  v_aside varchar[] := image_jobs.runs_set_aside();
+  v_aside varchar[];
   v_runs varchar[];
 begin
+  if not exists (
+    select from public.runs r
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now)
+  then
+    return;
+  end if;
+  v_aside := image_jobs.runs_set_aside();
   select array_agg(due.id) into v_runs
   from (
     select r.id from public.runs r

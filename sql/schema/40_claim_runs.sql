@@ -44,7 +44,7 @@ declare
   v_due record;
 begin
   for v_due in
-    select o.lane, found.ids, found.priorities, found.first
+    select o.lane, found.ids, found.priorities, found.first, m.due_from
     from (select distinct l.lane from image_jobs.opened_lanes l where split_part(l.lane, ':', 1) = any (p_providers)) o
     left join lateral (
       select k.due_at - interval '10 s' as due_from from image_jobs.due_marks k
@@ -62,8 +62,8 @@ begin
       ) due
     ) found
   loop
-    -- One that is set aside stays behind the mark.
-    if v_aside = '{}' then
+    -- One that is set aside stays behind the mark. And as a rule it is too early to move the mark.
+    if v_aside = '{}' and coalesce(coalesce(v_due.first, v_now - interval '59 s') - interval '11 s' > v_due.due_from, true) then
       perform image_jobs.move_due_mark(v_due.lane, v_due.first);
     end if;
     return query select d.id, d.priority from unnest(v_due.ids, v_due.priorities) as d (id, priority);

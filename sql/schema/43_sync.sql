@@ -155,9 +155,15 @@ begin
     from unnest(p_held) as held (claim)
     where held.claim not in (select r.claim from public.runs r where r.claimed_by = p_daemon);
   end if;
-  return query select 'claimed', c from image_jobs.claim_runs(p_daemon, p_slots, p_full_scan, p_unreachable) c;
-  return query select 'recorded', r from image_jobs.record_progress(p_daemon, p_progress) r;
-  return query select 'settled', s from image_jobs.settle_runs(p_daemon, p_settlements) s;
+  if p_slots > 0 then
+    return query select 'claimed', c from image_jobs.claim_runs(p_daemon, p_slots, p_full_scan, p_unreachable) c;
+  end if;
+  if p_progress <> '[]' then
+    return query select 'recorded', r from image_jobs.record_progress(p_daemon, p_progress) r;
+  end if;
+  if p_settlements <> '[]' then
+    return query select 'settled', s from image_jobs.settle_runs(p_daemon, p_settlements) s;
+  end if;
   if p_full_scan then
     perform image_jobs.reroute_runs();
   end if;

@@ -35,7 +35,7 @@ begin
   perform set_config('image_jobs.writer', 'projection', true);
   update public.workflow_nodes n
   set pinned_run = p_run_id, node_data = image_jobs.node_data(n.node_data, v_run.id, v_run.status, v_run.progress, v_run.message,
-    v_run.preview_url, v_run.payload)
+    v_run.preview_url, v_run.payload), version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
   where n.id = v_node and n.pinned_run is distinct from p_run_id;
   perform set_config('image_jobs.writer', v_writer, true);
 end

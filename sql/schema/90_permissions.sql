@@ -35,7 +35,7 @@ revoke all on function
   image_jobs.available_starts(text, text), image_jobs.block_provider(text, text, interval, text),
   image_jobs.block_until(text, text, timestamptz, text),
   image_jobs.broadcast(text, text, jsonb), image_jobs.broadcast_deleted_runs(jsonb),
-  image_jobs.broadcast_runs(image_jobs.run_change[]), image_jobs.run_messages(varchar[]), image_jobs.can_access_run(varchar), image_jobs.can_access_workflow(uuid),
+  image_jobs.broadcast_runs(varchar[]), image_jobs.send_message(text, uuid, jsonb), image_jobs.run_messages(varchar[]), image_jobs.can_access_run(varchar), image_jobs.can_access_workflow(uuid),
   image_jobs.can_subscribe(text),
   image_jobs.cancel_provider_job(text, text, varchar, bigint), image_jobs.cancel_run(varchar),
   image_jobs.change_lanes(), image_jobs.change_runs(text, varchar[], uuid), image_jobs.check_prompt(jsonb),

@@ -166,6 +166,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.broadcast": NOBODY,
     "image_jobs.broadcast_deleted_runs": NOBODY,
     "image_jobs.broadcast_runs": NOBODY,
+    "image_jobs.send_message": NOBODY,
     "image_jobs.cancel_provider_job": NOBODY,
     "image_jobs.cancel_run": SIGNED_IN,
     "image_jobs.change_lanes": NOBODY,
