@@ -1027,7 +1027,7 @@ create index if not exists runs_last_in_line on public.runs ((coalesce(created_b
   where rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_last_of_workflow
   on public.runs ((coalesce(created_by, subject_id)), subject_id, lane, priority, workflow_rank)
-  where workflow_rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+  where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_waiting_of_user
   on public.runs ((coalesce(created_by, subject_id)), (num_nulls(rank)), lane, priority, workflow_rank, ticket)
   where queue_state = 'pending' and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
@@ -1579,8 +1579,10 @@ create table if not exists image_jobs.due_marks (
   queue text not null,
   version bigint generated always as identity,
   due_at timestamptz not null,
+  activity bigint,
   primary key (queue, version)
 );
+comment on column image_jobs.due_marks.activity is 'How many claims and stale nodes there had been: while there are no more, nothing is gained by moving it.';
 comment on table image_jobs.due_marks is 'From when on something has fallen due that is not done; the newest version holds.';
 
 -- Returns from when on a scan looks: somewhat before the mark, since who has made a run due may commit later than others.
@@ -1595,16 +1597,21 @@ end
 $$;
 
 -- Move a mark to the first run that a scan has found, or to now where it found none. Not for less than a second, or while
--- there is nothing to do a minute, since it is a write.
+-- there is nothing to do a minute, since it is a write; and not at all while nothing happens.
 create or replace function image_jobs.move_due_mark(p_queue text, p_first timestamptz)
 returns void language plpgsql volatile set search_path = ''
 as $$
 declare
   v_mark image_jobs.due_marks;
+  v_activity bigint;
 begin
   select m.* into v_mark from image_jobs.due_marks m where m.queue = p_queue order by m.version desc limit 1;
-  if found then
-    if coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
+  if found and coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
+    return;
+  end if;
+  v_activity := (select c.last_value from image_jobs.claims c) + (select s.last_value from image_jobs.stale_nodes_id_seq s);
+  if v_mark.version is not null then
+    if p_first is null and v_mark.activity = v_activity then
       return;
     end if;
     perform from image_jobs.due_marks m where m.queue = p_queue and m.version = v_mark.version for update skip locked;
@@ -1613,7 +1620,7 @@ begin
     end if;
     delete from image_jobs.due_marks m where m.queue = p_queue and m.version = v_mark.version;
   end if;
-  insert into image_jobs.due_marks (queue, due_at) values (p_queue, coalesce(p_first, image_jobs.now()));
+  insert into image_jobs.due_marks (queue, due_at, activity) values (p_queue, coalesce(p_first, image_jobs.now()), v_activity);
 end
 $$;
 
@@ -2358,8 +2365,8 @@ begin
           'quality', o.metadata #> '{promptSpec,quality}', 'size', o.metadata #> '{promptSpec,size}',
           'aspectRatio', o.metadata #> '{promptSpec,aspectRatio}') as spec,
         array_agg(o) as runs
-      from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
-      where coalesce(o.call, o.claim) = o.claim
+      from public.runs o
+      where o.id = any (p_runs) and coalesce(o.call, o.claim) = o.claim
       group by 1, 2
     ) equal
     offset 0
@@ -5090,7 +5097,7 @@ $$;
 -- least once a second of idleness, since a slow transaction may commit a lower rank.
 -- Nothing of the providers that this daemon cannot reach (p_unreachable).
 -- Never claims more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
--- Locks: the daemon's row of claimants (against a take-over), the budget of all together, then provider_limits, provider_streaks
+-- Looks first, and writes nothing where there is nothing to claim. Locks: the daemon's row of claimants (against a take-over), the budget of all together, then provider_limits, provider_streaks
 -- (skipping locked ones: another daemon is at it), and only then runs (skipping locked ones).
 create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
@@ -5100,6 +5107,8 @@ returns setof jsonb language plpgsql volatile set search_path = ''
 as $$
 declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+  v_now timestamptz := image_jobs.now();
+  v_from timestamptz;
   v_daemon record;
   v_left integer := p_slots;
   v_providers text[];
@@ -5120,16 +5129,25 @@ begin
   if p_slots <= 0 then
     return;
   end if;
-  select c.* into v_daemon from image_jobs.claimants c where c.daemon = p_daemon for key share;
-  if not found then
-    raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
-  end if;
-  perform set_config('image_jobs.writer', 'daemon', true);
-
+  select c.* into v_daemon from image_jobs.claimants c where c.daemon = p_daemon;
   v_providers := array(
     select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace, p_full_scan)) as p (name)
     where p.name <> all (coalesce(p_unreachable, '{}')));
   v_lanes := coalesce(image_jobs.open_lanes(v_providers, p_full_scan), '{}');
+  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots, p_full_scan) d;
+  -- A lock is a write, and an idle daemon looks every second.
+  v_from := image_jobs.due_from('', p_full_scan);
+  if v_daemon.daemon is not null and v_lanes = '{}' and v_checks is null and not exists (
+    select from public.runs r
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now)
+  then
+    return;
+  end if;
+  perform from image_jobs.claimants c where c.daemon = p_daemon for key share;
+  if not found then
+    raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
+  end if;
+  perform set_config('image_jobs.writer', 'daemon', true);
   if v_lanes <> '{}' and image_jobs.has_budget() then
     -- One at a time: another would spend the same.
     perform pg_advisory_xact_lock(hashtextextended('image_jobs budget', 0));
@@ -5150,7 +5168,6 @@ begin
     for update skip locked);
   perform image_jobs.promote_due(p_full_scan);
 
-  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots, p_full_scan) d;
   for v_priority in
     select o.priority from unnest(v_lanes) o union select c.priority from unnest(v_priorities) as c (priority) order by 1 desc
   loop

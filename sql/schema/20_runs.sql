@@ -135,7 +135,7 @@ create index if not exists runs_last_in_line on public.runs ((coalesce(created_b
   where rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_last_of_workflow
   on public.runs ((coalesce(created_by, subject_id)), subject_id, lane, priority, workflow_rank)
-  where workflow_rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+  where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_waiting_of_user
   on public.runs ((coalesce(created_by, subject_id)), (num_nulls(rank)), lane, priority, workflow_rank, ticket)
   where queue_state = 'pending' and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;

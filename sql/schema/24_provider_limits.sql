@@ -92,8 +92,10 @@ create table if not exists image_jobs.due_marks (
   queue text not null,
   version bigint generated always as identity,
   due_at timestamptz not null,
+  activity bigint,
   primary key (queue, version)
 );
+comment on column image_jobs.due_marks.activity is 'How many claims and stale nodes there had been: while there are no more, nothing is gained by moving it.';
 comment on table image_jobs.due_marks is 'From when on something has fallen due that is not done; the newest version holds.';
 
 -- Returns from when on a scan looks: somewhat before the mark, since who has made a run due may commit later than others.
@@ -108,16 +110,21 @@ end
 $$;
 
 -- Move a mark to the first run that a scan has found, or to now where it found none. Not for less than a second, or while
--- there is nothing to do a minute, since it is a write.
+-- there is nothing to do a minute, since it is a write; and not at all while nothing happens.
 create or replace function image_jobs.move_due_mark(p_queue text, p_first timestamptz)
 returns void language plpgsql volatile set search_path = ''
 as $$
 declare
   v_mark image_jobs.due_marks;
+  v_activity bigint;
 begin
   select m.* into v_mark from image_jobs.due_marks m where m.queue = p_queue order by m.version desc limit 1;
-  if found then
-    if coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
+  if found and coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
+    return;
+  end if;
+  v_activity := (select c.last_value from image_jobs.claims c) + (select s.last_value from image_jobs.stale_nodes_id_seq s);
+  if v_mark.version is not null then
+    if p_first is null and v_mark.activity = v_activity then
       return;
     end if;
     perform from image_jobs.due_marks m where m.queue = p_queue and m.version = v_mark.version for update skip locked;
@@ -126,7 +133,7 @@ begin
     end if;
     delete from image_jobs.due_marks m where m.queue = p_queue and m.version = v_mark.version;
   end if;
-  insert into image_jobs.due_marks (queue, due_at) values (p_queue, coalesce(p_first, image_jobs.now()));
+  insert into image_jobs.due_marks (queue, due_at, activity) values (p_queue, coalesce(p_first, image_jobs.now()), v_activity);
 end
 $$;
 

@@ -94,8 +94,8 @@ begin
           'quality', o.metadata #> '{promptSpec,quality}', 'size', o.metadata #> '{promptSpec,size}',
           'aspectRatio', o.metadata #> '{promptSpec,aspectRatio}') as spec,
         array_agg(o) as runs
-      from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
-      where coalesce(o.call, o.claim) = o.claim
+      from public.runs o
+      where o.id = any (p_runs) and coalesce(o.call, o.claim) = o.claim
       group by 1, 2
     ) equal
     offset 0

@@ -238,7 +238,7 @@ $$;
 -- least once a second of idleness, since a slow transaction may commit a lower rank.
 -- Nothing of the providers that this daemon cannot reach (p_unreachable).
 -- Never claims more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
--- Locks: the daemon's row of claimants (against a take-over), the budget of all together, then provider_limits, provider_streaks
+-- Looks first, and writes nothing where there is nothing to claim. Locks: the daemon's row of claimants (against a take-over), the budget of all together, then provider_limits, provider_streaks
 -- (skipping locked ones: another daemon is at it), and only then runs (skipping locked ones).
 create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
@@ -248,6 +248,8 @@ returns setof jsonb language plpgsql volatile set search_path = ''
 as $$
 declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
+  v_now timestamptz := image_jobs.now();
+  v_from timestamptz;
   v_daemon record;
   v_left integer := p_slots;
   v_providers text[];
@@ -268,16 +270,25 @@ begin
   if p_slots <= 0 then
     return;
   end if;
-  select c.* into v_daemon from image_jobs.claimants c where c.daemon = p_daemon for key share;
-  if not found then
-    raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
-  end if;
-  perform set_config('image_jobs.writer', 'daemon', true);
-
+  select c.* into v_daemon from image_jobs.claimants c where c.daemon = p_daemon;
   v_providers := array(
     select p.name from unnest(image_jobs.claimable_providers(v_daemon.providers, v_daemon.unserved_grace, p_full_scan)) as p (name)
     where p.name <> all (coalesce(p_unreachable, '{}')));
   v_lanes := coalesce(image_jobs.open_lanes(v_providers, p_full_scan), '{}');
+  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots, p_full_scan) d;
+  -- A lock is a write, and an idle daemon looks every second.
+  v_from := image_jobs.due_from('', p_full_scan);
+  if v_daemon.daemon is not null and v_lanes = '{}' and v_checks is null and not exists (
+    select from public.runs r
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now)
+  then
+    return;
+  end if;
+  perform from image_jobs.claimants c where c.daemon = p_daemon for key share;
+  if not found then
+    raise exception using errcode = 'IJ001', message = 'This daemon was taken for dead; it has to register anew.';
+  end if;
+  perform set_config('image_jobs.writer', 'daemon', true);
   if v_lanes <> '{}' and image_jobs.has_budget() then
     -- One at a time: another would spend the same.
     perform pg_advisory_xact_lock(hashtextextended('image_jobs budget', 0));
@@ -298,7 +309,6 @@ begin
     for update skip locked);
   perform image_jobs.promote_due(p_full_scan);
 
-  select array_agg(d.id), array_agg(d.priority) into v_checks, v_priorities from image_jobs.due_checks(v_providers, p_slots, p_full_scan) d;
   for v_priority in
     select o.priority from unnest(v_lanes) o union select c.priority from unnest(v_priorities) as c (priority) order by 1 desc
   loop
