@@ -1,7 +1,8 @@
 """Fixtures of databases: servers once a session, a template once a server, a database of its own for every test.
 
-A test that asks for `postgres`, `database` or `db` gets PostgreSQL 18. Below tests/sql, and wherever it is marked
-`every_postgres`, it runs on all three versions, unless it is marked `one_postgres`. A version that is not installed is an error, never a skip.
+A test that asks for `postgres`, `database` or `db` gets PostgreSQL 18. Below tests/sql it runs on the two that Supabase hosts,
+unless it is marked `one_postgres`; one that is marked `every_postgres` runs on all three. The nearest mark counts. A version
+that is not installed is an error, never a skip.
 """
 
 import os
@@ -17,14 +18,17 @@ from daemon.errors import ImageJobsError
 from tests.support.postgres import DEFAULT, VERSIONS, Cluster, bin_dir, connect
 
 SQL_TESTS = Path(__file__).parent / "sql"
+HOSTED = ("pg15", "pg17")
+"""PostgreSQL 18 has the tests of all other rooms, which go through the same SQL."""
+VERSIONS_OF = {"every_postgres": VERSIONS, "one_postgres": ()}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    marks = {mark.name for mark in metafunc.definition.iter_markers()}
-    in_sql = metafunc.definition.path.is_relative_to(SQL_TESTS)
-    on_all = "every_postgres" in marks or (in_sql and "one_postgres" not in marks)
-    if on_all and "postgres" in metafunc.fixturenames:
-        metafunc.parametrize("postgres", VERSIONS, indirect=True, scope="session")
+    of_room = HOSTED if metafunc.definition.path.is_relative_to(SQL_TESTS) else ()
+    marked = (VERSIONS_OF[mark.name] for mark in metafunc.definition.iter_markers() if mark.name in VERSIONS_OF)
+    versions = next(marked, of_room)
+    if versions and "postgres" in metafunc.fixturenames:
+        metafunc.parametrize("postgres", versions, indirect=True, scope="session")
 
 
 def pytest_report_header() -> list[str]:

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.postgres import MIGRATIONS, Cluster, connect, signed_in
 
+pytestmark = pytest.mark.every_postgres
+
 ANN = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 BOB = UUID("bbbbbbbb-0000-4000-8000-00000000000b")
 WORKFLOW = UUID("aaaaaaaa-1111-4000-8000-000000000001")

@@ -9,6 +9,8 @@ from tests.support.dump import dump
 from tests.support.postgres import Cluster
 from tests.support.protocol import Db
 
+pytestmark = pytest.mark.every_postgres
+
 ANN = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 WORKFLOW = UUID("aaaaaaaa-1111-4000-8000-000000000001")
 

@@ -8,6 +8,8 @@ import pytest
 from tests.support.adoption import SPECIFICATION, differences, migrate, project
 from tests.support.postgres import Cluster
 
+pytestmark = pytest.mark.every_postgres
+
 S = SPECIFICATION
 PARTITIONED = S.replace(
     "payload JSONB\n);\nCREATE INDEX idx_runs_subject",

@@ -8,6 +8,8 @@ from tests.support.adoption import SPECIFICATION, complete_a_run, differences, l
 from tests.support.dump import dump
 from tests.support.postgres import Cluster, connect
 
+pytestmark = pytest.mark.every_postgres
+
 # Of each kind of what works, something.
 MIXTURE = (
     "create domain label as text check (value <> '');"

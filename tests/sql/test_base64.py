@@ -14,6 +14,8 @@ from tests.support.postgres import Cluster, connect
 from tests.support.protocol import Daemon, Db, events, insert_node, new_daemon
 from tests.support.runs import WORKFLOW, insert_run
 
+pytestmark = pytest.mark.every_postgres
+
 STANDARD = frozenset(string.ascii_letters + string.digits + "+/")
 URL_SAFE = frozenset(string.ascii_letters + string.digits + "-_")
 LONGEST_URL = 2_048

@@ -9,6 +9,8 @@ from tests.support.postgres import signed_in
 from tests.support.protocol import Db
 from tests.support.runs import WORKFLOW
 
+pytestmark = pytest.mark.every_postgres
+
 BUCKETS = "select id, public, allowed_mime_types as types from storage.buckets order by id"
 
 

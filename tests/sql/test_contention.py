@@ -14,6 +14,8 @@ import pytest
 from tests.support.postgres import connect, signed_in
 from tests.support.protocol import Daemon, new_daemon
 
+pytestmark = pytest.mark.every_postgres
+
 USER = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 WORKFLOWS = [UUID(int=number) for number in range(1, 6)]
 NODES = {f"node-{number}": WORKFLOWS[number % 5] for number in range(50)}

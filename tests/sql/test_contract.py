@@ -12,6 +12,8 @@ from tests.support.protocol import Daemon, Db, run_in
 from tests.worker.test_outcomes import EVENT, FULL
 from tests.worker.test_retries import claimed
 
+pytestmark = pytest.mark.every_postgres
+
 README = (ROOT / "sql/README.md").read_text()
 SCHEMA = ROOT / "sql/schema"
 

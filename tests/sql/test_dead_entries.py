@@ -13,6 +13,8 @@ from tests.support.postgres import connect
 from tests.support.protocol import new_daemon
 from tests.support.runs import insert_runs
 
+pytestmark = pytest.mark.every_postgres
+
 Db = asyncpg.Connection
 
 SYNC = "select part from image_jobs.sync($1, 5, $2, '[]', '[]', null, 1.0)"

@@ -8,6 +8,8 @@ import pytest
 from daemon.queue.client import Queue
 from tests.support.runs import completed, insert_runs, register
 
+pytestmark = pytest.mark.every_postgres
+
 Db = asyncpg.Connection
 
 

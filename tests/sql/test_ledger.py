@@ -13,6 +13,8 @@ from tests.support.postgres import Cluster, connect
 from tests.support.protocol import Db
 from tests.support.psql import psql
 
+pytestmark = pytest.mark.every_postgres
+
 # Running the first file after it would undo this.
 NEWER = "create or replace function image_jobs.now() returns timestamptz language sql as 'select clock_timestamp()'"
 REPLACED = """

@@ -11,6 +11,8 @@ from tests.support.adoption import differences, lost, migrate
 from tests.support.dump import dump
 from tests.support.postgres import MIGRATIONS, ROOT, Cluster, bin_dir, connect, signed_in
 
+pytestmark = pytest.mark.every_postgres
+
 ANN = "aaaaaaaa-0000-4000-8000-00000000000a"
 
 # As Supabase's documentation has people do it, with names that were ours, or are those of our objects elsewhere.

@@ -15,6 +15,8 @@ from tests.support.protocol import IMAGE, Db, move_clock, new_daemon, node_data,
 from tests.support.psql import psql
 from tests.support.runs import event_names, insert_run, run_row
 
+pytestmark = pytest.mark.every_postgres
+
 SCHEMA = ROOT / "sql/schema"
 USED = UUID("aaaaaaaa-0000-4000-8000-00000000000f")
 FILE = "data:image/png;base64," + "iVBORw0KGgo" * 500

@@ -11,6 +11,8 @@ import pytest
 from tests.support.protocol import Db
 from tests.support.runs import insert_run, run_row
 
+pytestmark = pytest.mark.every_postgres
+
 PROTOCOL = {
     "attach_provider_job": "text, text, character varying, bigint",
     "block_provider": "text, text, interval, text",

@@ -9,6 +9,8 @@ from tests.support.postgres import Cluster, signed_in
 from tests.support.protocol import Db, new_daemon
 from tests.support.runs import WORKFLOW, insert_run, run_row
 
+pytestmark = pytest.mark.every_postgres
+
 REFUSED = asyncpg.InvalidParameterValueError
 
 

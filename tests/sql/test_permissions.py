@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.postgres import MIGRATIONS, Cluster, connect
 
+pytestmark = pytest.mark.every_postgres
+
 API_ROLES = ("anon", "authenticated", "service_role")
 
 READ = {"SELECT"}

@@ -9,6 +9,8 @@ from daemon.queue.client import Queue
 from tests.support.postgres import Cluster, connect, signed_in
 from tests.support.runs import completed, insert_runs, register
 
+pytestmark = pytest.mark.every_postgres
+
 Db = asyncpg.Connection
 
 READ = """

@@ -11,6 +11,8 @@ from daemon.cli.doctor.providers import WAITING
 from daemon.cli.list import RUNS
 from tests.support.postgres import Cluster, connect, signed_in
 
+pytestmark = pytest.mark.every_postgres
+
 Db = asyncpg.Connection
 
 MEMBER = UUID("aaaaaaaa-0000-4000-8000-00000000000a")

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.postgres import connect, signed_in
 
+pytestmark = pytest.mark.every_postgres
+
 ANN = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 BOB = UUID("bbbbbbbb-0000-4000-8000-00000000000b")
 FORMER = UUID("ffffffff-0000-4000-8000-00000000000f")

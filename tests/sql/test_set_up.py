@@ -9,6 +9,8 @@ from daemon.migrate import Migrated, migrate
 from tests.support.postgres import MIGRATIONS, SUPABASE, Cluster, connect, wait_until
 from tests.support.protocol import new_daemon, run_in
 
+pytestmark = pytest.mark.every_postgres
+
 BUCKETS = tuple(f"the bucket {name}" for name in ("images", "images-context", "images-kept", "image-sources"))
 POLICIES = tuple(
     f'the policy "{name}" on storage.objects'

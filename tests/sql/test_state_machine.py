@@ -19,6 +19,8 @@ from hypothesis.stateful import (
 
 from tests.support.postgres import DEFAULT, Cluster, connect
 
+pytestmark = pytest.mark.every_postgres
+
 WORKFLOWS = (UUID(int=1), UUID(int=2))
 NODES = ("left", "right")
 DAEMONS = 2
