@@ -20,13 +20,13 @@ FEW = 5
 
 
 async def rows_read(
-    db: Db, daemon: object, *, settlements: list[dict[str, Any]], progress: list[dict[str, Any]]
+    db: Db, daemon: object, *, slots: int = 0, settlements: list[dict[str, Any]], progress: list[dict[str, Any]]
 ) -> int:
     """Count the rows of `runs` that one sync reads."""
     async with db.transaction():
         before = await db.fetchval(READ)
         rows = await db.fetch(
-            "select part from image_jobs.sync($1, 0, false, $2, $3, null, null)", daemon, settlements, progress
+            "select part from image_jobs.sync($1, $2, false, $3, $4, null, null)", daemon, slots, settlements, progress
         )
         assert len(rows) == FEW
         return (await db.fetchval(READ)) - before
@@ -39,10 +39,11 @@ async def test_a_sync_reads_only_the_rows_that_it_writes(database: str, db: Db) 
         claimed = (await queue.sync(daemon, slots=FEW, full_scan=True)).claimed
     await db.execute("analyze runs")
     entries = [{"id": run.id, "claim": run.claim} for run in claimed]
-    progress = [{**entry, "progress": 5, "events": []} for entry in entries]
+    progress: list[dict[str, Any]] = [{**entry, "progress": 5, "events": []} for entry in entries]
     assert await rows_read(db, daemon, settlements=[], progress=progress) < 20 * FEW
     settlements = [{**completed(), **entry} for entry in entries]
     assert await rows_read(db, daemon, settlements=settlements, progress=[]) < 20 * FEW
+    assert await rows_read(db, daemon, slots=FEW, settlements=[], progress=[]) < 20 * FEW
 
 
 async def test_rerouting_reads_a_bounded_number_of_runs(db: Db) -> None:
