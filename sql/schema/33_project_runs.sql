@@ -193,7 +193,7 @@ declare
   v_nodeless varchar[];
   v_events image_jobs.event[];
 begin
-  -- What there is to do, in one look: each statement costs a run that changes alone some 10 µs.
+  -- Look once for all that is to be done: each statement costs a run that changes alone some 10 µs.
   select
     bool_or(c.old_provider_job_id is not null and c.old_status in ('pending', 'running')
       and (c.claim is distinct from c.old_claim or c.processor is distinct from c.old_processor)),
