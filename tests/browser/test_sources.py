@@ -106,13 +106,19 @@ async def test_pictures_are_dropped_and_pasted_and_others_refused(window: Window
     await give(window, "drop", "torn.png", "image/png", small[:60])
     await expect(window.toast.last).to_contain_text("torn.png cannot be read as a picture.")
     await expect(window.nodes).to_have_count(2)
-    window.expected = "status of 400"
+    window.expected = "status of 40"
     await db.execute("update storage.buckets set file_size_limit = 10 where id = 'image-sources'")
     try:
         await give(window, "drop", "heavy.png", "image/png", small)
         await expect(window.toast.last).to_contain_text("heavy.png was not uploaded:")
     finally:
         await db.execute("update storage.buckets set file_size_limit = 20971520 where id = 'image-sources'")
+    await db.execute(
+        "insert into storage.objects (bucket_id, name, metadata) values ('image-sources', $1, '{\"size\": 2000000000}')",
+        f"{window.workflow}/all of it.png",
+    )
+    await give(window, "drop", "one more.png", "image/png", small)
+    await expect(window.toast.last).to_contain_text("one more.png was not uploaded: this canvas is full.")
     await expect(window.nodes).to_have_count(2)
     await wait_until(
         lambda: db.fetchval("select count(*) = 2 from workflow_nodes where workflow_id = $1", window.workflow)

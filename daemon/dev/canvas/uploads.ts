@@ -76,7 +76,11 @@ export async function upload(supabase: SupabaseClient, workflowId: string, name:
   if (!error) return path;
   const { statusCode, status } = error as { statusCode?: string; status?: number };
   const code = Number(statusCode ?? status ?? 0);
-  if (code === 403) throw new Refusal(`${name} was not uploaded: you may not add pictures to this canvas.`, "Ask a member for a link.");
+  if (code === 403) {
+    const { data: isMember } = await supabase.rpc("can_open_workflow", { workflow_id: workflowId });
+    if (isMember) throw new Refusal(`${name} was not uploaded: this canvas is full.`, "It takes 1,000 pictures, or 2 GB of them. Add it to another canvas.");
+    throw new Refusal(`${name} was not uploaded: you may not add pictures to this canvas.`, "Ask a member for a link.");
+  }
   if (code >= 400 && code < 500) throw new Refusal(`${name} was not uploaded: ${error.message}`, "Try another picture.");
   throw new Refusal(`${name} was not uploaded: the server cannot be reached.`, "Add it again when the connection is back.");
 }
