@@ -254,7 +254,7 @@ const scenarios = {
     const availability = new Availability(supabase, () => look());
     const row = version => ({ version, node_data: { status: "pending", runId: run.id } });
     const shows = wanted => new Promise(resolve => {
-      look = () => availability.reason(row()) === wanted && resolve();
+      look = () => availability.reason(row()).waitsFor === wanted && resolve();
       look();
     });
     availability.watch([row(1)]);
@@ -264,7 +264,7 @@ const scenarios = {
     availability.watch([row(2)]);
     await shows("google");
     availability.watch([]);
-    const forgotten = availability.reason(row()) === undefined;
+    const forgotten = availability.reason(row()).waitsFor === undefined;
     availability.watch([row(2)]);
     await shows("google");
     availability.close();

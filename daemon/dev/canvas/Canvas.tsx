@@ -16,9 +16,10 @@ import { Toasts, useToasts } from "./Toasts";
 import { Toolbar, useSelecting } from "./Toolbar";
 import { keepDraft, settleDraft } from "./drafts";
 import { useKeys } from "./keys";
-import { hasImage, isUnfinished, isWaiting } from "./nodes";
+import { generateOrRetry, hasImage, isUnfinished, isWaiting } from "./nodes";
 import type { NodeInput, Position, Problem, WorkflowNode } from "./nodes";
 import { NODE_SIZE, placeAfter } from "./places";
+import { useEditing, useUndo } from "./useEditing";
 import { useWorkflow } from "./useWorkflow";
 import { FAR_ZOOM, boxOf, moveDuration, useView } from "./view";
 
@@ -44,8 +45,9 @@ function Flow({ supabase, workflowId, refusal }: Props) {
   const { toasts, addToast, dismiss } = useToasts();
   const onProblem = useCallback((problem: Problem) => addToast({ tone: "bad", ...problem }), [addToast]);
   const workflow = useWorkflow(supabase, workflowId, { onProblem });
-  const { actions, nodes: rows, models, isLoading, error, unsent } = workflow;
-  const { nodes, setNodes, onNodesChange, onNodeDragStop } = useImageNodes(workflow);
+  const { nodes: rows, models, isLoading, error, unsent } = workflow;
+  const actions = useUndo(workflow.actions);
+  const { nodes, setNodes, onNodesChange, onNodeDragStop } = useImageNodes({ nodes: rows, actions });
   const [opened, setOpened] = useState<string | null>(null);
   const flow = useReactFlow<ImageFlowNode>();
   const far = useStore(state => state.transform[2] < FAR_ZOOM);
@@ -120,12 +122,15 @@ function Flow({ supabase, workflowId, refusal }: Props) {
   const remove = useCallback((removed: WorkflowNode[]) => {
     if (removed.length === 0) return;
     for (const row of removed) void actions.remove(row.id);
+    const step = actions.lastStep();
     addToast({
       tone: "plain",
       message: removed.length === 1 ? "The node was deleted." : `${removed.length} nodes were deleted.`,
-      action: { label: "Undo", run: () => removed.forEach(row => actions.restore(row)) },
+      action: { label: "Undo", run: () => actions.undoStep(step) },
     });
   }, [actions, addToast]);
+
+  useEditing({ actions, isActive: opened === null && access !== false, remove, setNodes, onProblem });
 
   const onConnect = useCallback(({ source, target }: Connection) => actions.edit(target, { source }), [actions]);
   /** Dropping an edge on the pane creates a node that refines its source. */
@@ -151,7 +156,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     add, refine, connectTo, deselect,
     connect: setConnecting,
     open: id => rows.some(row => row.id === id && hasImage(row)) && setOpened(id),
-    generate: some => some.filter(node => canGenerate(node.data.row)).forEach(node => void actions.generate(node.id)),
+    generate: some => some.filter(node => canGenerate(node.data.row)).forEach(node => void generateOrRetry(node.data.row, actions)),
     remove: some => {
       const next = nodes[1 + nodes.findIndex(node => node.id === some[0]?.id)] ?? nodes.at(-2);
       remove(some.map(node => node.data.row));
@@ -165,7 +170,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
   return (
     <ImageNodes value={shared}>
       <Header
-        {...workflow} access={access}
+        {...workflow} actions={actions} access={access}
         brand={(
           <Canvases
             supabase={supabase} workflowId={workflowId} title={workflow.title} onRename={access ? actions.rename : undefined}
@@ -173,7 +178,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
         )}
         share={<Share supabase={supabase} workflowId={workflowId} />}
         selected={selectedNodes.map(node => node.data.row)}
-        onAdd={() => add()} onGenerate={some => some.forEach(row => void actions.generate(row.id))}
+        onAdd={() => add()} onGenerate={some => some.forEach(row => void generateOrRetry(row, actions))}
       />
       <main
         className="pane" ref={pane} data-calm={rows.filter(isUnfinished).length > MAX_ANIMATED} data-far={far}
@@ -225,7 +230,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
       )}
       {opened !== null && (
         <Lightbox
-          supabase={supabase} id={opened} rows={rows} actions={actions} onMove={setOpened}
+          id={opened} rows={rows} history={workflow.history} actions={actions} onMove={setOpened}
           onClose={() => setOpened(null)}
         />
       )}
@@ -272,7 +277,7 @@ function nameOf({ node_data: { promptSpec, upload } }: WorkflowNode): string {
 }
 
 function canGenerate(row: WorkflowNode): boolean {
-  return Boolean(row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model) && !isUnfinished(row) && !isWaiting(row);
+  return Boolean(row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model) && !isUnfinished(row) && !isWaiting(row) && !row.isKept;
 }
 
 /** Whether `from` is an ancestor of `to`, or is `to`: such an edge would make a cycle. */

@@ -2,7 +2,7 @@
 import { useEffect, useState } from "react";
 import type { ReactNode } from "react";
 import { Icon } from "./Icon";
-import { isLimited } from "./availability";
+import { formatLeft, formatSum, isOverBudget, nearestLimit, spentShare, sumOf } from "./budget";
 import { isUnfinished, isWaiting } from "./nodes";
 import type { Actions, Snapshot, Usage, WorkflowNode } from "./nodes";
 
@@ -32,8 +32,11 @@ export function Header({ access, brand, share, nodes, usage, connection, unsent,
   const count = (status: string) => nodes.filter(row => row.node_data.status === status).length;
   const active = nodes.filter(row => isUnfinished(row) || isWaiting(row));
   const ready = (selected.length > 1 ? selected : nodes).filter(row =>
-    row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model && !isUnfinished(row) && !isWaiting(row)
+    row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model && !isUnfinished(row) && !isWaiting(row) && !row.isKept
     && (selected.length > 1 || row.node_data.status !== "completed"));
+  const sum = sumOf(ready);
+  const cost = formatSum(sum, ready.length);
+  const isOver = isOverBudget(ready.length, sum, usage);
   const state = access === false ? "denied" : connection;
   const [label, explanation] = state === "denied" && access ? UNUSED : CONNECTIONS[state];
   const unsentText = connection === "away" && unsent > 0 ? ` · ${unsent} ${unsent === 1 ? "change" : "changes"} kept, sent once it is back` : "";
@@ -59,14 +62,25 @@ export function Header({ access, brand, share, nodes, usage, connection, unsent,
         <button className="button" disabled={access === false} onClick={onAdd} aria-label="New" title="New node (N)"><Icon path="M8 3v10M3 8h10" /><span>New</span></button>
         <button
           className="button" data-strong="true" disabled={ready.length === 0} onClick={() => onGenerate(ready)}
-          title={ready.length === 0 ? "Every node that has a prompt has its image, or is getting it" : "Everything that has no image yet"}
+          title={ready.length === 0 ? "Every node that has a prompt has its image, or is getting it" : describe(ready.length, cost, isOver, usage)}
         >
           {selected.length > 1 ? `Generate ${ready.length} selected` : "Generate all"}
           {selected.length <= 1 && ready.length > 0 && <b>{ready.length}</b>}
+          {ready.length > 0 && <small>{[cost === "free" ? undefined : cost, isOver && "over budget"].filter(Boolean).join(", ")}</small>}
         </button>
       </nav>
     </header>
   );
+}
+
+/** What a click on "Generate all" means. */
+function describe(count: number, cost: string | undefined, isOver: boolean, usage: readonly Usage[]): string {
+  const limit = nearestLimit(usage);
+  return [
+    `${count} ${count === 1 ? "image" : "images"}: ${cost === undefined ? "the price is unknown" : cost === "free" ? "free" : `about ${cost}`}.`,
+    limit && formatLeft(limit),
+    isOver && "That is more than what is left: some will be refused.",
+  ].filter(Boolean).join(" ");
 }
 
 function Count({ tone, number, label, always }: { tone: string; number: number; label: string; always?: boolean }) {
@@ -76,10 +90,7 @@ function Count({ tone, number, label, always }: { tone: string; number: number; 
 
 /** The limit that is nearest to its end. */
 function Budget({ usage }: { usage: readonly Usage[] }) {
-  const part = (used: number, max: number | null) => (max === null ? 0 : max === 0 ? 1 : used / max); // of nothing all is spent
-  const share = ({ used_images, max_images, used_usd, max_usd }: Usage) =>
-    Math.max(part(used_images, max_images), part(used_usd, max_usd));
-  const [nearest] = usage.filter(isLimited).sort((one, other) => share(other) - share(one));
+  const nearest = nearestLimit(usage);
   if (!nearest) return null;
   const { scope, period, used_images, max_images, used_usd, max_usd, resets_at } = nearest;
   const used = [
@@ -87,9 +98,9 @@ function Budget({ usage }: { usage: readonly Usage[] }) {
     max_usd !== null && `$${used_usd.toFixed(2)} of $${max_usd.toFixed(2)}`,
   ].filter(Boolean).join(" · ");
   const who = scope === "user" ? "What you have used" : "What this workflow has used";
-  const meaning = `${who}, with what is in line. It starts anew ${new Date(resets_at).toLocaleString()}.`;
+  const meaning = `${who}, with what is in line. It starts anew ${new Date(resets_at).toLocaleString()}. ${formatLeft(nearest)}`;
   return (
-    <span className="budget" data-spent={share(nearest) >= 1} role="status" title={meaning}>
+    <span className="budget" data-spent={spentShare(nearest) >= 1} role="status" title={meaning}>
       {used} {period === "day" ? "today" : "this month"}
       <span className="image-node-unseen">. {meaning}</span>
     </span>

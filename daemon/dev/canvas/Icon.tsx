@@ -1,7 +1,6 @@
 /** The icons of a node, and of the page. Copy this file with ImageNode.tsx. */
 
 const ICONS = {
-  again: "M13.2 8.4A5.2 5.2 0 1 1 11.6 4.3L13.4 6M13.4 2.6V6H10",
   chevron: "M4.5 6.3 8 9.8l3.5-3.5",
   expand: "M9.6 2.8h3.6v3.6M13 3 9.2 6.8M6.4 13.2H2.8V9.6M3 13l3.8-3.8",
   refine: "M2.5 8h5.5M5.8 5.2 8.6 8l-2.8 2.8M12 2.8l.7 1.9 1.9.7-1.9.7-.7 1.9-.7-1.9-1.9-.7 1.9-.7z",

@@ -8,12 +8,14 @@ import { createContext, memo, useCallback, useContext, useEffect, useRef, useSta
 import type { CSSProperties, KeyboardEvent } from "react";
 import { Handle, Position, applyNodeChanges } from "@xyflow/react";
 import type { Node, NodeChange, NodeProps, XYPosition } from "@xyflow/react";
+import { Elapsed } from "./Elapsed";
 import { Icon } from "./Icon";
-import { NodeSettings, formatPrice, formatSeconds } from "./NodeSettings";
+import { NodeSettings, formatSeconds } from "./NodeSettings";
 import { Note, Status } from "./NodeStatus";
-import { hasImage, isUnfinished, isWaiting } from "./nodes";
+import { generateOrRetry, hasImage, isUnfinished, isWaiting } from "./nodes";
 import type { Actions, ImageModel, PromptSpec, Snapshot, Upload, WorkflowNode } from "./nodes";
 import { withoutToken } from "./pictures";
+import { formatCost } from "./prices";
 import "./ImageNode.css";
 
 export type ImageFlowNode = Node<{
@@ -107,7 +109,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
   const [settings, setSettings] = useState(false);
   const [pictureRatio, setPictureRatio] = useState<number>();
   const waiting = isWaiting(row);
-  const busy = isUnfinished(row) || waiting;
+  const busy = isUnfinished(row) || waiting || row.isKept === true;
   const picture = (status === "running" && previewUrl) || thumbnailUrl || imageUrl;
   const ratio = (picture && pictureRatio) || (upload ? upload.width / upload.height : ratioOf(promptSpec));
   const model = shared.models.find(each => each.model === row.node_data.model && each.provider === row.node_data.provider);
@@ -116,7 +118,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       event.stopPropagation();
-      if (promptSpec?.basePrompt && !busy) void shared.actions.generate(id);
+      if (promptSpec?.basePrompt && !busy) void generateOrRetry(row, shared.actions);
     } else if (event.key === "Escape") {
       setSettings(false);
       const node = event.currentTarget.closest<HTMLElement>(".react-flow__node");
@@ -128,7 +130,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
 
   return (
     <article
-      className="image-node" data-id={id} data-status={waiting ? "waiting" : (status ?? "new")} data-selected={selected}
+      className="image-node" data-id={id} data-status={waiting || row.isKept ? "waiting" : (status ?? "new")} data-selected={selected}
       aria-label={upload?.name || promptSpec?.basePrompt || "New image"} onKeyDown={onKeyDown}
     >
       {!upload && <Handle type="target" position={Position.Left} aria-hidden="true" />}
@@ -173,12 +175,16 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
           <span className="image-node-unseen">Model and settings, picture {number}: </span>
           <span>
             <b>{row.node_data.model ?? "Choose a model"}</b>
-            <small>{model && [formatPrice(model), formatSeconds(model)].filter(Boolean).join(" · ")}</small>
+            <small>
+              {isUnfinished(row) && row.since !== undefined
+                ? <Elapsed since={row.since} typical={model?.typical_seconds} isRunning={status === "running"} />
+                : [formatCost(row.cost), model && formatSeconds(model)].filter(Boolean).join(" · ")}
+            </small>
           </span>
           <Icon name="chevron" />
         </button>
         <NodeActions
-          id={id} busy={busy} failed={status === "error"} again={hasImage(row)} actions={shared.actions}
+          id={id} busy={busy} failed={status === "error"} unchanged={row.asked === "same"} again={hasImage(row)} actions={shared.actions}
           ready={Boolean(promptSpec?.basePrompt.trim() && row.node_data.model)}
         />
       </footer>}
@@ -187,30 +193,22 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
   );
 });
 
-/** The next action. After a failure there are two: retry the run as it was, or generate with the present prompt. */
-const NodeActions = memo(function NodeActions({ id, busy, failed, again, ready, actions }: {
-  id: string; busy: boolean; failed: boolean; again: boolean; ready: boolean; actions: Actions;
+/** The next action. After a failure what was asked for is tried again, or, once it says something else, that is generated. */
+const NodeActions = memo(function NodeActions({ id, busy, failed, unchanged, again, ready, actions }: {
+  id: string; busy: boolean; failed: boolean; unchanged: boolean; again: boolean; ready: boolean; actions: Actions;
 }) {
-  const generate = (label: string, variant: string) => (
+  if (busy) return <ActionButton label="Cancel" variant="quiet" run={() => actions.cancel(id)} />;
+  if (failed && unchanged) return <ActionButton label="Retry" variant="strong" run={() => actions.retry(id)} />;
+  return (
     <ActionButton
-      label={label} variant={variant} run={() => actions.generate(id)} disabled={!ready}
-      {...(variant === "icon" && { icon: "again" as const })}
+      label={again && !failed ? "Regenerate" : "Generate"} variant={again && !failed ? "quiet" : "strong"}
+      run={() => actions.generate(id)} disabled={!ready}
     />
   );
-  if (busy) return <ActionButton label="Cancel" variant="quiet" run={() => actions.cancel(id)} />;
-  if (failed) {
-    return (
-      <>
-        {generate("Generate anew, as it is written now", "icon")}
-        <ActionButton label="Retry" variant="strong" run={() => actions.retry(id)} />
-      </>
-    );
-  }
-  return again ? generate("Regenerate", "quiet") : generate("Generate", "strong");
 });
 
-function ActionButton({ label, variant, run, disabled, icon }: {
-  label: string; variant: string; run: () => Promise<void>; disabled?: boolean; icon?: "again";
+function ActionButton({ label, variant, run, disabled }: {
+  label: string; variant: string; run: () => Promise<void>; disabled?: boolean;
 }) {
   const [busy, setBusy] = useState(false);
   const click = () => {
@@ -218,12 +216,7 @@ function ActionButton({ label, variant, run, disabled, icon }: {
     void run().finally(() => setBusy(false));
   };
   return (
-    <button
-      className="image-node-do nodrag" data-look={variant} onClick={click} disabled={busy || disabled}
-      {...(icon && { "aria-label": label, title: label })}
-    >
-      {icon ? <Icon name={icon} /> : label}
-    </button>
+    <button className="image-node-do nodrag" data-look={variant} onClick={click} disabled={busy || disabled}>{label}</button>
   );
 }
 

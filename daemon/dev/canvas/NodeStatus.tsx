@@ -2,18 +2,20 @@
 import { useState, useSyncExternalStore } from "react";
 import { hasImage } from "./nodes";
 import type { WorkflowNode } from "./nodes";
+import { readSeconds, subscribeToSeconds } from "./seconds";
 
 export function Status({ row, waiting }: { row: WorkflowNode; waiting: boolean }) {
   const { status, progress, message } = row.node_data;
   const activity = message === undefined ? "Starting" : isLong(message) ? "In the making" : message.replace(/\.$/, "");
-  const text = waiting ? "Waits for its image"
+  const text = row.isKept ? "Starts once the server is back"
+    : waiting ? "Waits for its image"
     : status === "pending" ? (message || row.waitsFor ? "Held up" : "In line")
     : status === "running" ? `${activity}${progress ? ` · ${progress}%` : ""}`
     : status === "error" ? "Failed"
     : status === "cancelled" ? "Cancelled"
     : undefined;
   if (!text) return <span className="image-node-unseen" role="status">{hasImage(row) ? "Ready" : "Not generated yet"}</span>;
-  const reason = status === "pending" && !waiting ? (row.waitsFor ?? message) : undefined; // the note's, for who hears the page
+  const reason = status === "pending" && !waiting ? (reasonOf(row) ?? message) : undefined; // the note's, for who hears the page
   return (
     <span className="image-node-status" role="status">
       <i /><span>{text}</span>{reason && <span className="image-node-unseen">: {reason}</span>}
@@ -34,11 +36,17 @@ export function Note({ row }: { row: WorkflowNode }) {
       <div className="image-node-note" data-tone="error">
         <CollapsibleText key={row.node_data.runId} text={error ?? "It failed."} />
         {message && <p className="image-node-hint">{message}</p>}
+        {row.asked === "other" && (
+          <p className="image-node-hint">
+            {row.askedPrompt ? <>That was for <q dir="auto">{row.askedPrompt}</q>.</> : "That was with other settings, or another source."}
+          </p>
+        )}
       </div>
     );
   }
-  if (status === "pending" && row.waitsFor) {
-    return <div className="image-node-note" data-tone="wait"><CollapsibleText text={row.waitsFor} /></div>;
+  const reason = status === "pending" ? reasonOf(row) : undefined;
+  if (reason) {
+    return <div className="image-node-note" data-tone="wait"><CollapsibleText text={reason} /></div>;
   }
   if (status === "pending" && message) {
     return <div className="image-node-note" data-tone="wait"><p><Countdown key={row.version} sentence={message} since={updatedAt} /></p></div>;
@@ -64,19 +72,17 @@ function CollapsibleText({ text }: { text: string }) {
 /** "… again in 12 s.", counting down from the time of the message. */
 function Countdown({ sentence, since }: { sentence: string; since: string | undefined }) {
   const [, seconds] = /in (\d+) s\.?$/.exec(sentence) ?? [];
-  const now = useSyncExternalStore(subscribeToClock, readClock, () => undefined);
+  const now = useSyncExternalStore(subscribeToSeconds, readSeconds, () => undefined);
   if (seconds === undefined) return sentence;
   const passed = since && now ? now - Math.round(Date.parse(since) / 1000) : 0;
   const left = Number(seconds) - Math.max(0, passed); // a clock that is behind must not make it wait longer
   return sentence.replace(/in \d+ s\.?$/, left > 0 ? `in ${left} s.` : "now.");
 }
 
-/** Seconds. A store: rendering itself reads no time. */
-function readClock(): number {
-  return Math.round(Date.now() / 1000);
-}
-
-function subscribeToClock(onTick: () => void): () => void {
-  const tick = setInterval(onTick, 1000);
-  return () => clearInterval(tick);
+/** Why a run waits, and until when. */
+function reasonOf({ waitsFor, waitsUntil }: WorkflowNode): string | undefined {
+  if (!waitsFor || !waitsUntil) return waitsFor;
+  const until = new Date(waitsUntil), time = { hour: "2-digit", minute: "2-digit" } as const;
+  const isToday = until.toDateString() === new Date().toDateString();
+  return `${waitsFor} Until ${isToday ? until.toLocaleTimeString([], time) : until.toLocaleString([], { day: "numeric", month: "short", ...time })}.`;
 }

@@ -8,7 +8,7 @@
  */
 import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
 import type { Database } from "./database.types";
-import type { ProviderState, Usage, WorkflowNode } from "./nodes";
+import type { NodeNotes, ProviderState, Usage, WorkflowNode } from "./nodes";
 
 const TOPIC = "image_providers";
 /** Milliseconds: that a run waits before it is asked why; after the end of a lease; between two looks at what was used. */
@@ -44,12 +44,13 @@ export class Availability {
     return this.#usage;
   }
 
-  /** Returns why the run of a node waits. */
-  reason = ({ node_data: { status, runId } }: WorkflowNode): string | undefined => {
+  /** Returns why the run of a node waits, and until when. */
+  reason = ({ node_data: { status, runId } }: WorkflowNode): NodeNotes => {
     const processor = status === "pending" && runId ? this.#routes.get(runId)?.processor : undefined;
-    if (processor === undefined) return undefined;
+    if (processor === undefined) return {};
     const state = this.#states.get(processor) ?? this.#states.get(processor.split(":", 1)[0] ?? "");
-    return state && state.state !== "open" ? (state.sentence ?? undefined) : undefined;
+    if (!state?.sentence || state.state === "open") return {};
+    return { waitsFor: state.sentence, ...(state.until && { waitsUntil: state.until }) };
   };
 
   /** Takes note of the rows that are shown. */

@@ -3,6 +3,8 @@
  * top of them. It knows no framework and no network. Copy this file with workflow.ts.
  */
 
+import type { PastRun } from "./history";
+
 export type Status = "pending" | "running" | "completed" | "error" | "cancelled";
 
 export type Quality = "low" | "standard" | "hd" | "xhigh" | "max";
@@ -74,15 +76,31 @@ export interface Position {
   y: number;
 }
 
-export interface WorkflowNode {
+/** What the store says of a node beside its row. */
+export interface NodeNotes {
+  /** Why its run waits, and until when (ISO) where that is known. */
+  waitsFor?: string;
+  waitsUntil?: string;
+  /** Since when its run is in line, or under way: milliseconds since 1970, by this computer's clock. */
+  since?: number;
+  /** What its next picture will cost, in USD; null: nobody knows. It is not there until that is known. */
+  cost?: number | null;
+  /** Of a run that has failed: whether it was asked for what the node says now, and its prompt if that is another one. */
+  asked?: "same" | "other";
+  askedPrompt?: string;
+  /** Its run is started once the server is back. */
+  isKept?: boolean;
+}
+
+export interface WorkflowNode extends NodeNotes {
   id: string;
   workflow_id: string;
   node_type: string;
   node_data: NodeState & NodeInput;
   position: Position | null;
   version: number;
-  /** Why its run waits, as the store says; no column. */
-  waitsFor?: string;
+  /** An older run that it shows until there is a newer one. */
+  pinned_run?: string | null;
 }
 
 /** A row of the view image_provider_status. */
@@ -147,6 +165,8 @@ export interface Snapshot {
   models: readonly ImageModel[];
   /** What the user, and the workflow where it has limits, have used and may use. */
   usage: readonly Usage[];
+  /** The pictures of the node whose history is open, newest first. */
+  history: readonly PastRun[];
   connection: Connection;
   /** Until the nodes have been fetched for the first time, or refused. */
   isLoading: boolean;
@@ -160,6 +180,10 @@ export interface Actions {
   generate(id: string): Promise<void>;
   cancel(id: string): Promise<void>;
   retry(id: string): Promise<void>;
+  /** Opens the history of a node, which is in the snapshot from then on; undefined closes it. */
+  openHistory(id: string | undefined): void;
+  /** Shows a run of the history on its node again. */
+  show(runId: string): Promise<void>;
   /** Returns the new node's id. Ids of nodes are one namespace for all workflows: it is a random UUID. */
   add(input: NodeInput, position: Position): string;
   /**
@@ -168,7 +192,10 @@ export interface Actions {
    */
   edit(id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void;
   move(id: string, position: Position): void;
-  remove(id: string): Promise<void>;
+  /** Its run is cancelled, unless `keepsRun`: then it goes on, and a node that is restored shows it. */
+  remove(id: string, options?: { keepsRun?: boolean }): Promise<void>;
+  /** Returns a node as it is now, with edits that are not rendered yet; its pictures are not signed. */
+  now(id: string): WorkflowNode | undefined;
   /** Undoes a `remove`; the node shows its newest run again. */
   restore(node: WorkflowNode): void;
   /** Writes what was changed of a node at once. Returns when it is written, or could not be. */
@@ -228,6 +255,11 @@ export function isUnfinished(node: WorkflowNode): boolean {
   return node.node_data.status === "pending" || node.node_data.status === "running";
 }
 
+/** Does what the button of a node says: a run that has failed, and says the same still, is retried; else there is a new one. */
+export function generateOrRetry(node: WorkflowNode, actions: Actions): Promise<void> {
+  return node.node_data.status === "error" && node.asked === "same" ? actions.retry(node.id) : actions.generate(node.id);
+}
+
 /** Whether it has an image, which may not be signed yet. */
 export function hasImage({ node_data: { imageUrl, imagePath, upload } }: WorkflowNode): boolean {
   return imageUrl !== undefined || imagePath !== undefined || upload?.path !== undefined;
@@ -250,7 +282,9 @@ export function applyPatch(input: NodeInput, { promptSpec, ...patch }: NodeInput
 interface RenderedNode {
   row: WorkflowNode;
   edit: PendingEdit | undefined;
-  waitsFor: string | undefined;
+  /** Without notes. */
+  plain: WorkflowNode;
+  notes: NodeNotes;
   node: WorkflowNode;
 }
 
@@ -304,6 +338,7 @@ export class NodeCache {
   mergeMessages(messages: NodeMessage[]): string[] {
     const incomplete: string[] = [];
     for (const message of messages) {
+      if (message.deleted && this.#edits.get(message.id)?.insert) continue; // put back here since
       if (message.deleted) this.markDeleted(message.id, message.version);
       else if (!message.partial) this.mergeRow(message as WorkflowNode);
       else if (this.#mergeState(message)) incomplete.push(message.id);
@@ -375,15 +410,16 @@ export class NodeCache {
     for (const each of [this.#rows, this.#tombstones, this.#partial, this.#edits]) each.clear();
   }
 
-  /** `reason` says why the run of a row waits. */
-  render(reason: (row: WorkflowNode) => string | undefined): WorkflowNode[] {
+  /** `notes` returns what is said of a node beside its row. */
+  render(notes: (node: WorkflowNode) => NodeNotes): WorkflowNode[] {
     const rendered = new Map<string, RenderedNode>();
     for (const [id, row] of this.#rows) {
       const edit = this.#edits.get(id);
       const last = this.#rendered.get(id);
-      const waitsFor = reason(row);
-      if (last?.row === row && last.edit === edit && last.waitsFor === waitsFor) rendered.set(id, last);
-      else rendered.set(id, { row, edit, waitsFor, node: { ...withEdit(row, edit), ...(waitsFor && { waitsFor }) } });
+      const plain = last?.row === row && last.edit === edit ? last.plain : withEdit(row, edit);
+      const said = notes(plain);
+      if (last && plain === last.plain && isSame(said, last.notes)) rendered.set(id, last);
+      else rendered.set(id, { row, edit, plain, notes: said, node: { ...plain, ...said } });
     }
     this.#rendered = rendered;
     return [...rendered.values()].map(each => each.node);
@@ -412,6 +448,17 @@ export class NodeCache {
 function withEdit(row: WorkflowNode, edit: PendingEdit | undefined): WorkflowNode {
   if (!edit?.position && !edit?.input) return row;
   return { ...row, position: edit.position ?? row.position, node_data: { ...row.node_data, ...edit.input } };
+}
+
+function isSame(one: NodeNotes, other: NodeNotes): boolean {
+  const keys = Object.keys(one) as (keyof NodeNotes)[];
+  return keys.length === Object.keys(other).length && keys.every(key => one[key] === other[key]);
+}
+
+/** Returns a node as a row: without the notes. */
+export function toRow(node: WorkflowNode): WorkflowNode {
+  const { id, workflow_id, node_type, node_data, position, version } = node;
+  return { id, workflow_id, node_type, node_data, position, version };
 }
 
 /** Keeps the previous objects where they are equal, so that memoized components are not rendered again. */

@@ -1,5 +1,8 @@
 /** Starts runs: at once, or once the picture of a source is there. Copy this file with workflow.ts, which calls it. */
 import type { Json } from "./database.types";
+import { Kept, toJson } from "./kept";
+import type { StartRequest } from "./kept";
+import type { Requests } from "./requests";
 import { UNIQUE_VIOLATION, isAway, toProblem } from "./failures";
 import type { Failure } from "./failures";
 import { isUnfinished, isWaiting } from "./nodes";
@@ -11,14 +14,18 @@ import type { Writes } from "./writes";
 export class Starts {
   readonly #store: Store;
   readonly #writes: Writes;
+  readonly #requests: Requests;
+  /** What could not be sent. */
+  readonly kept = new Kept();
   /** Calls of `start_image_job` in flight, by node. */
   #starting = new Map<string, Promise<boolean>>();
   /** Pending run ids that this window is inserting. */
   #submitting = new Set<string>();
 
-  constructor(store: Store, writes: Writes) {
+  constructor(store: Store, writes: Writes, requests: Requests) {
     this.#store = store;
     this.#writes = writes;
+    this.#requests = requests;
   }
 
   /** Returns whether the run was started. Concurrent calls for a node share one request. */
@@ -39,16 +46,49 @@ export class Starts {
       return false;
     }
     if (sourceNode && !previousImage) return this.#generateAfter(id, sourceNode);
-    const request = {
+    const request: StartRequest = {
       nodeId: id,
       workflowId: this.#store.id,
       provider,
       model,
-      promptSpec: { ...promptSpec, ...(previousImage && { previousImage }) },
+      promptSpec: { basePrompt: "", ...promptSpec, ...(previousImage && { previousImage }) },
       metadata,
       idempotencyKey: crypto.randomUUID(), // one click, one image, also if the request is repeated
     };
-    return this.#call(id, () => this.#store.supabase.rpc("start_image_job", { request: request as Json }));
+    this.kept.keep(request); // until it is known to have arrived
+    const outcome = await this.#send(request);
+    if (outcome !== "away") this.kept.drop(id);
+    this.#store.render();
+    if (outcome === "started" && this.#store.connection() !== "live") await this.#store.load();
+    return outcome !== "refused";
+  }
+
+  /** Whether the node's request waits for the server. */
+  isKept(id: string): boolean {
+    return this.kept.has(id) && (!this.#starting.has(id) || this.#store.connection() === "away");
+  }
+
+  /** Sends what could not be sent before. Returns whether there was any. */
+  async sendKept(): Promise<boolean> {
+    if (this.kept.size === 0) return false;
+    await this.kept.send(async request => (await this.#send(request)) === "away");
+    this.#store.render();
+    return true;
+  }
+
+  async #send(request: StartRequest): Promise<"started" | "refused" | "away"> {
+    await this.#writes.write(request.nodeId);
+    const { data, error, status } = await this.#store.supabase.rpc("start_image_job", { request: toJson(request) });
+    // A 500 with a code is the database's own: it would come again.
+    if (error && isAway({ error, status }) && !(error.code && status === 500)) return "away";
+    if (error) {
+      this.#store.tell(toProblem({ error, status }, request.nodeId));
+      return "refused";
+    }
+    const { jobId } = data as { jobId: string };
+    const { provider, model, promptSpec } = request;
+    this.#requests.note(jobId, { processor: `${provider}:${model}`, promptSpec });
+    return "started";
   }
 
   /** Returns the address of the picture to start from. */
@@ -59,7 +99,7 @@ export class Starts {
   /** Makes the source's image first. Optimistic, and written only once the source has a run: no row waits in vain. */
   async #generateAfter(id: string, sourceNode: WorkflowNode): Promise<boolean> {
     this.#writes.edit(id, { input: { pendingRunId: `job_${Date.now()}_${crypto.randomUUID()}` } });
-    const started = isUnfinished(sourceNode) || isWaiting(sourceNode) || (await this.generate(sourceNode.id));
+    const started = isUnfinished(sourceNode) || isWaiting(sourceNode) || this.kept.has(sourceNode.id) || (await this.generate(sourceNode.id));
     if (started) await this.#store.fetch([sourceNode.id]);
     else this.#writes.edit(id, { input: { pendingRunId: null } });
     await this.#writes.write(id);
@@ -74,7 +114,7 @@ export class Starts {
    */
   startPendingRuns(fetched = false): void {
     for (const { id, version, node_data: { pendingRunId, source } } of this.#store.nodes.rows()) {
-      if (!pendingRunId || this.#submitting.has(pendingRunId)) continue;
+      if (!pendingRunId || this.#submitting.has(pendingRunId) || (source && this.kept.has(source))) continue;
       if (this.#store.nodes.get(id)?.node_data.pendingRunId !== pendingRunId) continue;
       const sourceNode = source ? this.#store.nodes.row(source) : undefined;
       const imageUrl = sourceNode && this.#pictureOf(sourceNode);
@@ -114,6 +154,7 @@ export class Starts {
   async cancel(id: string): Promise<void> {
     const node = this.#store.nodes.get(id);
     if (node?.node_data.pendingRunId) this.#clearPendingRun(id);
+    if (this.kept.drop(id)) this.#store.render();
     const run_id = node?.node_data.runId;
     if (node && run_id && isUnfinished(node)) await this.#call(id, () => this.#store.supabase.rpc("cancel_run", { run_id }));
   }
@@ -121,6 +162,12 @@ export class Starts {
   async retry(id: string): Promise<void> {
     const run_id = this.#store.nodes.get(id)?.node_data.runId;
     if (run_id) await this.#call(id, () => this.#store.supabase.rpc("requeue_run", { run_id }));
+  }
+
+  async show(run_id: string): Promise<void> {
+    const { error, status } = await this.#store.supabase.rpc("show_run", { run_id });
+    if (error) this.#store.tell(toProblem({ error, status }));
+    else if (this.#store.connection() !== "live") await this.#store.load();
   }
 
   /** Writes the node, then calls a function of the database. Returns whether it succeeded. */

@@ -4,7 +4,7 @@ import type { Database } from "./database.types";
 import type { Connection, NodeCache, Problem } from "./nodes";
 
 /** The columns of workflow_nodes that a store knows. */
-export const COLUMNS = "id,workflow_id,node_type,node_data,position,version";
+export const COLUMNS = "id,workflow_id,node_type,node_data,position,version,pinned_run";
 
 export interface Store {
   readonly id: string;

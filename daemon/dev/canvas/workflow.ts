@@ -14,14 +14,18 @@
 import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
 import type { Database } from "./database.types";
 import { Availability } from "./availability";
+import { Clock } from "./clock";
 import { NO_MEMBER, SIGNED_OUT, isAway, toProblem } from "./failures";
 import type { Failure } from "./failures";
-import { NodeCache, applyPatch, isUnfinished, isWaiting } from "./nodes";
+import { History } from "./history";
+import { NodeCache, applyPatch, isUnfinished, isWaiting, toRow } from "./nodes";
 import type {
-  Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, Position, Problem, RunMessage, Snapshot,
+  Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, NodeNotes, Position, Problem, RunMessage, Snapshot,
   WorkflowNode,
 } from "./nodes";
 import { Pictures } from "./pictures";
+import { Prices } from "./prices";
+import { Requests } from "./requests";
 import { Starts } from "./starts";
 import { COLUMNS } from "./store";
 import type { Store } from "./store";
@@ -29,7 +33,8 @@ import { Writes } from "./writes";
 
 /** Before anything is loaded, and on a server. */
 export const EMPTY: Snapshot = {
-  nodes: [], title: undefined, models: [], usage: [], connection: "connecting", isLoading: true, error: null, unsent: 0,
+  nodes: [], title: undefined, models: [], usage: [], history: [], connection: "connecting", isLoading: true, error: null,
+  unsent: 0,
 };
 
 /** The type of the node that has the workflow's name. It is not shown. */
@@ -41,6 +46,12 @@ const STALE_AFTER = 10_000;
 /** Milliseconds between two tries to load while the server is away: doubled each time. */
 const FIRST_PAUSE = 2_000, LONGEST_PAUSE = 30_000;
 
+interface Removal {
+  /** The node was put back meanwhile. */
+  isTakenBack: boolean;
+  done: Promise<void>;
+}
+
 export class Workflow implements Actions {
   readonly id: string;
   /** Any client will do, typed by your own Database or not. */
@@ -49,6 +60,10 @@ export class Workflow implements Actions {
     this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }));
   readonly #pictures: Pictures;
   readonly #availability: Availability;
+  readonly #clock = new Clock();
+  readonly #requests: Requests;
+  readonly #prices: Prices;
+  readonly #history: History;
   readonly #writes: Writes;
   readonly #starts: Starts;
   #snapshot = EMPTY;
@@ -60,6 +75,8 @@ export class Workflow implements Actions {
   #userId: string | null | undefined;
   /** Grows when a user signs out or leaves: rows that were asked for before are not shown to the next one. */
   #era = 0;
+  /** Deletions that are under way, by node. */
+  #removals = new Map<string, Removal>();
   #loadInProgress: Promise<void> | undefined;
   #reloadRequested = false;
   #endPause: (() => void) | undefined;
@@ -97,7 +114,10 @@ export class Workflow implements Actions {
       },
     };
     this.#writes = new Writes(store);
-    this.#starts = new Starts(store, this.#writes);
+    this.#requests = new Requests(this.#supabase, this.#nodes, this.#clock, () => this.#scheduleRender());
+    this.#prices = new Prices(this.#supabase, () => this.#scheduleRender());
+    this.#history = new History(store);
+    this.#starts = new Starts(store, this.#writes, this.#requests);
   }
 
   /** Returns the same object until something changes. */
@@ -166,7 +186,7 @@ export class Workflow implements Actions {
       void this.#pictures.sign();
       const quiet = Date.now() - this.#lastMessageAt > STALE_AFTER;
       const open = this.#nodes.rows().some(row => isUnfinished(row) || isWaiting(row));
-      if (!this.#error && (this.#writes.hasFailed || this.#hasLostChannel || (quiet && open))) void this.#load();
+      if (!this.#error && (this.#writes.hasFailed || this.#starts.kept.size > 0 || this.#hasLostChannel || (quiet && open))) void this.#load();
     }, STALE_AFTER / 2);
     this.#closers.push(() => clearInterval(watch));
   }
@@ -176,6 +196,7 @@ export class Workflow implements Actions {
     this.#writes.flush();
     this.#endPause?.();
     this.#availability.close();
+    this.#prices.close();
     void this.#unsubscribe();
   }
 
@@ -199,9 +220,7 @@ export class Workflow implements Actions {
   #restart(forget: boolean): void {
     if (!this.#isOpen) return;
     if (forget) {
-      this.#availability.close();
-      this.#nodes.clear();
-      this.#pictures.clear();
+      this.#forget();
       this.#isLoading = true;
     }
     this.#connection = "connecting";
@@ -210,6 +229,14 @@ export class Workflow implements Actions {
       this.#refuse(SIGNED_OUT);
     } else this.refresh();
     this.#scheduleRender();
+  }
+
+  /** Forgets what the next user may not see. */
+  #forget(): void {
+    this.#availability.close();
+    this.#starts.kept.clear();
+    this.#history.open(undefined);
+    for (const each of [this.#nodes, this.#pictures, this.#requests]) each.clear();
   }
 
   #tell(problem: Problem): void {
@@ -237,7 +264,12 @@ export class Workflow implements Actions {
       .on("broadcast", { event: "nodes_changed" }, ({ payload }) => {
         if (this.#channel !== channel) return; // still on its way when the user left
         this.#lastMessageAt = Date.now();
-        const incomplete = this.#nodes.mergeMessages((payload as { nodes: NodeMessage[] }).nodes);
+        const messages = (payload as { nodes: NodeMessage[] }).nodes;
+        for (const { id, node_data } of messages) {
+          const updatedAt = node_data?.updatedAt; // one that somebody has moved keeps it
+          if (updatedAt !== this.#nodes.row(id)?.node_data.updatedAt) this.#clock.hear(updatedAt, true);
+        }
+        const incomplete = this.#nodes.mergeMessages(messages);
         this.#scheduleRender();
         this.#starts.startPendingRuns();
         if (incomplete.length > 0) void this.#fetch(incomplete);
@@ -346,7 +378,10 @@ export class Workflow implements Actions {
     this.#scheduleRender();
     this.#writes.hasFailed = false;
     this.#writes.flush(); // edits that could not be sent while the server was away
-    this.#starts.startPendingRuns(true);
+    this.#requests.resume();
+    this.#prices.resume();
+    if (await this.#starts.sendKept()) this.#reloadRequested ||= this.#starts.kept.size === 0; // its runs are not in these rows
+    else this.#starts.startPendingRuns(true);
     if (this.#connection === "denied" && found.size > 0) void this.#resubscribe(); // a member by now
     if (this.#hasLostChannel) void this.#subscribe();
     return undefined;
@@ -362,7 +397,11 @@ export class Workflow implements Actions {
 
   /** Merges rows, unless the user who asked for them has signed out or left since. */
   #merge(rows: unknown[] | null, era: number): void {
-    if (era === this.#era) rows?.forEach(row => this.#nodes.mergeRow(row as WorkflowNode));
+    if (era !== this.#era) return;
+    for (const row of (rows ?? []) as WorkflowNode[]) {
+      this.#clock.hear(row.node_data.updatedAt, false);
+      this.#nodes.mergeRow(row);
+    }
   }
 
   /** Batches changes into one render per frame. A hidden window has no frames. */
@@ -371,24 +410,43 @@ export class Workflow implements Actions {
     this.#renderScheduled = true;
     const render = () => {
       this.#renderScheduled = false;
-      const rows = this.#nodes.render(this.#availability.reason);
+      const rows = this.#nodes.render(this.#notes);
+      const nodes = rows.filter(row => row.node_type !== CANVAS);
+      const shown = this.#pictures.show([...nodes, ...this.#history.nodes]);
       this.#snapshot = {
-        nodes: this.#pictures.show(rows.filter(row => row.node_type !== CANVAS)),
+        nodes: shown.slice(0, nodes.length),
+        history: this.#history.render(shown.slice(nodes.length)),
         title: titleOf(rows),
         models: this.#models,
         usage: this.#availability.usage,
         connection: this.#connection,
         isLoading: this.#isLoading,
         error: this.#error,
-        unsent: this.#nodes.pendingEdits().length,
+        unsent: this.#nodes.pendingEdits().length + this.#starts.kept.size,
       };
-      if (this.#isOpen) this.#availability.watch(this.#nodes.rows());
+      if (this.#isOpen) {
+        this.#availability.watch(this.#nodes.rows());
+        this.#requests.watch(this.#nodes.rows());
+        this.#prices.watch(nodes);
+        this.#history.watch();
+      }
       this.#listeners.forEach(call => call());
       if (this.#isOpen) void this.#pictures.sign();
     };
     if (globalThis.document?.visibilityState === "visible") requestAnimationFrame(render);
     else setTimeout(render);
   }
+
+  /** What is said of a node beside its row. */
+  #notes = (node: WorkflowNode): NodeNotes => {
+    const cost = this.#prices.cost(node);
+    return {
+      ...this.#availability.reason(node),
+      ...this.#requests.notes(node),
+      ...(cost !== undefined && { cost }),
+      ...(this.#starts.isKept(node.id) && { isKept: true }),
+    };
+  };
 
   // -- runs --
 
@@ -399,6 +457,10 @@ export class Workflow implements Actions {
   cancel = (id: string): Promise<void> => this.#starts.cancel(id);
 
   retry = (id: string): Promise<void> => this.#starts.retry(id);
+
+  show = (runId: string): Promise<void> => this.#starts.show(runId);
+
+  openHistory = (id: string | undefined): void => this.#history.open(id);
 
   share = async (): Promise<string | undefined> => {
     const { data, error, status } = await this.#supabase.rpc("share_workflow", { workflow_id: this.id });
@@ -411,9 +473,7 @@ export class Workflow implements Actions {
     if (error) return this.#tell(toProblem({ error, status }));
     const unsubscribed = this.#unsubscribe();
     this.#era += 1;
-    this.#availability.close();
-    this.#nodes.clear();
-    this.#pictures.clear();
+    this.#forget();
     this.#connection = "denied";
     this.#isLoading = false;
     this.#scheduleRender();
@@ -439,9 +499,14 @@ export class Workflow implements Actions {
     this.#writes.insert({ id, workflow_id: this.id, node_type: CANVAS, node_data: { title }, position: null, version: 0 });
   };
 
+  now = (id: string): WorkflowNode | undefined => this.#nodes.get(id);
+
   restore = (node: WorkflowNode): void => {
-    const { waitsFor: _, ...row } = this.#pictures.original(node);
-    this.#writes.insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } });
+    const row = toRow(this.#pictures.original(node));
+    const removal = this.#removals.get(node.id);
+    if (removal) removal.isTakenBack = true;
+    this.#writes.insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } }, removal?.done);
+    if (node.pinned_run) void this.#writes.settled(node.id).then(() => this.show(node.pinned_run!));
   };
 
   edit = (id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void => {
@@ -456,23 +521,32 @@ export class Workflow implements Actions {
     void this.#writes.write(id);
   };
 
-  remove = async (id: string): Promise<void> => {
+  remove = (id: string, { keepsRun = false } = {}): Promise<void> => {
+    const removal: Removal = { isTakenBack: false, done: Promise.resolve() };
+    removal.done = this.#remove(id, keepsRun, removal).finally(() => {
+      if (this.#removals.get(id) === removal) this.#removals.delete(id);
+    });
+    this.#removals.set(id, removal);
+    return removal.done;
+  };
+
+  async #remove(id: string, keepsRun: boolean, removal: Removal): Promise<void> {
     const row = this.#nodes.row(id);
     if (!row) return;
-    if (isUnfinished(row)) await this.cancel(id);
-    await this.#writes.settled(id);
+    this.#starts.kept.drop(id);
+    if (isUnfinished(row) && !keepsRun) await this.cancel(id);
+    if (!removal.isTakenBack) await this.#writes.settled(id);
+    if (removal.isTakenBack) return;
     this.#nodes.markDeleted(id, Number.MAX_SAFE_INTEGER); // ignores all messages that are still on their way
     this.#scheduleRender();
     const { data, error, status } = await this.#supabase.from("workflow_nodes").delete().eq("id", id).select("version");
     // Later versions are those of a node that was restored.
-    this.#nodes.setTombstone(id, error ? undefined : 1 + (data[0]?.version ?? row.version));
+    if (!removal.isTakenBack) this.#nodes.setTombstone(id, error ? undefined : 1 + (data[0]?.version ?? row.version));
     if (error) {
       this.#tell(toProblem({ error, status }, id));
       void this.#load();
     }
-  };
-
-
+  }
 }
 
 /** Returns the name of a workflow: that of the first node that has one, in every window the same. */

@@ -32,9 +32,11 @@ export class Writes {
     this.#debounces.set(id, setTimeout(() => void this.write(id), DEBOUNCE));
   }
 
-  insert(node: WorkflowNode): void {
+  /** Shows a node at once, and writes it `after` its deletion, if that is under way. */
+  insert(node: WorkflowNode, after?: Promise<void>): void {
     this.#store.nodes.insert(node);
     this.#store.render();
+    if (after) this.#writes.set(node.id, (this.#writes.get(node.id) ?? Promise.resolve()).then(() => after));
     void this.write(node.id);
   }
 

@@ -1,0 +1,114 @@
+/** The edits of the canvas that a desktop knows: undo, redo, copy, cut, paste, duplicate, select all. */
+import { useCallback, useEffect, useMemo } from "react";
+import { useReactFlow } from "@xyflow/react";
+import { fromText, toText } from "./clipboard";
+import type { CopiedNode } from "./clipboard";
+import type { ImageFlowNode } from "./ImageNode";
+import type { Actions, Problem, WorkflowNode } from "./nodes";
+import { copiesOf, undoable } from "./undo";
+import type { UndoableActions } from "./undo";
+
+/** Pixels from a node to its copy. */
+const OFFSET = 40;
+const FIELDS = "input, textarea, select, dialog, [contenteditable]";
+
+/** Returns the store's actions with a memory. */
+export function useUndo(actions: Actions): UndoableActions {
+  return useMemo(() => undoable(actions), [actions]);
+}
+
+interface Options {
+  actions: UndoableActions;
+  /** Whether the canvas is in front, and may be changed. */
+  isActive: boolean;
+  /** Deletes nodes, and says so. */
+  remove: (rows: WorkflowNode[]) => void;
+  setNodes: (change: (now: ImageFlowNode[]) => ImageFlowNode[]) => void;
+  onProblem: (problem: Problem) => void;
+}
+
+/** Listens to the keys and to the clipboard. In a field the browser's own behaviour stays. */
+export function useEditing({ actions, isActive, remove, setNodes, onProblem }: Options): void {
+  const flow = useReactFlow<ImageFlowNode>();
+  /** As they are now: what was typed last may not be rendered yet. */
+  const selected = useCallback(() => flow.getNodes().filter(node => node.selected)
+    .flatMap(node => actions.now(node.id) ?? []), [flow, actions]);
+
+  const insert = useCallback((copies: readonly CopiedNode[], offset = 0) => {
+    // An edge between two copies leads from copy to copy; one from elsewhere stays if its source is on this canvas.
+    const ids = new Map<string, string>();
+    const known = new Set(flow.getNodes().map(node => node.id));
+    for (const { id, input: { source: _, ...input }, position: { x, y } } of copies) {
+      ids.set(id, actions.add(input, { x: x + offset, y: y + offset }));
+    }
+    for (const { id, input: { source } } of copies) {
+      const from = source ? (ids.get(source) ?? (known.has(source) ? source : undefined)) : undefined;
+      if (from) actions.edit(ids.get(id)!, { source: from });
+    }
+    const added = new Set(ids.values());
+    // They are rendered a frame later.
+    requestAnimationFrame(() => requestAnimationFrame(() => setNodes(now => now.map(node =>
+      (Boolean(node.selected) === added.has(node.id) ? node : { ...node, selected: added.has(node.id) })))));
+  }, [flow, actions, setNodes]);
+
+  useEffect(() => {
+    if (!isActive) return;
+    // The field of an empty canvas has the focus by itself: while nothing is in it, the keys are meant for the canvas.
+    const isField = ({ target }: Event) => target instanceof Element && target.closest(FIELDS) !== null
+      && !(target instanceof HTMLInputElement && target.value === "" && target.closest(".first"));
+    const onKey = (event: KeyboardEvent) => {
+      if (!(event.ctrlKey || event.metaKey) || event.altKey || isField(event)) return;
+      const key = event.key.toLowerCase();
+      const run = key === "z" ? (event.shiftKey ? actions.redo : actions.undo)
+        : key === "y" && !event.shiftKey ? actions.redo
+        : key === "a" && !event.shiftKey ? () => setNodes(now => now.map(node => (node.selected ? node : { ...node, selected: true })))
+        : key === "d" && !event.shiftKey ? () => insert(copiesOf(selected(), OFFSET))
+        : undefined;
+      if (!run) return;
+      event.preventDefault();
+      run();
+    };
+    const onCopy = (event: ClipboardEvent) => {
+      const rows = selected();
+      // Text that is marked, an error for example, is what the user wants to copy.
+      if (isField(event) || rows.length === 0 || getSelection()?.isCollapsed === false) return;
+      event.preventDefault();
+      event.clipboardData?.setData("text/plain", toText(rows));
+      if (event.type === "cut") remove(rows);
+    };
+    const onPaste = (event: ClipboardEvent) => {
+      if (isField(event)) return;
+      try {
+        const copies = fromText(event.clipboardData?.getData("text/plain") ?? "");
+        if (!copies) return;
+        event.preventDefault();
+        insert(inView(copies, flow));
+      } catch (error) {
+        onProblem({ message: (error as Error).message });
+      }
+    };
+    window.addEventListener("keydown", onKey);
+    document.addEventListener("copy", onCopy);
+    document.addEventListener("cut", onCopy);
+    document.addEventListener("paste", onPaste);
+    return () => {
+      window.removeEventListener("keydown", onKey);
+      document.removeEventListener("copy", onCopy);
+      document.removeEventListener("cut", onCopy);
+      document.removeEventListener("paste", onPaste);
+    };
+  }, [isActive, actions, flow, insert, remove, selected, setNodes, onProblem]);
+}
+
+/** Moves copies to where they are seen: beside their originals if those are, else into the middle. */
+function inView(copies: readonly CopiedNode[], flow: ReturnType<typeof useReactFlow<ImageFlowNode>>): CopiedNode[] {
+  const pane = document.querySelector(".react-flow")?.getBoundingClientRect() ?? new DOMRect(0, 0, innerWidth, innerHeight);
+  const middle = flow.screenToFlowPosition({ x: pane.x + pane.width / 2, y: pane.y + pane.height / 2 });
+  const left = Math.min(...copies.map(({ position }) => position.x)), top = Math.min(...copies.map(({ position }) => position.y));
+  const known = new Set(flow.getNodes().map(node => node.id));
+  const corner = flow.flowToScreenPosition({ x: left, y: top });
+  const isSeen = copies.some(({ id }) => known.has(id))
+    && corner.x > pane.left && corner.x < pane.right && corner.y > pane.top && corner.y < pane.bottom;
+  const [dx, dy] = isSeen ? [OFFSET, OFFSET] : [Math.round(middle.x - left - 146), Math.round(middle.y - top - 200)];
+  return copies.map(each => ({ ...each, position: { x: each.position.x + dx, y: each.position.y + dy } }));
+}
