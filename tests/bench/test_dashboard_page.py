@@ -1,5 +1,8 @@
 """The page of the dashboard with 100,000 runs behind it: until it is painted, and its longest tasks."""
 
+import json
+from typing import Any
+
 import pytest
 from playwright.async_api import expect
 
@@ -12,12 +15,6 @@ from tests.support.window import chromium, opened
 RUNS = 100_000
 LOOKS = 5
 """Of each period, two seconds apart."""
-TASKS = """
-window.tasks = [];
-new PerformanceObserver(list => window.tasks.push(...list.getEntries().map(task => task.duration)))
-  .observe({ type: "longtask", buffered: true });
-"""
-"""Tasks of over 50 ms: shorter ones are no entries."""
 PAINTED = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
@@ -29,8 +26,10 @@ async def test_the_dashboard_is_painted_and_stays_quick(database: str) -> None:
         dashboard_app(database, "token") as app,
         served(app) as url,
         chromium() as browser,
-        opened(browser, f"{url}/dashboard#token", script=TASKS) as window,
+        opened(browser, f"{url}/dashboard#token") as window,
     ):
+        await browser.start_tracing(page=window.page, categories=["toplevel"])
+        await window.page.reload()
         figures = window.page.get_by_role("region", name="Now")
         await expect(figures).to_be_visible(timeout=30_000)
         shown = await window.page.evaluate(
@@ -44,6 +43,22 @@ async def test_the_dashboard_is_painted_and_stays_quick(database: str) -> None:
             for _ in range(LOOKS):
                 async with window.page.expect_response("**/api/board*", timeout=60_000):
                     pass
-        tasks = await window.page.evaluate("() => window.tasks")
-        rows.append(("longest task", f"{max(tasks, default=0):.0f}", "100"))
+        tasks = tasks_of(json.loads(await browser.stop_tracing()))
+        for name, field in (("longest task", "dur"), ("longest task, its own time", "tdur")):
+            rows.append((name, f"{max(task.get(field, 0) for task in tasks) / 1000:.0f}", "100"))
     table(f"The dashboard's page, {RUNS:,} runs of a day: ms", ("", "measured", "at most"), rows)
+
+
+def tasks_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tasks of the page's main thread: microseconds that passed (dur), and those that it had a processor (tdur)."""
+    events = trace["traceEvents"]
+    main = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
+    }
+    return [
+        event
+        for event in events
+        if event["name"].endswith("RunTask") and (event["pid"], event["tid"]) in main and "dur" in event
+    ]
