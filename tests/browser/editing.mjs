@@ -122,7 +122,7 @@ const scenarios = {
     actions.undoStep(step);
     const both = look();
     actions.undo();
-    return [both, look()];
+    return [both, look(), [1, 2, 3].map(() => actions.redo())];
   },
   "copied and pasted"() {
     const node = (id, source) => ({
@@ -184,7 +184,7 @@ const scenarios = {
     prices.watch([...nodes, node("painter", "Typed later")]);
     await change;
     prices.watch(nodes);
-    await task();
+    await new Promise(resolve => setTimeout(resolve, 300)); // longer than the pause before a request
     return [before ?? "asked for", asked.sort(), [0, 1, 200].map(each => prices.cost(nodes[each])), prices.cost(nodes[201]) ?? "no model"];
   },
 };

@@ -38,8 +38,9 @@ def test_an_edit_after_an_undo_ends_what_was_undone(outcomes: Any) -> None:
 
 
 def test_the_undo_of_a_deletion_is_done_once(outcomes: Any) -> None:
-    both, last = outcomes["a button that undoes"]
+    both, last, redone = outcomes["a button that undoes"]
     assert (both, last) == (["n1,A pier,,,0", "n2,A boat,,,1"], ["n1,A pier,,,0"])
+    assert redone == [True, True, False]
 
 
 def test_a_copy_has_what_was_chosen_and_nothing_else(outcomes: Any) -> None:
