@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 it failed, 2 the command line or the environment is wrong.
 """
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -40,6 +39,8 @@ for command in (events, watch, cancel, requeue, prune, doctor, check, completion
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(version("image-job-orchestrator"))
         raise typer.Exit
 

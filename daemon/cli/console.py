@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from daemon import dsn, environment, running_dev
 from daemon.errors import ImageJobsError, Misconfigured
-from daemon.log import masker
 from daemon.settings import Settings
 from daemon.terminal import has_all_characters
 from daemon.variables import stripped
@@ -100,6 +99,8 @@ def require(settings: Settings, *names: str) -> None:
 
 def print_error(error: ImageJobsError) -> None:
     """Print an error on stderr, and its hint on a line of its own. Secrets are masked."""
+    from daemon.log import masker
+
     mask = masker()
     typer.secho(f"image-jobs: {mask(error.message)}", err=True, fg="red")
     if error.hint:

@@ -7,16 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 
-from daemon import log
 from daemon.cli.console import AsJson, database_url, load_settings, note, print_json, remarks, require
 from daemon.database import connected, refuse_transaction_pooler
 from daemon.errors import ImageJobsError, Misconfigured
-from daemon.log import secrets_of
-
-logger = structlog.stdlib.get_logger()
 
 
 def run() -> None:
@@ -26,10 +21,15 @@ def run() -> None:
 
     Example: DATABASE_URL=postgresql://… OPENAI_API_KEY=… image-jobs run
     """
+    import structlog
+
+    from daemon import log
+
+    logger = structlog.stdlib.get_logger(__name__)
     pretty = log.configure(os.environ.get("IMAGE_JOBS_LOG_FORMAT"))  # the settings may be wrong themselves
     try:
         settings = load_settings(beside_dev=False)  # dev has a daemon, with its own providers
-        pretty = log.configure(settings.log_format, secrets=secrets_of(settings))
+        pretty = log.configure(settings.log_format, secrets=log.secrets_of(settings))
         for remark in remarks():
             logger.warning("environment.ignored", remark=remark)
         require(settings, "DATABASE_URL", "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY")
@@ -64,6 +64,8 @@ def dev(
 
     Example: image-jobs dev --fresh
     """
+    from daemon import log
+
     settings = load_settings(beside_dev=False)
     try:
         from daemon.dev.stack import start
@@ -72,7 +74,7 @@ def dev(
             f"image-jobs dev needs more than the daemon does: {error.name} is not installed.",
             "Run pip install 'image-job-orchestrator[dev]', or in a checkout pip install '.[dev]'.",
         ) from error
-    log.configure(settings.log_format, secrets=secrets_of(settings))
+    log.configure(settings.log_format, secrets=log.secrets_of(settings))
     for remark in remarks():
         note(remark)
     start(data=data, port=port, fresh=fresh, realtime_limit=realtime_limit, settings=settings)
