@@ -28,8 +28,8 @@ log = structlog.stdlib.get_logger()
 
 TICK = 1.0
 """Full scan after this many idle seconds: a slow transaction may have committed a run below the watermark."""
-AWAKE_CLAIMS = 50
-"""Claims a second from which on a daemon looks by itself, so that inserts need no NOTIFY."""
+AWAKE_CLAIMS = 50, 1.0
+"""So many claims within so many seconds, and a daemon looks by itself, so that inserts need no NOTIFY."""
 AWAKE_TICK = 0.005
 """Seconds between two looks of a daemon that is awake: what a run waits then (NOTIFY, where it is sent, takes 3 ms)."""
 BUSY_PAUSE = 0.05
@@ -52,6 +52,7 @@ class Dispatcher:
         slots: How many runs may be held at once.
         start: Called with each run that was claimed. It is held until it is settled.
         drop: Called with claims that turned out to be lost.
+        awake_claims: How many claims, within how many seconds, make it look by itself.
         intake: Returns how many runs may be claimed beside a number of held ones; none while their pictures could not be
             kept.
     """
@@ -67,6 +68,7 @@ class Dispatcher:
         slots: int,
         start: Callable[[ClaimedRun], None],
         drop: Callable[[set[int]], None],
+        awake_claims: tuple[int, float] = AWAKE_CLAIMS,
         intake: Callable[[int], int] = lambda _: sys.maxsize,
     ) -> None:
         self._queue = queue
@@ -87,7 +89,8 @@ class Dispatcher:
         self._full_scan = True
         self._reconcile_at = 0.0
         self._awake_until = 0.0
-        self._claims: deque[float] = deque(maxlen=AWAKE_CLAIMS)
+        many, self._awake_within = awake_claims
+        self._claims: deque[float] = deque(maxlen=many)
         self.accepting = True
 
     @property
@@ -275,7 +278,7 @@ class Dispatcher:
 
     def _stay_awake(self, now: float, slots: int) -> float | None:
         """Seconds for which to look by itself. Only with free slots: a full daemon would look in vain."""
-        busy = len(self._claims) == AWAKE_CLAIMS and now - self._claims[0] < 1.0
+        busy = len(self._claims) == self._claims.maxlen and now - self._claims[0] < self._awake_within
         if busy and slots > 0:
             self._awake_until = now + TICK
             return TICK
