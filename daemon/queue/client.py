@@ -5,8 +5,7 @@ The functions' contracts stand in `sql/schema`; a daemon in another language cou
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -15,9 +14,8 @@ from uuid import UUID
 
 import asyncpg
 
-from daemon.database import CONNECTIONS
-from daemon.dsn import address
 from daemon.metrics import Gauge, Tally
+from daemon.queue.connections import Connections
 from daemon.queue.sanitize import sanitize_charge, sanitize_progress, sanitize_settlement, sanitize_text
 from daemon.run import ClaimedRun, Fate, ProviderJob
 
@@ -27,14 +25,6 @@ REFUSED: tuple[type[BaseException], ...] = (
     asyncpg.ProgramLimitExceededError,
 )
 """The database will not take this data, however often it is sent. Says what is done next, and never who lives on."""
-
-BEAT_TIMEOUT = 5.0
-"""Seconds for a beat: one that takes longer is worth less than the next."""
-
-POOL = CONNECTIONS - 2
-"""Of a daemon's connections, those that are neither the listener's nor the heartbeat's."""
-BESIDE = POOL - 1
-"""Of the pool, for calls beside the sync: what waits for locked rows must not keep it waiting."""
 
 Result = Literal["settled", "already", "lost", "busy", "recorded", "set_aside"]
 
@@ -109,7 +99,7 @@ class AlertNotice:
 
 
 class Queue:
-    """Calls the SQL functions over a small pool, and beats on a connection of its own. Methods raise asyncpg's errors.
+    """Calls the SQL functions. Methods raise asyncpg's errors.
 
     Args:
         dsn: Direct connection or session pooler.
@@ -118,74 +108,23 @@ class Queue:
     """
 
     def __init__(self, dsn: str, *, timeout: float = 20.0, mask: Callable[[str], str] = str) -> None:
-        self._dsn = dsn
-        self._timeout = timeout
+        self._connections = Connections(dsn, timeout)
         self._mask = mask
         self.base64_refused = 0
         """How many texts were shortened since they hold files: of providers and users, on their way into the database."""
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._beats: asyncpg.Pool[asyncpg.Record] | None = None
-        self._beside = asyncio.Semaphore(BESIDE)
         # One at a time: a hundred runs that are throttled at once, or cancellations of runs that are locked, must not leave
         # the others without a connection.
         self._blocking = asyncio.Lock()
         self._finishing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._pool = await self._open(POOL, self._timeout)
-        self._beats = await self._open(1, BEAT_TIMEOUT)
+        await self._connections.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pool in (self._pool, self._beats):
-            if pool is not None:
-                pool.terminate()
-
-    async def _open(self, size: int, timeout: float) -> "asyncpg.Pool[asyncpg.Record]":
-        return await asyncpg.create_pool(
-            address(self._dsn),
-            min_size=0,
-            max_size=size,
-            timeout=min(10, timeout),
-            command_timeout=timeout,
-            max_inactive_connection_lifetime=0,
-            server_settings={"application_name": "image-jobs", "idle_in_transaction_session_timeout": "60000"},
-        )
-
-    @property
-    def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
-        """The open pool."""
-        if self._pool is None:
-            raise RuntimeError("the queue is not open")
-        return self._pool
-
-    @asynccontextmanager
-    async def _connected(
-        self, pool: "asyncpg.Pool[asyncpg.Record] | None" = None, timeout: float | None = None
-    ) -> "AsyncGenerator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
-        """Yield a connection for one call. A call that is given up has its connection cut: asyncpg would wait on for its cancel
-        request to arrive, which takes longest when the network is gone (measured: 25 s for a call with a timeout of 5)."""
-        async with (pool or self.pool).acquire(timeout=timeout or self._timeout) as connection:
-            try:
-                yield connection
-            except asyncpg.PostgresError:
-                raise
-            except BaseException:
-                connection.terminate()
-                raise
-
-    @asynccontextmanager
-    async def _connected_beside(self) -> "AsyncGenerator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]":
-        """Yield a connection for a call that may wait without keeping the sync waiting."""
-        async with asyncio.timeout(self._timeout):
-            await self._beside.acquire()
-        try:
-            async with self._connected() as connection:
-                yield connection
-        finally:
-            self._beside.release()
+        await self._connections.__aexit__(kind, error, trace)
 
     def _refuse_base64(self) -> None:
         self.base64_refused += 1
@@ -202,7 +141,7 @@ class Queue:
         unserved_grace: timedelta = timedelta(minutes=2),
     ) -> None:
         """Register this process as a daemon. It fails runs of a provider `unserved_grace` after the last daemon that served it."""
-        async with self._connected() as connection:
+        async with self._connections.first.use() as connection:
             await connection.execute(
                 "select image_jobs.register_daemon($1, $2, $3, $4, $5, $6, $7)",
                 daemon,
@@ -216,7 +155,7 @@ class Queue:
 
     async def report_daemon(self, daemon: UUID, *, storage_closed: bool, unreachable: Sequence[str]) -> None:
         """Say what keeps this daemon from claiming, and have the database tell what has changed for those who wait."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             await connection.execute(
                 "select image_jobs.report_daemon($1, $2, $3)", daemon, storage_closed, list(unreachable)
             )
@@ -227,60 +166,60 @@ class Queue:
         Raises:
             DaemonFenced: If others have taken this daemon for dead.
         """
-        async with self._connected(self._beats, BEAT_TIMEOUT) as connection:
+        async with self._connections.beats.use() as connection:
             await connection.execute(
                 "select image_jobs.heartbeat($1, $2, $3, $4)", daemon, in_flight, session_lock, draining
             )
 
     async def take_over(self, daemon: UUID) -> int:
         """Take over the runs of silent daemons; return how many."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             count: int = await connection.fetchval("select image_jobs.take_over($1)", daemon)
         return count
 
     async def leave(self, daemon: UUID) -> None:
         """End the daemon in good order."""
-        async with self._connected() as connection:
+        async with self._connections.first.use() as connection:
             await connection.execute("select image_jobs.leave($1)", daemon)
 
     async def block_provider(self, provider: str, model: str | None, wait: timedelta, reason: str) -> None:
         """Close a provider, or the model of it that draws, for all daemons."""
-        async with self._blocking, self._connected_beside() as connection:
+        async with self._blocking, self._connections.beside() as connection:
             reason = sanitize_text(reason, self._mask)
             await connection.execute("select image_jobs.block_provider($1, $2, $3, $4)", provider, model, wait, reason)
 
     async def publish_models(self, provider: str, models: Sequence[Mapping[str, Any]]) -> None:
         """Replace the models of a provider in `image_models`."""
-        async with self._connected() as connection:
+        async with self._connections.first.use() as connection:
             await connection.execute(
                 "select image_jobs.publish_models($1, $2)", provider, json.dumps(models, default=str)
             )
 
     async def set_webhook_secrets(self, secrets: Mapping[str, Sequence[str]]) -> None:
         """Set the secrets that verify the webhooks of the given providers."""
-        async with self._connected() as connection:
+        async with self._connections.first.use() as connection:
             await connection.execute("select image_jobs.set_webhook_secrets($1)", json.dumps(secrets))
 
     async def sweep_webhooks(self) -> None:
         """Match deliveries that arrived before their run had its provider job id."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             await connection.execute("select image_jobs.sweep_webhooks()")
 
     async def sweep_calls(self, after: int | None) -> int | None:
         """Close a part of the open calls that nothing names, behind call `after`. Return the last one looked at."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             last: int | None = await connection.fetchval("select image_jobs.sweep_calls($1)", after or 0)
         return last
 
     async def unmatched_deliveries(self, providers: Sequence[str], limit: int) -> list[ProviderJob]:
         """Return provider jobs of which a webhook came and that no run has, leased for a minute."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             rows = await connection.fetch("select image_jobs.unmatched_deliveries($1, $2)", list(providers), limit)
         return [ProviderJob.read(row[0]) for row in rows]
 
     async def attach_provider_job(self, job: ProviderJob, run_id: str | None, ticket: int | None) -> str:
         """Give a provider job to the run that it was submitted for; None for none of ours. Return what became of it."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             result: str = await connection.fetchval(
                 "select image_jobs.attach_provider_job($1, $2, $3, $4)", job.provider, job.id, run_id, ticket
             )
@@ -288,7 +227,7 @@ class Queue:
 
     async def take_cancellations(self, providers: Sequence[str], limit: int) -> list[ProviderJob]:
         """Return provider jobs that are to be cancelled, leased for a minute."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             rows = await connection.fetch("select image_jobs.take_cancellations($1, $2)", list(providers), limit)
         return [ProviderJob.read(row[0]) for row in rows]
 
@@ -304,7 +243,7 @@ class Queue:
             charge: `state` and `cost` of its call; None where the provider said nothing about it.
         """
         reason = None if reason is None else sanitize_text(reason, self._mask)
-        async with self._finishing, self._connected_beside() as connection:
+        async with self._finishing, self._connections.beside() as connection:
             await connection.execute(
                 "select image_jobs.finish_cancellation($1, $2, $3, $4, $5)",
                 job.provider,
@@ -316,75 +255,75 @@ class Queue:
 
     async def walk(self, buckets: Sequence[str], keep: timedelta | None, limit: int) -> RetentionStep:
         """Prune runs that ended longer than `keep` ago, and look for files whose run is gone: one step of at most `limit` rows."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             row = await connection.fetchval("select image_jobs.walk($1, $2, $3)", list(buckets), keep, limit)
         return RetentionStep(**json.loads(row))
 
     async def take_file_removals(self, limit: int) -> list[FileRemoval]:
         """Lease removals for a minute: those of runs that are gone."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             rows = await connection.fetch("select image_jobs.take_file_removals($1)", limit)
         return [FileRemoval(**json.loads(text)) for (text,) in rows]
 
     async def finish_file_removal(self, removal: FileRemoval, *, done: bool) -> None:
         """End a removal, or put it off if it is not `done`."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             await connection.execute(
                 "select image_jobs.finish_file_removal($1, $2, $3)", UUID(removal.workflow_id), removal.run_id, done
             )
 
     async def take_alert_notices(self, limit: int) -> list[AlertNotice]:
         """Note which alerts have opened and closed, and lease notices for a minute: those that are to be sent."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             rows = await connection.fetch("select image_jobs.take_alert_notices($1)", limit)
         return [AlertNotice(**json.loads(text)) for (text,) in rows]
 
     async def finish_alert_notice(self, notice: AlertNotice, *, done: bool) -> None:
         """Write down that a notice was sent, or put it off if it is not `done`."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             await connection.execute(
                 "select image_jobs.finish_alert_notice($1, $2, $3)", UUID(notice.id), notice.state, done
             )
 
     async def take_source_removals(self, limit: int) -> list[SourceRemoval]:
         """Lease removals of uploads for a minute, of `limit` names at most each."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             rows = await connection.fetch("select image_jobs.take_source_removals($1)", limit)
         return [SourceRemoval(**json.loads(text)) for (text,) in rows]
 
     async def finish_source_removal(self, removal: SourceRemoval, *, done: bool) -> None:
         """Have it looked for more, or put it off if it is not `done`."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             await connection.execute(
                 "select image_jobs.finish_source_removal($1, $2, $3)", removal.belongs_to, UUID(removal.id), done
             )
 
     async def take_tallies(self, *, counts: bool) -> list[Tally]:
         """Take what is to be counted and logged, which nobody else gets; only what is to be logged unless it `counts`."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             rows = await connection.fetch("select image_jobs.take_tallies($1)", counts)
         return [Tally(**json.loads(text)) for (text,) in rows]
 
     async def gauges(self) -> list[Gauge]:
         """Return what waits, and what is closed."""
-        async with self._connected_beside() as connection:
+        async with self._connections.beside() as connection:
             rows = await connection.fetch("select image_jobs.gauges()")
         return [Gauge(**json.loads(text)) for (text,) in rows]
 
     async def ping(self) -> None:
         """Make a round trip that asks for nothing: whoever refuses it refuses everything."""
-        async with self._connected() as connection:
+        async with self._connections.first.use() as connection:
             await connection.execute("select 1")
 
     async def wake_all(self) -> None:
         """Wake all daemons."""
-        async with self._connected() as connection:
+        async with self._connections.first.use() as connection:
             await connection.execute("select image_jobs.wake_all()")
 
     async def newest_claim(self) -> int:
         """Return the newest claim of all. A list of the claims that are held is put together afterwards: it says nothing of
         newer ones, however late it arrives."""
-        async with self._connected() as connection:
+        async with self._connections.first.use() as connection:
             newest: int = await connection.fetchval("select last_value from image_jobs.claims")
         return newest
 
@@ -407,7 +346,7 @@ class Queue:
         Raises:
             DaemonFenced: If slots were asked for and others have taken this daemon for dead.
         """
-        async with self._connected() as connection:
+        async with self._connections.first.use() as connection:
             rows = await connection.fetch(
                 "select part, run from image_jobs.sync($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 daemon,

@@ -174,7 +174,7 @@ async def test_lease_lapses_in_an_outage_and_is_fresh_afterwards(proxy: Proxy, d
 
 
 async def test_beat_without_a_reply_is_given_up_in_time(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.queue.client.BEAT_TIMEOUT", 0.3)
+    monkeypatch.setattr("daemon.queue.connections.BEAT_TIMEOUT", 0.3)
     async with Queue(proxy.dsn) as queue:
         daemon = await register(queue)
         async with proxy.swallowing():
