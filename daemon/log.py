@@ -39,7 +39,7 @@ _LOOKS_SECRET = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_SIGNS = ("bearer", "basic", "=", "sk-", "rk-", "sb_secret_", "aiza")
+_SIGNS = ("bearer", "basic", "key=", "token=", "signature=", "sig=", "sk-", "rk-", "sb_secret_", "aiza")
 """One of them is in every text in which the pattern finds something: it is ten times as slow as to look for them."""
 # Those that end in something: whether it comes is looked up once a word, not once for each beginning (which is quadratic).
 _PASSWORD = re.compile(r"""(?P<before>://[^\s/:@"']*:)[^\s"'&@\\]+""")
@@ -64,9 +64,9 @@ def masker(secrets: Iterable[str] = ()) -> Callable[[str], str]:
         text = known.sub(MASK, text)
         if "://" in text and "@" in text:
             text = _WORD.sub(_mask_passwords, text)
-        if "." in text:
-            text = _DOTTED.sub(_mask_tokens, text)
         lower = text.lower()
+        if "eyj" in lower and "." in text:
+            text = _DOTTED.sub(_mask_tokens, text)
         if any(sign in lower for sign in _SIGNS):
             text = _LOOKS_SECRET.sub(lambda found: (found["before"] or "") + MASK, text)
         return text

@@ -9,5 +9,6 @@
 7. A daemon that was taken for dead (`DaemonFenced`) gets a new id: `identity.py`.
 8. Of a provider that this daemon cannot reach it claims nothing for a while: `unreachable.py`.
 9. `obstacles.py` reports that every second, and lets the database tell who waits why.
-10. `client.py` has one method per SQL function; all it writes goes through `sanitize.py`, by the rule of `base64_rule.py`.
+10. `client.py` has one method per SQL function, and calls it over `connections.py`; all it writes goes through `plain.py` or
+    `sanitize.py`, by the rule of `base64_rule.py`.
 """

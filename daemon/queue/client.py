@@ -16,7 +16,8 @@ import asyncpg
 
 from daemon.metrics import Gauge, Tally
 from daemon.queue.connections import Connections
-from daemon.queue.sanitize import sanitize_charge, sanitize_progress, sanitize_settlement, sanitize_text
+from daemon.queue.plain import plain_json
+from daemon.queue.sanitize import Mask, Refuse, sanitize_charge, sanitize_progress, sanitize_settlement, sanitize_text
 from daemon.run import ClaimedRun, Fate, ProviderJob
 
 REFUSED: tuple[type[BaseException], ...] = (
@@ -26,6 +27,7 @@ REFUSED: tuple[type[BaseException], ...] = (
 )
 """The database will not take this data, however often it is sent. Says what is done next, and never who lives on."""
 
+Sanitize = Callable[[Mapping[str, Any], Mask, Refuse], dict[str, Any]]
 Result = Literal["settled", "already", "lost", "busy", "recorded", "set_aside"]
 
 
@@ -125,6 +127,14 @@ class Queue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._connections.__aexit__(kind, error, trace)
+
+    def _written(self, entries: Sequence[Mapping[str, Any]], sanitize: Sanitize) -> str:
+        """Return entries as a JSON array that the database can take."""
+        texts = (
+            plain_json(entry, self._mask) or json.dumps(sanitize(entry, self._mask, self._refuse_base64))
+            for entry in entries
+        )
+        return f"[{','.join(texts)}]"
 
     def _refuse_base64(self) -> None:
         self.base64_refused += 1
@@ -352,8 +362,8 @@ class Queue:
                 daemon,
                 slots,
                 full_scan,
-                json.dumps([sanitize_settlement(each, self._mask, self._refuse_base64) for each in settlements]),
-                json.dumps([sanitize_progress(each, self._mask, self._refuse_base64) for each in progress]),
+                self._written(settlements, sanitize_settlement),
+                self._written(progress, sanitize_progress),
                 held,
                 awake,
                 list(unreachable),
