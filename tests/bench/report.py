@@ -16,6 +16,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     Console(width=110).print("", it)
 
 
+def remark(text: str) -> None:
+    """Print a sentence below a table, or above it."""
+    Console(width=110, highlight=False).print(text)
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value below which that share of the values lies."""
     ordered = sorted(values)

@@ -1,155 +1,172 @@
-"""Latency from the insert of a run to the start of its work, beside a baseline: a bare INSERT with NOTIFY."""
+"""Latency from the INSERT of a run to the start of its work, beside a bare INSERT with NOTIFY, and beside pgqueuer.
+
+All of them live in this process, on one event loop, and are measured one after the other.
+"""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from statistics import median
 from uuid import uuid4
 
 import asyncpg
 import pytest
+from pgqueuer import PgQueuer
+from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
+from pgqueuer.models import Job
 
 from daemon.run import ClaimedRun
 from tests.bench.idle_provider import IdleProvider, idle_provider
-from tests.bench.report import percentile, table
-from tests.support.postgres import connect, wait_until
-from tests.support.runs import insert_run, insert_runs
+from tests.bench.machine import describe
+from tests.bench.report import percentile, remark, table
+from tests.bench.systems import Bare
+from tests.support.postgres import Cluster, connect, wait_until
+from tests.support.runs import insert_runs
 
-Db = asyncpg.Connection
-
-SAMPLES = 120
+ROUNDS = 5
 
 BASELINE = """
-create table baseline (id bigint generated always as identity primary key, content jsonb);
-create function notify_baseline() returns trigger language plpgsql as $$ begin notify baseline; return null; end $$;
-create trigger notify_baseline after insert on baseline for each statement execute function notify_baseline();
+create table baseline (id text primary key, content jsonb);
+create function notify_baseline() returns trigger language plpgsql as
+$$ begin perform pg_notify('baseline', new.id); return null; end $$;
+create trigger notify_baseline after insert on baseline for each row execute function notify_baseline();
 """
 
 
-class Latency:
-    """Measures from an insert to the start of the run."""
+@dataclass
+class Subject:
+    """One of those that are measured: how to insert, and when the work of each id has begun."""
 
-    def __init__(self, it: IdleProvider, db: Db) -> None:
-        self._it = it
-        self._db = db
-        self._arrived = asyncio.Event()
-        self._id = ""
-        self._at = 0.0
-        it.start = self._on_start
+    insert: Callable[[str], Awaitable[object]]
+    arrived: dict[str, float] = field(default_factory=dict)
 
-    def _on_start(self, run: ClaimedRun) -> None:
-        if run.id == self._id:
-            self._at = time.perf_counter()
-            self._it.settle(run)
-            self._arrived.set()
+    def arrive(self, run: str) -> None:
+        """Take the time at which the work of an id begins."""
+        self.arrived[run] = time.perf_counter()
 
-    async def of_a_run(self) -> float:
-        """Seconds from sending an insert of one run to the start of its work."""
-        self._id = f"run_{uuid4().hex}"
-        self._arrived.clear()
-        sent = time.perf_counter()
-        await self._db.execute(
-            """insert into runs (id, kind, subject_id, status, processor, metadata)
-            values ($1, 'image_gen', $2, 'pending', 'demo:painter', '{"promptSpec": {"basePrompt": "a red fox"}}')""",
-            self._id,
-            uuid4(),
-        )
-        await self._arrived.wait()
-        return self._at - sent
+    async def measure(self, count: int, per_second: float) -> list[float]:
+        """Insert at that pace, however long one takes; return the seconds from sending each INSERT to its work."""
+        sent: dict[str, float] = {}
+        started = time.perf_counter()
+        for number in range(count):
+            await asyncio.sleep(max(0.0, started + number / per_second - time.perf_counter()))
+            run = f"run_{uuid4().hex}"
+            sent[run] = time.perf_counter()
+            await self.insert(run)
+        await wait_until(lambda: sent.keys() <= self.arrived.keys(), timeout=60)
+        return [self.arrived[run] - at for run, at in sent.items()]
 
 
 @asynccontextmanager
-async def open_baseline(dsn: str, db: Db) -> AsyncIterator["Baseline"]:
-    """The least latency that Postgres allows."""
-    await db.execute(BASELINE)
-    listening = await connect(dsn)
-    it = Baseline(db)
-    await listening.add_listener("baseline", lambda *_: it.on_notify())
-    yield it
-    await listening.close()
+async def daemon(cluster: Cluster, in_flight: int) -> AsyncIterator[Subject]:
+    """The daemon without its provider."""
+    async with cluster.database() as dsn, idle_provider(dsn, slots=200) as it:
+        db = await connect(dsn)
+        held: list[ClaimedRun] = []
+        it.start = held.append
+        if in_flight:
+            await insert_runs(db, in_flight)
+            await wait_until(lambda: len(held) == in_flight)
+        reporting = asyncio.create_task(report_progress(it, held))
 
+        async def insert(run: str) -> None:
+            await db.execute(
+                """insert into runs (id, kind, subject_id, status, processor, metadata) values
+                ($1, 'image_gen', $2, 'pending', 'demo:painter', '{"promptSpec": {"basePrompt": "a red fox"}}')""",
+                run,
+                uuid4(),
+            )
 
-class Baseline:
-    """Measures from an insert into a table of one column to its notification."""
+        subject = Subject(insert)
 
-    def __init__(self, db: Db) -> None:
-        self._db = db
-        self._arrived = asyncio.Event()
-        self._at = 0.0
+        def start(run: ClaimedRun) -> None:
+            subject.arrive(run.id)
+            it.settle(run)
 
-    def on_notify(self) -> None:
-        """Take the time of the notification."""
-        self._at = time.perf_counter()
-        self._arrived.set()
-
-    async def of_a_row(self) -> float:
-        """Seconds from sending an insert to the notification."""
-        self._arrived.clear()
-        sent = time.perf_counter()
-        await self._db.execute(
-            "insert into baseline (content) values ($1)", {"promptSpec": {"basePrompt": "a red fox"}}
-        )
-        await self._arrived.wait()
-        return self._at - sent
+        it.start = start
+        yield subject
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        await db.close()
 
 
 async def report_progress(it: IdleProvider, held: list[ClaimedRun]) -> None:
     """Report progress of each run in flight once a second, one after the other."""
     done = 0
-    while True:
+    while held:
         await asyncio.sleep(1 / len(held))
         done += 1
         it.outbox.record(held[done % len(held)], progress=min(99, done // len(held)), message="Drawing.")
 
 
-@pytest.mark.parametrize(("in_flight", "per_second"), [(0, 12), (100, 12), (0, 100)])
-async def test_latency_from_insert_to_provider(database: str, db: Db, in_flight: int, per_second: int) -> None:
-    async with idle_provider(database, slots=200) as it, open_baseline(database, db) as baseline:
-        held: list[ClaimedRun] = []
-        it.start = held.append
-        background = None
-        if in_flight:
-            await insert_runs(db, in_flight)
-            await wait_until(lambda: len(held) == in_flight)
-            background = asyncio.create_task(report_progress(it, held))
-        latency = Latency(it, db)
-        ours: list[float] = []
-        bare: list[float] = []
-        for _ in range(SAMPLES):
-            started = time.perf_counter()
-            ours.append(await latency.of_a_run())
-            bare.append(await baseline.of_a_row())
-            await asyncio.sleep(max(0.0, started + 1 / per_second - time.perf_counter()))
-        if background is not None:
-            background.cancel()
-            await asyncio.gather(background, return_exceptions=True)
-    table(
-        f"Milliseconds from INSERT to provider, {in_flight} runs in flight, {per_second} inserts a second",
-        ("", "p50", "p95", "p99"),
-        [
-            (name, *(f"{1000 * percentile(values, percent):.1f}" for percent in (50, 95, 99)))
-            for name, values in (("daemon", ours), ("baseline: INSERT and NOTIFY", bare))
-        ]
-        + [("ratio", *(f"{percentile(ours, p) / percentile(bare, p):.1f} x" for p in (50, 95, 99)))],
-    )
+@asynccontextmanager
+async def pgqueuer(cluster: Cluster, in_flight: int) -> AsyncIterator[Subject]:
+    """pgqueuer with a handler that does nothing, or waits."""
+    async with Bare.open(cluster) as system:
+        assert isinstance(system, Bare)
+        connection = await asyncpg.connect(system.dsn)
+        manager = PgQueuer(AsyncpgDriver(connection))
+        subject = Subject(lambda run: system.enqueue([run]))
+        end = asyncio.Event()
+
+        @manager.entrypoint("work")
+        async def work(job: Job) -> None:
+            run = (job.payload or b"").decode()
+            subject.arrive(run)
+            if run.startswith("held"):
+                await end.wait()
+
+        running = asyncio.create_task(manager.qm.run())
+        held = [f"held_{number}" for number in range(in_flight)] or ["first"]
+        await system.enqueue(held)
+        await wait_until(lambda: subject.arrived.keys() >= set(held))
+        yield subject
+        end.set()
+        manager.qm.shutdown.set()
+        await running
+        await connection.close()
 
 
-async def test_insert_beside_a_bare_insert(database: str, db: Db) -> None:
-    await db.execute(BASELINE)
-    ours: list[float] = []
-    bare: list[float] = []
-    for _ in range(SAMPLES):
-        started = time.perf_counter()
-        await insert_run(db)
-        inserted = time.perf_counter()
-        await db.execute("insert into baseline (content) values ($1)", {"promptSpec": {"basePrompt": "a red fox"}})
-        ours.append(inserted - started)
-        bare.append(time.perf_counter() - inserted)
+@asynccontextmanager
+async def baseline(cluster: Cluster, _in_flight: int) -> AsyncIterator[Subject]:
+    """The least latency that Postgres allows: a row is inserted, and its trigger notifies."""
+    async with cluster.database("supabase") as dsn:
+        db, listening = await connect(dsn), await connect(dsn)
+        await db.execute(BASELINE)
+        content = {"promptSpec": {"basePrompt": "a red fox"}}
+        subject = Subject(lambda run: db.execute("insert into baseline values ($1, $2)", run, content))
+        await listening.add_listener("baseline", lambda *args: subject.arrive(str(args[3])))
+        yield subject
+        await listening.close()
+        await db.close()
+
+
+@pytest.mark.parametrize(("in_flight", "per_second", "count"), [(0, 12, 25), (100, 12, 25), (100, 100, 200)])
+async def test_latency_from_insert_to_start(durable: Cluster, in_flight: int, per_second: int, count: int) -> None:
+    kinds = {"daemon": daemon, "INSERT and NOTIFY": baseline, "pgqueuer, bare": pgqueuer}
+    found: dict[str, list[list[float]]] = {name: [] for name in kinds}
+    before = describe(durable)
+    async with AsyncExitStack() as stack:
+        subjects = {name: await stack.enter_async_context(kind(durable, in_flight)) for name, kind in kinds.items()}
+        for _ in range(ROUNDS):
+            for name, subject in subjects.items():
+                found[name].append(await subject.measure(count, per_second))
+    remark(f"\n{before}")
+
+    def typical(name: str, percent: float) -> float:
+        return median(percentile(values, percent) for values in found[name])
+
     table(
-        "Milliseconds of one INSERT of a run",
-        ("", "p50", "p95"),
+        f"Milliseconds from INSERT to the start of the work, {in_flight} in flight, {per_second} inserts a second",
+        ("", "p50", "p95", "p99", "p50 x INSERT and NOTIFY", "p50 x pgqueuer"),
         [
-            (name, *(f"{1000 * percentile(values, percent):.1f}" for percent in (50, 95)))
-            for name, values in (("runs", ours), ("baseline: a bare table with NOTIFY", bare))
+            (
+                name,
+                *(f"{1000 * typical(name, percent):.1f}" for percent in (50, 95, 99)),
+                *(f"{typical(name, 50) / typical(other, 50):.2f}" for other in ("INSERT and NOTIFY", "pgqueuer, bare")),
+            )
+            for name in kinds
         ],
     )

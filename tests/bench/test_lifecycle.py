@@ -88,27 +88,3 @@ async def pgbench(cluster: Cluster, dsn: str, clients: int) -> float:
     assert process.returncode == 0, err.decode()
     assert rate is not None
     return transactions * clients / float(rate[1])
-
-
-async def test_runs_a_second_by_batch_size(database: str, db: Db) -> None:
-    sizes = {1: 200, 10: 800, 100: 2000, 400: 2000}
-    rates: dict[int, list[float]] = {size: [] for size in sizes}
-    async with Queue(database) as queue:
-        me = await register(queue, slots=400)
-        for _ in range(ROUNDS):
-            for size, runs in sizes.items():
-                await insert_with_nodes(db, runs, uuid4().hex)
-                await db.execute("analyze")
-                started = time.perf_counter()
-                synced = await queue.sync(me, slots=size)
-                while synced.claimed:
-                    settlements = [{**settlement(), "id": run.id, "claim": run.claim} for run in synced.claimed]
-                    synced = await queue.sync(me, slots=size, settlements=settlements)
-                rates[size].append(runs / (time.perf_counter() - started))
-                assert await db.fetchval("select count(*) from runs where status <> 'completed'") == 0
-    slowest = median(rates[1])
-    table(
-        "Runs a second by the size of a batch (one connection, one sync after the other)",
-        ("batch", "runs/s", "ratio"),
-        [(str(size), f"{median(found):.0f}", f"{median(found) / slowest:.1f} x") for size, found in rates.items()],
-    )

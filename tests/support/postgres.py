@@ -71,11 +71,11 @@ def free_port() -> int:
 
 
 class Cluster:
-    """A server of one version, with a template that `database()` clones."""
+    """A server of one version, with a template that `database()` clones. Without a `directory`, it may lie in memory."""
 
-    def __init__(self, name: str, settings: dict[str, str] = FAST) -> None:
+    def __init__(self, name: str, settings: dict[str, str] = FAST, directory: str | None = None) -> None:
         # Not below pytest's own temporary directory: only its owner can reach that, and as root Postgres is `nobody`.
-        self._home = Path(tempfile.mkdtemp(prefix=f"image-jobs-{name}-", dir=fast_directory()))
+        self._home = Path(tempfile.mkdtemp(prefix=f"image-jobs-{name}-", dir=directory or fast_directory()))
         self._home.chmod(0o755)
         self.name = name
         self.server = Server(bin_dir(name), self._home / "data", free_port(), settings)
