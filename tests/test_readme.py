@@ -151,3 +151,13 @@ def test_broken_links_and_paths_are_found() -> None:
     text = "[a](no.md) [b](README.md#no-heading) [c](#settings) [d](https://example.com) `queue/no.py` `no.py` `sql/no`"
     assert unresolved_links("daemon/README.md", text) == ["no.md", "README.md#no-heading"]
     assert missing_paths("daemon/README.md", text) == ["no.py", "queue/no.py", "sql/no"]
+
+
+def test_commands_of_benchmarks_select_one():
+    text = (ROOT / "tests/bench/README.md").read_text()
+    names = " ".join(
+        re.findall(r"def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests/bench").glob("test_*.py")))
+    )
+    chosen = re.findall(r"tests/run --bench -k (\w+)", text)
+    assert len(chosen) == 4
+    assert [name for name in chosen if name not in names] == []
