@@ -1,7 +1,7 @@
 """Every state of the canvas, looked at by axe: its default rules, in both themes, at a desk and on a phone."""
 
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from playwright.async_api import expect
@@ -12,12 +12,6 @@ from tests.support.window import Window, put
 pytestmark = [pytest.mark.timeout(240), pytest.mark.one_postgres]
 
 Open = Any
-
-RUNNING = """
-with writer as (select set_config('image_jobs.writer', 'projection', true))
-update workflow_nodes set node_data = node_data || jsonb_build_object('status', $2::text, 'progress', 40, 'message', $3::text)
-from writer where workflow_id = $1 and node_data #>> '{promptSpec,basePrompt}' = $4
-"""
 
 SCREENS = ((390, 844), (1440, 900))
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -42,22 +36,22 @@ async def test_axe_finds_nothing_in_any_state_of_the_canvas(url: str, open_windo
     states["empty"] = await findings(window)
 
     await put(db, window.workflow, "A dragon", refuse="The painter does not paint dragons.")
-    await put(db, window.workflow, "A castle", "A mill", "A wait", at=1)
+    await put(db, window.workflow, "A castle", at=1)
+    await put(db, window.workflow, "A mill", at=2, hang=True)
+    await put(db, window.workflow, "A wait", at=3, throttle=120, times=1)
     await page.reload()
     await window.connected()
-    await window.node("A dragon").get_by_role("button", name="Generate").click()
-    await window.node("A castle").get_by_role("button", name="Generate").click()
+    for prompt in ("A dragon", "A castle", "A mill", "A wait"):
+        await window.node(prompt).get_by_role("button", name="Generate").click()
     await window.has_image(window.node("A castle"))
     await expect(window.node("A dragon")).to_have_attribute("data-status", "error", timeout=20_000)
-    workflow = UUID(window.workflow)
-    await db.execute(RUNNING, workflow, "running", "Painting.", "A mill")
-    await db.execute(RUNNING, workflow, "pending", "The painter asks us to slow down.", "A wait")
-    await expect(window.node("A wait")).to_have_attribute("data-status", "pending")
-    await expect(window.node("A mill").get_by_role("progressbar")).to_be_visible()
+    await expect(window.node("A wait")).to_contain_text("Trying again in", timeout=20_000)
+    await expect(window.node("A mill").get_by_role("progressbar")).to_be_visible(timeout=20_000)
     states["failed, done, running, waiting"] = await findings(window)
 
     await window.node("A castle").locator("..").focus()
     await page.keyboard.press("r")
+    await expect(page.get_by_placeholder("What should change?")).to_be_focused()
     await page.keyboard.type("Now at night")
     await page.keyboard.press("Escape")
     await window.node("Now at night").get_by_role("button", name="Model and settings").dispatch_event("click")

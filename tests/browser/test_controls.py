@@ -115,6 +115,7 @@ async def test_nodes_are_moved_connected_and_deleted_by_keys(window: Window, db:
     await page.reload()
     await window.connected()
     nodes = page.locator(".react-flow__node")
+    await expect(nodes).to_have_count(3)
     labels = [await each.locator("article").get_attribute("aria-label") for each in await nodes.all()]
     assert labels == ["A mill", "A pond", "A hill"]  # Tab goes as one reads
 
