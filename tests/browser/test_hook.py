@@ -17,7 +17,8 @@ pytestmark = pytest.mark.timeout(150)
 UPDATE = """
 with writer as (select set_config('image_jobs.writer', 'projection', true))
 update workflow_nodes
-set node_data = node_data || jsonb_build_object('status', 'running', 'message', 'Painting', 'progress', $2::int)
+set node_data = node_data || jsonb_build_object('status', 'running', 'message', 'Painting', 'progress', $2::int),
+  version = nextval('image_jobs.node_versions')
 from writer where workflow_id = $1
 """
 UPDATE_ONE = f"{UPDATE} and id = $3"

@@ -19,7 +19,8 @@ SENTENCE = "OpenAI cannot be reached. Going on with google:gemini-3.1-flash-lite
 UPDATE = """
 with writer as (select set_config('image_jobs.writer', 'projection', true))
 update workflow_nodes
-set node_data = node_data || jsonb_build_object('status', $2::text, 'progress', 12, 'message', $3::text)
+set node_data = node_data || jsonb_build_object('status', $2::text, 'progress', 12, 'message', $3::text),
+  version = nextval('image_jobs.node_versions')
 from writer where workflow_id = $1
 """
 
