@@ -30,7 +30,8 @@ HOUR = 3_600
 CHANGE = """
 with writer as (select set_config('image_jobs.writer', 'projection', true))
 update public.workflow_nodes
-set node_data = node_data || jsonb_build_object('status', 'running', 'message', 'Painting', 'progress', $2::int)
+set version = nextval('image_jobs.node_versions'),
+  node_data = node_data || jsonb_build_object('status', 'running', 'message', 'Painting', 'progress', $2::int)
 from writer where id in (select id from public.workflow_nodes where workflow_id = $1 order by id limit $3)
 """
 RECEIVED = """
