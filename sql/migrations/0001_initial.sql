@@ -1984,8 +1984,8 @@ begin
     until = greatest(b.until, excluded.until),
     reason = case when b.until > excluded.until then b.reason else excluded.reason end;
   delete from image_jobs.provider_blocks b
-  where b.id in (
-    select o.id from image_jobs.provider_blocks o where o.until < image_jobs.now() - interval '1 hour' for update skip locked);
+  where b.id = any (array(
+    select o.id from image_jobs.provider_blocks o where o.until < image_jobs.now() - interval '1 hour' for update skip locked));
 end
 $$;
 
@@ -2196,24 +2196,24 @@ begin
   if not p_counts then
     return query
     update image_jobs.tallies t set logged = true
-    where t.id in (
-      select q.id from image_jobs.tallies q where q.run_id is not null and not q.logged order by q.id limit 10000 for update skip locked)
+    where t.id = any (array(
+      select q.id from image_jobs.tallies q where q.run_id is not null and not q.logged order by q.id limit 10000 for update skip locked))
     returning jsonb_strip_nulls(jsonb_build_object(
       'metric', t.metric, 'provider', t.provider, 'model', t.model, 'result', t.result, 'code', t.code, 'count', t.count,
       'run_id', t.run_id, 'workflow_id', t.workflow_id, 'node_id', t.node_id, 'error', t.error, 'logged', false));
     -- The oldest alone is looked at as a rule.
     if (select t.at from image_jobs.tallies t order by t.id limit 1) < image_jobs.now() - interval '5 min' then
       delete from image_jobs.tallies t
-      where t.id in (
+      where t.id = any (array(
         select q.id from image_jobs.tallies q where q.at < image_jobs.now() - interval '5 min'
-        order by q.id limit 10000 for update skip locked);
+        order by q.id limit 10000 for update skip locked));
     end if;
     return;
   end if;
   return query
   with taken as (
     delete from image_jobs.tallies t
-    where t.id in (select q.id from image_jobs.tallies q order by q.id limit 10000 for update skip locked)
+    where t.id = any (array(select q.id from image_jobs.tallies q order by q.id limit 10000 for update skip locked))
     returning t.*
   )
   select jsonb_strip_nulls(jsonb_build_object(
@@ -5580,10 +5580,11 @@ declare
 begin
   for v_due in
     with taken as (
+      -- An array, since `in` may be planned to select anew for each row.
       delete from image_jobs.stale_nodes s
-      where s.id in (
+      where s.id = any (array(
         select q.id from image_jobs.stale_nodes q where q.due_at between p_from and image_jobs.now()
-        order by q.due_at, q.id limit 1000 for update skip locked)
+        order by q.due_at, q.id limit 1000 for update skip locked))
       returning s.node_id, s.failures
     )
     select t.failures, array_agg(t.node_id) as nodes

@@ -28,8 +28,8 @@ begin
     until = greatest(b.until, excluded.until),
     reason = case when b.until > excluded.until then b.reason else excluded.reason end;
   delete from image_jobs.provider_blocks b
-  where b.id in (
-    select o.id from image_jobs.provider_blocks o where o.until < image_jobs.now() - interval '1 hour' for update skip locked);
+  where b.id = any (array(
+    select o.id from image_jobs.provider_blocks o where o.until < image_jobs.now() - interval '1 hour' for update skip locked));
 end
 $$;
 

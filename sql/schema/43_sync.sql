@@ -83,10 +83,11 @@ declare
 begin
   for v_due in
     with taken as (
+      -- An array, since `in` may be planned to select anew for each row.
       delete from image_jobs.stale_nodes s
-      where s.id in (
+      where s.id = any (array(
         select q.id from image_jobs.stale_nodes q where q.due_at between p_from and image_jobs.now()
-        order by q.due_at, q.id limit 1000 for update skip locked)
+        order by q.due_at, q.id limit 1000 for update skip locked))
       returning s.node_id, s.failures
     )
     select t.failures, array_agg(t.node_id) as nodes

@@ -135,7 +135,7 @@ async def test_statements_about_other_kinds_pay_for_little_of_ours(db: Db) -> No
         """
     )
     assert sorted((row["table_name"], row["by_row"], row["conditional"]) for row in triggers) == [
-        ("run_events", False, False),
+        ("run_events", False, True),  # not for events that are ours and numbered already
         ("runs", False, False),
         *[("runs", True, True)] * 3,  # one of them for metadata alone
     ]

@@ -7,6 +7,7 @@ import pytest
 
 from daemon.queue.client import Queue
 from tests.support.postgres import Cluster, connect, signed_in
+from tests.support.protocol import Daemon
 from tests.support.runs import completed, insert_runs, register
 
 pytestmark = pytest.mark.every_postgres
@@ -60,6 +61,20 @@ async def test_rerouting_reads_a_bounded_number_of_runs(db: Db) -> None:
     await insert_runs(db, 1500, processor="openai:gpt-image-2", fallback=["google:gemini-3-pro-image"])
     await db.execute("analyze runs")
     assert await read() < 210
+
+
+async def test_stale_nodes_are_looked_at_once(db: Db, daemon: Daemon) -> None:
+    """The plan is made while there is none, and a vacuum has seen that."""
+    read = READ.replace("'runs'", "'stale_nodes'")
+    await db.execute("vacuum analyze image_jobs.stale_nodes")
+    for _ in range(6):
+        await daemon.sync(slots=0)
+    await db.execute("insert into image_jobs.stale_nodes (node_id) select 'n' || n from generate_series(1, 1000) n")
+    async with db.transaction():
+        before = await db.fetchval(read)
+        await daemon.sync(slots=0)
+        assert await db.fetchval(read) - before < 10_000
+    assert not await db.fetchval("select count(*) from image_jobs.stale_nodes")
 
 
 @pytest.mark.one_postgres
