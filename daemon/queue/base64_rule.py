@@ -16,7 +16,8 @@ KEPT = 24
 _ESCAPED = dict.fromkeys((*range(32), 34, 92), " ")
 """Characters that jsonb writes as escape sequences: the rule reads a blank instead of each."""
 _ASCII = re.IGNORECASE | re.ASCII
-_URL = re.compile(r'https?://[^ "<>]+', _ASCII)
+URL = re.compile(r'https?://[^ "<>]+', _ASCII)
+"""Of any length: those of up to `LONGEST_URL` characters do not count."""
 # Starts only where a run of either alphabet starts: at each character within a long run, it would be read again.
 _RUN = re.compile(rf"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{{{SHORTEST_TOKEN},}}={{0,2}}")
 _STANDARD = re.compile(rf"[A-Za-z0-9+/]{{{SHORTEST_TOKEN},}}={{0,2}}")
@@ -32,7 +33,7 @@ def tokens(text: str) -> Iterator[tuple[int, int]]:
         return
     blanked = text.translate(_ESCAPED)
     begin = 0
-    for url in _URL.finditer(blanked):
+    for url in URL.finditer(blanked):
         yield from _within(blanked, begin, url.start())
         if url.end() - url.start() > LONGEST_URL:
             yield from _within(blanked, url.start(), url.end())

@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from daemon.queue.base64_rule import LONGEST_URL, SHORTEST_TOKEN
+from daemon.queue.base64_rule import LONGEST_URL, SHORTEST_TOKEN, URL
 from daemon.queue.sanitize import DEEPEST, LONGEST_WAIT, MAX_SHOWN_BYTES, MAX_SHOWN_TOKENS
 
-_URL = re.compile(rf'https?://[^ "<>]{{,{LONGEST_URL - len("https://")}}}')
 _EXPONENT = re.compile(r"[ \[]-?[\d.]+e[+-]?\d")
 """Of a number, which may be out of the database's range."""
 _PADDING = 2
@@ -34,7 +33,7 @@ def plain_json(entry: Mapping[str, Any], mask: Callable[[str], str]) -> str | No
     # Without an escape sequence, every text in it is ASCII, has no control character, and is seen here as it is.
     if len(text) > MAX_SHOWN_BYTES or "\\" in text or text.count("{") + text.count("[") > DEEPEST:
         return None
-    if "64," in text or _has_exponent(text) or _token_characters(text) > MAX_SHOWN_TOKENS or mask(text) != text:
+    if "64," in text or _has_exponent(text) or _has_many_tokens(text) or mask(text) != text:
         return None
     return text
 
@@ -51,7 +50,18 @@ def _has_exponent(text: str) -> bool:
     return ("e-" in text or "e+" in text) and _EXPONENT.search(text) is not None
 
 
+def _has_many_tokens(text: str) -> bool:
+    """Return whether the base64 rule may count more than a text that is shown may have."""
+    # With its URLs, hardly any has.
+    return _token_characters(text) > MAX_SHOWN_TOKENS and _token_characters(URL.sub(_blank, text)) > MAX_SHOWN_TOKENS
+
+
+def _blank(url: re.Match[str]) -> str:
+    # A longer one is counted whole, with the URLs in it.
+    return " " if url.end() - url.start() <= LONGEST_URL else url[0]
+
+
 def _token_characters(text: str) -> int:
-    """Return at most how many characters of it the base64 rule counts."""
-    pieces = _URL.sub(" ", text).encode().translate(_TOKENS).split()
+    """Return at most how many characters there are in tokens."""
+    pieces = text.encode().translate(_TOKENS).split()
     return sum(len(piece) + _PADDING for piece in pieces if len(piece) >= SHORTEST_TOKEN)

@@ -37,6 +37,9 @@ HARD = [
     "Bearer ",
     "eyJ",
     LONG,
+    f"https://{token(2_041)}",
+    f"http://{token(3_493)}",
+    f"HTTPS://{'.' * 100}http://{token(1_990)}",
 ]
 TEXTS = st.lists(st.sampled_from(ORDINARY * 10 + HARD), max_size=4).map("".join)
 NUMBERS = st.one_of(st.floats(), st.integers(), st.sampled_from([0.04, 1e-40, 1e50, 10**60, 10**401]))
@@ -92,13 +95,15 @@ def test_ordinary_settlements_take_the_short_way(outcome: Any) -> None:
     "message",
     [
         f"Of {LONG} {LONG}.",
+        f"At https://{token(2_041)}.",
+        f"At HTTPS://{'.' * 100}http://{token(1_990)}.",
         "It says a-password-of-ours.",
         "data:image/png;base64,AAAA",
         "a\x00b",
         "狐",
         "word " * 1_000,
     ],
-    ids=["base64", "secret", "data URL", "NUL", "other letters", "long"],
+    ids=["base64", "long URL", "URL in a long one", "secret", "data URL", "NUL", "other letters", "long"],
 )
 def test_whatever_may_be_changed_takes_the_long_way(message: str) -> None:
     assert plain_json({"id": RUN, "claim": 1, "message": message}, MASK) is None
