@@ -16,7 +16,7 @@ from tests.support.daemon_harness import DaemonHarness
 from tests.support.midjourney_harness import MIDJOURNEY, midjourney_environment
 from tests.support.multi_provider_harness import GOOGLE, STABILITY, multi_provider_harness
 from tests.support.openai_harness import OPENAI, background_harness
-from tests.support.runs import run_row
+from tests.support.runs import in_milliseconds, run_row
 from tests.support.storage_gate import StorageGate
 
 PAINTER = "demo:painter"
@@ -40,7 +40,7 @@ async def timings(harness: DaemonHarness, run: str) -> dict[str, int]:
     row = await run_row(harness.db, run)
     times: dict[str, int] = row["payload"]["timings"]
     assert all(value >= 0 for value in times.values())
-    assert sum(times.values()) == round(1000 * (row["finished_at"] - row["created_at"]).total_seconds())
+    assert sum(times.values()) == in_milliseconds(row["finished_at"] - row["created_at"])
     return times
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.protocol import IMAGE, Daemon, Db, move_clock, new_daemon
-from tests.support.runs import insert_run, insert_runs, run_row
+from tests.support.runs import in_milliseconds, insert_run, insert_runs, run_row
 
 pytestmark = pytest.mark.one_postgres
 
@@ -44,7 +44,7 @@ async def timings(db: Db, run: str, *, since: str = "created_at") -> list[int]:
     row = await run_row(db, run)
     times: dict[str, int] = row["payload"]["timings"]
     assert all(value >= 0 for value in times.values()), times
-    assert sum(times.values()) == round(1000 * (row["finished_at"] - row[since]).total_seconds())
+    assert sum(times.values()) == in_milliseconds(row["finished_at"] - row[since])
     return [times[name] for name in ("queuedMs", "generateMs", "storeMs", "settleMs")]
 
 
@@ -177,7 +177,7 @@ async def failed(db: Db, run: str) -> dict[str, int]:
     row = await run_row(db, run)
     times: dict[str, int] = row["payload"]["timings"]
     assert row["status"] == "failed"
-    assert sum(times.values()) == round(1000 * (row["finished_at"] - row["created_at"]).total_seconds())
+    assert sum(times.values()) == in_milliseconds(row["finished_at"] - row["created_at"])
     return times
 
 

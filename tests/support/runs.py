@@ -1,6 +1,7 @@
 """Runs and daemons for tests, by plain SQL."""
 
 import json
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -56,8 +57,6 @@ async def event_names(connection: "asyncpg.Connection[asyncpg.Record]", run: str
 
 async def register(queue: Queue, *, slots: int = 4, lease: float = 30, providers: tuple[str, ...] = ("demo",)) -> UUID:
     """Register a daemon and return its id."""
-    from datetime import timedelta
-
     daemon = uuid4()
     await queue.register_daemon(
         daemon, name="test", version="0", slots=slots, lease=timedelta(seconds=lease), providers=providers
@@ -68,6 +67,11 @@ async def register(queue: Queue, *, slots: int = 4, lease: float = 30, providers
 def completed(url: str = "https://example.supabase.co/x.png") -> dict[str, Any]:
     """Return the body of a settlement that completes a run."""
     return {"outcome": "completed", "payload": {"imageUrl": url, "cost": 0.01}, "events": []}
+
+
+def in_milliseconds(took: timedelta) -> int:
+    """Return whole milliseconds, a half rounded up as Postgres does it: Python's `round` goes to the even one."""
+    return (took // timedelta(microseconds=1) + 500) // 1000
 
 
 def as_json(value: object) -> Any:
