@@ -3583,11 +3583,14 @@ $$;
 create or replace trigger image_jobs_guard_pin before update on public.workflow_nodes
   for each row when (new.pinned_run is distinct from old.pinned_run) execute function image_jobs.guard_pin();
 -- The projection and show_run write versions themselves. They run as the schema's owner, who alone may draw one: a client's own
--- setting of the variable is not enough.
-create or replace trigger image_jobs_keep_node before insert or update on public.workflow_nodes
+-- setting of the variable is not enough. Without a new version it is the work of an application's trigger that they have fired.
+create or replace trigger image_jobs_keep_node before update on public.workflow_nodes
   for each row when (coalesce(current_setting('image_jobs.writer', true), '') <> 'projection'
-    or not has_sequence_privilege('image_jobs.node_versions'::regclass, 'usage'))
+    or not has_sequence_privilege('image_jobs.node_versions'::regclass, 'usage')
+    or new.version is not distinct from old.version)
   execute function image_jobs.keep_node();
+create or replace trigger image_jobs_keep_new_node before insert on public.workflow_nodes
+  for each row execute function image_jobs.keep_node();
 
 -- Projection: any change of runs, by any writer, becomes events, node data and notifications.
 --
@@ -4063,7 +4066,8 @@ begin
   set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
     run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
   where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id
-    and (n.pinned_run = old.id or n.pinned_run is null and n.run_ticket = old.ticket);
+    and (n.pinned_run = old.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = old.id
+      or n.pinned_run is null and n.run_ticket = old.ticket);
   perform set_config('image_jobs.writer', v_writer, true);
   perform image_jobs.project_nodes(array(
     select n.id from public.workflow_nodes n
@@ -4140,12 +4144,18 @@ returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
   v_nodes jsonb;
+  v_stayed boolean := tg_op = 'INSERT';
 begin
   if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is null then
     return null;
   end if;
-  -- A projection moves and renames no node, and changes each that it writes.
-  if tg_op = 'INSERT' or pg_trigger_depth() > 1 and current_setting('image_jobs.writer', true) = 'projection' then
+  -- A projection changes each node that it writes, and moves and renames none; an application's trigger within it may.
+  if tg_op = 'UPDATE' and pg_trigger_depth() > 1 and current_setting('image_jobs.writer', true) = 'projection' then
+    v_stayed := not exists (
+      select from old_rows o
+      where not exists (select from new_rows n where n.id = o.id and n.workflow_id = o.workflow_id and n.version <> o.version));
+  end if;
+  if v_stayed then
     perform image_jobs.send_message('nodes_changed', message.workflow_id, jsonb_build_object('nodes', message.items))
     from (
       select cut.workflow_id, jsonb_agg(cut.item order by cut.version) as items
@@ -8450,11 +8460,17 @@ declare
   v_deleted integer;
   v_nodes integer;
   v_memberships integer;
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
   select coalesce(array_agg(m.workflow_id), '{}') into v_own
   from public.workflow_members m
   where m.user_id = p_user_id
     and not exists (select from public.workflow_members o where o.workflow_id = m.workflow_id and o.user_id <> p_user_id);
+  -- Before a run is deleted: nodes are locked after runs.
+  perform set_config('image_jobs.writer', 'daemon', true);
+  perform from public.runs r where r.requeued_by = p_user_id and r.kind = 'image_gen' order by r.id for update;
+  update public.runs r set requeued_by = null where r.requeued_by = p_user_id and r.kind = 'image_gen';
+  perform set_config('image_jobs.writer', v_writer, true);
   loop
     delete from public.runs r where r.id in (
       select o.id from public.runs o
@@ -8468,9 +8484,6 @@ begin
   from (select 'user' as belongs_to, p_user_id as id union all select 'workflow', unnest(v_own)) gone
   on conflict (belongs_to, id) do update set due_at = excluded.due_at, tries = 0;
   perform pg_notify('image_jobs_drop', '');
-  perform set_config('image_jobs.writer', 'daemon', true);
-  update public.runs r set requeued_by = null where r.requeued_by = p_user_id and r.kind = 'image_gen';
-  perform set_config('image_jobs.writer', '', true);
   update image_jobs.calls c set user_id = null where c.user_id = p_user_id;
   delete from public.workflow_nodes n where n.workflow_id = any (v_own);
   get diagnostics v_nodes = row_count;
@@ -8486,7 +8499,8 @@ $$;
 -- the buckets beside them is not. Only the service role writes into any but that of sources, which members upload.
 
 -- Returns whether there is room for one more source in the workflow that an object's name begins with: 1,000 of them, and 2 GB.
--- Reads no more than that many entries of Storage's own index, of that folder alone. Limits how much members may upload; of a user
+-- Reads no more than that many entries of an index of Storage's (by name in the C collation, or by text_pattern_ops), of that
+-- folder alone. Limits how much members may upload; of a user
 -- it is as much in each of the user's workflows, since no index of Storage has an owner.
 create or replace function image_jobs.may_upload(p_name text)
 returns boolean language plpgsql volatile security definer set search_path = ''
@@ -8500,7 +8514,7 @@ begin
     from (
       select case when o.metadata ->> 'size' ~ '^[0-9]{1,15}$' then (o.metadata ->> 'size')::bigint end as bytes
       from storage.objects o
-      where o.bucket_id = 'image-sources' and o.name collate "C" >= v_folder || '/' and o.name collate "C" < v_folder || '0'
+      where o.bucket_id = 'image-sources' and o.name ^@ (v_folder || '/')
       limit 1000
     ) s);
 end

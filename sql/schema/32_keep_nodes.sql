@@ -136,8 +136,11 @@ $$;
 create or replace trigger image_jobs_guard_pin before update on public.workflow_nodes
   for each row when (new.pinned_run is distinct from old.pinned_run) execute function image_jobs.guard_pin();
 -- The projection and show_run write versions themselves. They run as the schema's owner, who alone may draw one: a client's own
--- setting of the variable is not enough.
-create or replace trigger image_jobs_keep_node before insert or update on public.workflow_nodes
+-- setting of the variable is not enough. Without a new version it is the work of an application's trigger that they have fired.
+create or replace trigger image_jobs_keep_node before update on public.workflow_nodes
   for each row when (coalesce(current_setting('image_jobs.writer', true), '') <> 'projection'
-    or not has_sequence_privilege('image_jobs.node_versions'::regclass, 'usage'))
+    or not has_sequence_privilege('image_jobs.node_versions'::regclass, 'usage')
+    or new.version is not distinct from old.version)
   execute function image_jobs.keep_node();
+create or replace trigger image_jobs_keep_new_node before insert on public.workflow_nodes
+  for each row execute function image_jobs.keep_node();

@@ -466,7 +466,8 @@ begin
   set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
     run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
   where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id
-    and (n.pinned_run = old.id or n.pinned_run is null and n.run_ticket = old.ticket);
+    and (n.pinned_run = old.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = old.id
+      or n.pinned_run is null and n.run_ticket = old.ticket);
   perform set_config('image_jobs.writer', v_writer, true);
   perform image_jobs.project_nodes(array(
     select n.id from public.workflow_nodes n

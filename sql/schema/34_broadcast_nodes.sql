@@ -55,12 +55,18 @@ returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 declare
   v_nodes jsonb;
+  v_stayed boolean := tg_op = 'INSERT';
 begin
   if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is null then
     return null;
   end if;
-  -- A projection moves and renames no node, and changes each that it writes.
-  if tg_op = 'INSERT' or pg_trigger_depth() > 1 and current_setting('image_jobs.writer', true) = 'projection' then
+  -- A projection changes each node that it writes, and moves and renames none; an application's trigger within it may.
+  if tg_op = 'UPDATE' and pg_trigger_depth() > 1 and current_setting('image_jobs.writer', true) = 'projection' then
+    v_stayed := not exists (
+      select from old_rows o
+      where not exists (select from new_rows n where n.id = o.id and n.workflow_id = o.workflow_id and n.version <> o.version));
+  end if;
+  if v_stayed then
     perform image_jobs.send_message('nodes_changed', message.workflow_id, jsonb_build_object('nodes', message.items))
     from (
       select cut.workflow_id, jsonb_agg(cut.item order by cut.version) as items

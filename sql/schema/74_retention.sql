@@ -372,11 +372,17 @@ declare
   v_deleted integer;
   v_nodes integer;
   v_memberships integer;
+  v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
   select coalesce(array_agg(m.workflow_id), '{}') into v_own
   from public.workflow_members m
   where m.user_id = p_user_id
     and not exists (select from public.workflow_members o where o.workflow_id = m.workflow_id and o.user_id <> p_user_id);
+  -- Before a run is deleted: nodes are locked after runs.
+  perform set_config('image_jobs.writer', 'daemon', true);
+  perform from public.runs r where r.requeued_by = p_user_id and r.kind = 'image_gen' order by r.id for update;
+  update public.runs r set requeued_by = null where r.requeued_by = p_user_id and r.kind = 'image_gen';
+  perform set_config('image_jobs.writer', v_writer, true);
   loop
     delete from public.runs r where r.id in (
       select o.id from public.runs o
@@ -390,9 +396,6 @@ begin
   from (select 'user' as belongs_to, p_user_id as id union all select 'workflow', unnest(v_own)) gone
   on conflict (belongs_to, id) do update set due_at = excluded.due_at, tries = 0;
   perform pg_notify('image_jobs_drop', '');
-  perform set_config('image_jobs.writer', 'daemon', true);
-  update public.runs r set requeued_by = null where r.requeued_by = p_user_id and r.kind = 'image_gen';
-  perform set_config('image_jobs.writer', '', true);
   update image_jobs.calls c set user_id = null where c.user_id = p_user_id;
   delete from public.workflow_nodes n where n.workflow_id = any (v_own);
   get diagnostics v_nodes = row_count;

@@ -2,7 +2,8 @@
 -- the buckets beside them is not. Only the service role writes into any but that of sources, which members upload.
 
 -- Returns whether there is room for one more source in the workflow that an object's name begins with: 1,000 of them, and 2 GB.
--- Reads no more than that many entries of Storage's own index, of that folder alone. Limits how much members may upload; of a user
+-- Reads no more than that many entries of an index of Storage's (by name in the C collation, or by text_pattern_ops), of that
+-- folder alone. Limits how much members may upload; of a user
 -- it is as much in each of the user's workflows, since no index of Storage has an owner.
 create or replace function image_jobs.may_upload(p_name text)
 returns boolean language plpgsql volatile security definer set search_path = ''
@@ -16,7 +17,7 @@ begin
     from (
       select case when o.metadata ->> 'size' ~ '^[0-9]{1,15}$' then (o.metadata ->> 'size')::bigint end as bytes
       from storage.objects o
-      where o.bucket_id = 'image-sources' and o.name collate "C" >= v_folder || '/' and o.name collate "C" < v_folder || '0'
+      where o.bucket_id = 'image-sources' and o.name ^@ (v_folder || '/')
       limit 1000
     ) s);
 end

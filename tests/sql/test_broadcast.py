@@ -92,6 +92,31 @@ async def test_a_renamed_node_is_deleted_under_its_old_id(postgres: Cluster, db:
     assert len({node["version"] for node in last}) == 2
 
 
+async def test_nodes_that_an_applications_trigger_writes_are_sent(postgres: Cluster, db: Db) -> None:
+    await add_nodes(db, 2)
+    await db.execute(
+        """
+        create function pass_on() returns trigger language plpgsql as $$
+        begin
+          update public.workflow_nodes set node_data = node_data || '{"fed": true}', workflow_id = gen_random_uuid() where id = 'n2';
+          insert into public.workflow_nodes (id, workflow_id, node_type, node_data) values ('n3', new.workflow_id, 'note', '{}');
+          return null;
+        end $$;
+        create trigger pass_on after update on workflow_nodes for each row when (new.id = 'n1') execute function pass_on();
+        """
+    )
+    before = await db.fetchval("select version from workflow_nodes where id = 'n2'")
+    await insert_run(db, nodeId="n1")
+    assert await db.fetchval("select version from workflow_nodes where id = 'n2'") > before
+    assert await db.fetchval("select version from workflow_nodes where id = 'n3'") > before
+    sent = [
+        node for row in await messages(postgres, db) for node in row["payload"]["nodes"] if node["version"] > before
+    ]
+    assert {(node["id"], node.get("deleted", False)) for node in sent} == {
+        ("n1", False), ("n2", False), ("n2", True), ("n3", False),
+    }  # fmt: skip
+
+
 async def test_a_send_that_fails_does_not_hurt_the_change(postgres: Cluster, db: Db) -> None:
     name = await db.fetchval("select current_database()")
     await postgres.sudo(
