@@ -45,7 +45,7 @@ async def shows(node: Locator, run: str) -> None:
 
 
 async def draw(window: Window, db: Any, prompt: str) -> str:
-    """Have the one node of the canvas drawn with this prompt. Returns the run."""
+    """Have the one node of the canvas drawn with this prompt, and wait until it is shown. Returns the run."""
     shown = "select node_data from workflow_nodes where workflow_id = $1"
     before = (await db.fetchval(shown, window.workflow)).get("runId")
     await window.page.locator(".image-node-prompt").fill(prompt)
@@ -56,7 +56,10 @@ async def draw(window: Window, db: Any, prompt: str) -> str:
         return data.get("status") == "completed" and data["runId"] != before
 
     await wait_until(is_drawn, timeout=60)
-    return (await db.fetchval(shown, window.workflow))["runId"]
+    run: str = (await db.fetchval(shown, window.workflow))["runId"]
+    # Not yet done here, a node takes no further one.
+    await shows(window.page.locator(".image-node"), run)
+    return run
 
 
 async def test_an_earlier_picture_is_used_again(private_url: str, open_window: Any, private_db: Any) -> None:

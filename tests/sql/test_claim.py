@@ -9,6 +9,7 @@ from tests.support.runs import insert_run, insert_runs
 # who comes first
 
 
+@pytest.mark.timeout(180)
 async def test_10_000_runs_of_one_workflow_do_not_delay_another(db: Db, daemon: Daemon) -> None:
     crowd, one = uuid4(), uuid4()
     await insert_runs(db, 10_000, workflow=crowd)
