@@ -2,6 +2,8 @@
 
 from uuid import UUID, uuid4
 
+import pytest
+
 from tests.support.postgres import connect
 from tests.support.protocol import Daemon, Db, move_clock, new_daemon
 from tests.support.runs import insert_run, insert_runs
