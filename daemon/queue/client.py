@@ -151,8 +151,9 @@ class Queue:
         unserved_grace: timedelta = timedelta(minutes=2),
     ) -> None:
         """Register this process as a daemon. It fails runs of a provider `unserved_grace` after the last daemon that served it."""
-        # Beside the sync, which may be waiting for a network that has gone: a fenced daemon is registered at once.
-        async with self._connections.beside() as connection:
+        # A fenced daemon is registered at once: the sync may be waiting for a network that has gone, those beside for a lock.
+        connections = self._connections
+        async with connections.beside() if connections.first.busy else connections.first.use() as connection:
             await connection.execute(
                 "select image_jobs.register_daemon($1, $2, $3, $4, $5, $6, $7)",
                 daemon,

@@ -37,7 +37,7 @@ class Connections:
         self._timeout = timeout
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self.first = Kept(dsn, timeout)
-        """For the sync, and for what the daemon does before, between and after its syncs."""
+        """For the sync, for what the daemon does before, between and after its syncs, and to be registered meanwhile."""
         self.beats = Kept(dsn, BEAT_TIMEOUT)
 
     async def __aenter__(self) -> Self:
@@ -103,6 +103,11 @@ class Kept:
                 raise
         finally:
             self._free.release()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._free.locked()
 
     def close(self) -> None:
         """Cut the connection, now and for ever."""

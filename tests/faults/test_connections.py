@@ -19,6 +19,7 @@ from daemon.run import ProviderJob
 from tests.support.fault_harness import FaultHarness
 from tests.support.pooler import Pooler, pooled
 from tests.support.postgres import connect, wait_until
+from tests.support.runs import register
 from tests.support.wiring import wired
 
 CONNECTIONS = 5
@@ -85,6 +86,31 @@ async def test_calls_on_locked_rows_do_not_stop_heartbeats(
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)
     assert all(beats)
+
+
+async def test_slow_calls_do_not_keep_a_daemon_from_registering(
+    database: str, db: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await db.execute(
+        "insert into image_jobs.webhook_deliveries (provider, delivery_id, provider_job_id, type, received_at)"
+        " values ('demo', '1', '1', 'done', now())"
+    )
+    locker = await connect(database)
+    async with Queue(database) as queue:
+        async with locker.transaction():
+            await locker.execute("select from image_jobs.webhook_deliveries for update")
+            job = ProviderJob("demo", "1", None)
+            calls = [asyncio.create_task(queue.attach_provider_job(job, None, None)) for _ in range(3)]
+
+            async def two_wait() -> bool:
+                query = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+                return await db.fetchval(query) >= 2
+
+            await wait_until(two_wait)
+            async with asyncio.timeout(10):  # a call beside would be given up after 20
+                await register(queue)
+        await asyncio.gather(*calls)
+    await locker.close()
 
 
 @pytest.mark.timeout(90)
