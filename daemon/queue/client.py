@@ -322,6 +322,10 @@ class Queue:
             rows = await connection.fetch("select image_jobs.gauges()")
         return [Gauge(**json.loads(text)) for (text,) in rows]
 
+    async def reset_session(self) -> None:
+        """Undo what triggers of the application have set for the session of the syncs. They would go on with it for days."""
+        await self._connections.first.reset()
+
     async def ping(self) -> None:
         """Make a round trip that asks for nothing: whoever refuses it refuses everything."""
         async with self._connections.first.use() as connection:

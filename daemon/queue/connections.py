@@ -1,7 +1,7 @@
 """The connections over which the SQL functions are called: a kept one each for syncs and beats, and a small pool beside them.
 
-No function of ours changes anything of its session. So nothing is reset after a call: asyncpg's reset is a round trip, and
-it comes between the sync that claims a run and the start of its work.
+No function of ours changes anything of its session, but the application's triggers may (`request.jwt.claims`, say). Calls
+beside leave none of it. After a sync it would be a round trip between a claim and the start of the work: see `Kept.reset`.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Connections:
             min_size=0,
             max_size=BESIDE,
             max_inactive_connection_lifetime=0,
-            reset=_keep,
+            reset=_reset,
         )
         return self
 
@@ -109,6 +109,11 @@ class Kept:
         """Whether a call is under way."""
         return self._free.locked()
 
+    async def reset(self) -> None:
+        """Undo what triggers have set for the session. What was set on connecting stays."""
+        async with self.use() as connection:
+            await _reset(connection)
+
     def close(self) -> None:
         """Cut the connection, now and for ever."""
         self._closed = True
@@ -119,7 +124,11 @@ class Kept:
         if self._closed:
             raise RuntimeError("the queue is not open")
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(**_options(self._dsn, self._timeout))
+            connection = await asyncpg.connect(**_options(self._dsn, self._timeout))
+            if self._closed:
+                connection.terminate()
+                raise RuntimeError("the queue is not open")
+            self._connection = connection
         return self._connection
 
 
@@ -132,5 +141,5 @@ def _options(dsn: str, timeout: float) -> dict[str, Any]:
     }
 
 
-async def _keep(_connection: object) -> None:
-    """Leave the session as it is."""
+async def _reset(connection: Connection) -> None:
+    await connection.execute("reset all")

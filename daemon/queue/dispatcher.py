@@ -9,11 +9,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
 import structlog
 
+from daemon.database import EXPECTED
 from daemon.errors import DaemonFenced
 from daemon.queue.client import Acknowledgement, Queue
 from daemon.queue.culprits import Culprits
@@ -210,8 +212,6 @@ class Dispatcher:
             await self._write_apart(daemon, batch, slots, error)
             return error
         self._most = min(2 * self._most, self._slots)
-        if held is not None:
-            self._reconcile_at = now + RECONCILE
         self._held.update((run.claim, run) for run in synced.claimed)
         self._acknowledge(batch, synced.acknowledgements)
         if lost := synced.lost - {item.run.claim for item in batch.settlements}:
@@ -222,6 +222,10 @@ class Dispatcher:
             self._claims.append(now)
         if len(synced.claimed) >= slots > 0 and len(self._held) < self._slots:
             self._signals.wake()
+        if held is not None:
+            self._reconcile_at = now + RECONCILE
+            with suppress(*EXPECTED):  # a connection that fails is cut; the next one has a session of its own
+                await self._queue.reset_session()
         return None
 
     async def _write_apart(self, daemon: UUID, batch: Batch, slots: int, error: Exception) -> None:

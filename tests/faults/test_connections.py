@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from daemon.queue.client import Queue
+from daemon.queue.connections import Connections
 from daemon.queue.heartbeat import Heartbeat, State
 from daemon.queue.identity import Identity
 from daemon.queue.lease import Lease
@@ -111,6 +112,18 @@ async def test_slow_calls_do_not_keep_a_daemon_from_registering(
                 await register(queue)
         await asyncio.gather(*calls)
     await locker.close()
+
+
+async def test_calls_beside_leave_nothing_in_their_session(database: str) -> None:
+    setting = (
+        "select pg_backend_pid(), current_setting('request.jwt.claims', true), current_setting('application_name')"
+    )
+    async with Connections(database, 20) as connections:
+        async with connections.beside() as connection:
+            pid = connection.get_server_pid()
+            await connection.execute("select set_config('request.jwt.claims', '{}', false)")
+        async with connections.beside() as connection:
+            assert tuple(await connection.fetchrow(setting)) == (pid, "", "image-jobs")
 
 
 @pytest.mark.timeout(90)

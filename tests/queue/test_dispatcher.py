@@ -123,6 +123,32 @@ async def test_confirm_returns_false_for_a_lost_claim(database: str, db: Db) -> 
         assert it.lost == {it.claimed[0].claim}
 
 
+CLAIMS = """
+create table public.claims_seen (number bigserial, pid int default pg_backend_pid(), claims text, name text, timeout text);
+create function public.use_claims() returns trigger language plpgsql security definer as $$
+begin
+  insert into public.claims_seen (claims, name, timeout) values (coalesce(current_setting('request.jwt.claims', true), ''),
+    current_setting('application_name'), current_setting('idle_in_transaction_session_timeout'));
+  perform set_config('request.jwt.claims', '{"role": "somebody"}', false);
+  return null;
+end $$;
+create trigger zz_of_the_application after update on public.runs for each row execute function public.use_claims();
+"""
+
+
+async def test_session_settings_of_triggers_are_undone(database: str, db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.queue.dispatcher.RECONCILE", 0.0)
+    await db.execute(CLAIMS)
+    async with running(database, slots=100) as it:
+        for count in range(1, 4):
+            await insert_run(db)
+            it.signals.wake()
+            await wait_until(lambda count=count: len(it.claimed) == count)
+    seen = await db.fetch("select pid, claims, name, timeout from claims_seen order by number")
+    assert len({row["pid"] for row in seen}) == 1
+    assert {tuple(row)[1:] for row in seen} == {("", "image-jobs", "1min")}
+
+
 async def test_locked_row_does_not_delay_other_settlements(database: str, db: Db) -> None:
     await insert_runs(db, 2)
     async with running(database) as it:
