@@ -115,6 +115,21 @@ async def test_later_runs_still_wait(db, page):
     assert (await run_row(db, later))["status"] == "pending"
 
 
+async def test_runs_that_start_later_are_not_cancelled(db, daemon, page, monkeypatch):
+    monkeypatch.setattr(operations, "SLICE", 1)
+    older = await insert_runs(db, 2)
+    await db.execute("update runs set priority = 1 where id = any ($1)", await insert_runs(db, 2))
+    await daemon.claim(2)
+    operation = {"kind": "cancel", "state": "running", "provider": "demo"}
+    counted = await page.count(**operation)
+    assert counted["runs"] == 2
+    for left in (1, 0):
+        assert await page.act(counted["bounds"], **operation) == {"done": 1, "left": left}
+        await daemon.claim(1)  # in the room that a slice has made
+    assert await statuses(db) == {"cancelled": 2, "running": 2}
+    assert [(await run_row(db, run))["status"] for run in older] == ["running", "running"]
+
+
 async def test_waiting_runs_of_a_model_are_cancelled(db, page):
     await insert_run(db, processor="openai:gpt-image-1")
     await insert_run(db, processor="openai:gpt-image-1-mini")
@@ -143,6 +158,19 @@ async def test_one_run_is_requeued(db, daemon, page):
     assert await page.do(kind="requeue_run", run=run) == (1, 1)
     assert (await run_row(db, run))["status"] == "pending"
     assert await page.do(kind="requeue_run", run="nothing") == (0, 0)
+
+
+async def test_a_run_that_somebody_else_requeued_stays(db, daemon, page):
+    run = await run_in(db, daemon, "failed")
+    operation = {"kind": "requeue_run", "run": run}
+    counted = await page.count(**operation)
+    await db.execute("update runs set status = 'pending' where id = $1", run)
+    for settle, status in ((daemon.fail, "failed"), (daemon.complete, "completed")):
+        await settle(await daemon.claim_one())
+        assert await page.act(counted["bounds"], **operation) == {"done": 0, "left": 0}
+        assert (await run_row(db, run))["status"] == status
+        await db.execute("update runs set status = 'pending' where id = $1 and status = 'failed'", run)
+    assert (await page.count(**operation))["runs"] == 0
 
 
 async def test_a_provider_is_paused_and_opened(db, page):

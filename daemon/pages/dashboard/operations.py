@@ -33,7 +33,7 @@ class Requeue(_Operation):
 
 
 class RequeueRun(_Operation):
-    """Put one run in line again, whatever state it is in."""
+    """Put one run in line again, if it has failed or was cancelled."""
 
     kind: Literal["requeue_run"]
     run: Name
@@ -81,7 +81,7 @@ Operation: TypeAlias = Annotated[
 
 
 class Bounds(_Operation):
-    """Of the runs that were there when they were counted: none that comes later is changed."""
+    """Of the runs that were counted: none that is inserted, started or requeued later is changed."""
 
     after: Annotated[datetime, Field(strict=False)]
     until: Annotated[datetime, Field(strict=False)]
@@ -123,12 +123,15 @@ select r.id, r.status, r.ticket from (
   select c.* from public.runs c where c.queue_state = 'running' and c.kind = 'image_gen' and $2::text = 'running'
 ) r
 where r.ticket <= $1
+  -- A slice that is cancelled makes room: what starts in it was not counted.
+  and ($2::text <> 'running' or r.started_at <= $6)
   and ($3::text is null or $3 = coalesce(
     (select p.name from image_jobs.providers p where p.name = split_part(coalesce(r.routed_to, r.processor), ':', 1)), '?'))
   and ($4::text is null or image_jobs.drawing_model(coalesce(r.routed_to, r.processor)) = $4)
   and ($5::text is null or r.payload ->> 'code' = $5)"""
 _ONE = """
-select r.id, r.status, r.ticket from public.runs r where r.kind = 'image_gen' and r.id = $1::text"""
+select r.id, r.status, r.ticket from public.runs r where r.kind = 'image_gen' and r.id = $1::text
+  and r.ticket <= $2 and r.status in ('failed', 'cancelled')"""
 
 _BOUNDS = """
 select image_jobs.now() - $1::interval as after, image_jobs.now() as until, 9223372036854775807 as ticket"""
@@ -224,14 +227,14 @@ def _chosen(operation: Operation, bounds: Bounds) -> tuple[str, Sequence[object]
         case Requeue():
             return _FAILED, (bounds.after, bounds.until, operation.code)
         case RequeueRun():
-            return _ONE, (operation.run,)
+            return _ONE, (operation.run, bounds.ticket)
         case Cancel():
             return _UNFINISHED, (
                 *(bounds.ticket, operation.state),
-                *(operation.provider, operation.model, operation.code),
+                *(operation.provider, operation.model, operation.code, bounds.until),
             )
         case Pause() | Open() | ChangeLimit():
-            return _UNFINISHED, (bounds.ticket, "pending", operation.provider, operation.model, None)
+            return _UNFINISHED, (bounds.ticket, "pending", operation.provider, operation.model, None, bounds.until)
 
 
 async def _row(connection: Connection, query: str, *values: object) -> asyncpg.Record:
