@@ -31,9 +31,9 @@ select 'new_' || n, 'image_gen', md5((n % 1000)::text)::uuid, 'pending', 'openai
 from generate_series(1, $1::integer) n
 """
 CALLS = """
-insert into image_jobs.calls (id, run_id, provider, model, requested_model, estimate, cost, state, opened_at, closed_at, ticket, sent, image)
+insert into image_jobs.calls (id, run_id, provider, model, requested_model, estimate, cost, state, opened_at, closed_at, ticket, sent_at, image, image_at)
 select $1 - n, 'old_' || n, split_part(r.processor, ':', 1), split_part(r.processor, ':', 2), split_part(r.processor, ':', 2),
-  0.04, 0.04, 'charged', r.finished_at, r.finished_at, $1 - n, true, true
+  0.04, 0.04, 'charged', r.finished_at, r.finished_at, $1 - n, r.finished_at, true, r.finished_at
 from generate_series(1, $1::integer) n join runs r on r.id = 'old_' || n
 """
 EVENTS = """
