@@ -11,6 +11,16 @@ from daemon.pages.dashboard.figures import Figures
 CONNECTIONS = "select count(*) from pg_stat_activity where application_name = 'image-jobs command' and datname = current_database()"
 
 
+SLOW = """
+create or replace function image_jobs.dashboard(period interval default '1 hour') returns jsonb language plpgsql as $$
+begin
+  perform nextval('public.looks'), pg_sleep(60);
+  return '{}';
+end
+$$
+"""
+
+
 async def test_all_periods_have_figures(client):
     for period in figures.PERIODS:
         response = await client.get(f"/dashboard/api/board?period={period}")
@@ -19,7 +29,8 @@ async def test_all_periods_have_figures(client):
         assert response.headers["content-type"] == "application/json"
 
 
-async def test_looks_at_the_same_time_share_a_connection(database, db):
+async def test_looks_at_the_same_time_share_a_connection(database, db, monkeypatch):
+    monkeypatch.setattr(figures, "FRESH", 60)
     async with Figures(database) as looking:
         boards = await asyncio.gather(*(looking.look("1h") for _ in range(5)))
         assert len(set(boards)) == 1  # looked at once: the time stands in it
@@ -35,6 +46,18 @@ async def test_a_lost_connection_is_made_anew(database, db, monkeypatch):
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'image-jobs command'"
         )
         assert await looking.look("1h")
+
+
+async def test_a_look_that_takes_too_long_is_not_repeated(database, db, monkeypatch):
+    monkeypatch.setattr(figures, "FRESH", 0)
+    monkeypatch.setattr(figures, "TIMEOUT", 5)
+    await db.execute("create sequence looks")
+    async with Figures(database) as looking:
+        await looking.look("1h")
+        await db.execute(SLOW)
+        with pytest.raises(ImageJobsError, match="was lost"):
+            await looking.look("1h")
+    assert await db.fetchval("select last_value from looks") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Self
 
+import asyncpg
+
 from daemon.database import Connection, connected
+from daemon.errors import ImageJobsError
 
 PERIODS = {
     "15m": timedelta(minutes=15),
@@ -18,6 +21,14 @@ FRESH = 1.0
 """Seconds that figures are shown to others who look."""
 TIMEOUT = 30.0
 """Seconds for a look: a week of many runs takes some."""
+LOST = (
+    *(ConnectionError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError),
+    *(asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, asyncpg.InternalClientError),
+)
+"""Errors of a connection that has ended, by the network, a restart or an operator; the last where the next statement meets its end.
+
+A look that takes too long is none of them: once more would take as long.
+"""
 
 
 class Figures:
@@ -50,8 +61,9 @@ class Figures:
             reused = self._connection is not None
             try:
                 board = await self._fetch(period)
-            except Exception:
-                if not reused:
+            except Exception as error:
+                cause = error.__cause__ if isinstance(error, ImageJobsError) else error
+                if not reused or not isinstance(cause, LOST):
                     raise
                 board = await self._fetch(period)  # the connection may have been lost long ago
             self._kept[period] = (time.monotonic(), board)
