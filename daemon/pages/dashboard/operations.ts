@@ -76,7 +76,7 @@ export function wording(operation: Operation, found: number): Wording {
     case "open":
       return {
         title: `Open ${nameOf(operation)}`,
-        sentence: `${plural(found, "run that waits", "runs that wait")} may start at once.`,
+        sentence: `${plural(found, "run that waits", "runs that wait")} may start at once.${operation.model ? "" : " Pauses and blocks of its models end, too."}`,
         button: found > 0 ? `Open for ${plural(found, "run")}` : "Open",
         runs: false,
         done: () => `${nameOf(operation)} is open.`,
