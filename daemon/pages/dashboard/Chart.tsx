@@ -55,10 +55,10 @@ export function Chart({ title, sentence, steps, width, lines, bars = false, form
     const axis = { stroke: soft, font, ticks: { show: false }, grid: { stroke: line, width: 1 } };
     const series = (bars ? lines.toReversed() : lines).map(each => ({
       stroke: colour(each.colour),
-      points: { show: false },
       ...(bars
-        ? { fill: colour(each.colour), width: 0, paths: UPlot.paths.bars!({ size: [0.7, 14], radius: 0.25 }) }
-        : { width: 1.75, spanGaps: true, paths: UPlot.paths.spline!() }),
+        ? { fill: colour(each.colour), width: 0, points: { show: false }, paths: UPlot.paths.bars!({ size: [0.7, 14], radius: 0.25 }) }
+        // Of a step between two without figures there is nothing but its point.
+        : { width: 1.75, points: { show: true, size: 4, fill: colour(each.colour) }, paths: UPlot.paths.spline!() }),
     }));
     box.style.color = "";
     const plot = new UPlot({
