@@ -15,14 +15,17 @@ const { Availability } = await import(pathToFileURL(`${CANVAS}/availability.ts`)
 const { NodeCache } = await import(pathToFileURL(`${CANVAS}/nodes.ts`));
 const { createClient } = createRequire(`${SUPABASE_JS}/`)("@supabase/supabase-js");
 
+/** Whether a frame is a message with nodes. */
+function hasNodes({ data }) {
+  return new TextDecoder().decode(typeof data === "string" ? Buffer.from(data) : data).includes("nodes_changed");
+}
+
 /** Remembers the last message with nodes, and delivers it again while the channel is being left. */
 class LateSocket extends WebSocket {
   constructor(...all) {
     super(...all);
     this.addEventListener("message", event => {
-      if (new TextDecoder().decode(typeof event.data === "string" ? Buffer.from(event.data) : event.data).includes("nodes_changed")) {
-        this.last = event;
-      }
+      if (hasNodes(event)) this.last = event;
     });
   }
   send(frame) {
@@ -160,6 +163,16 @@ const scenarios = {
     await until(({ unsent }) => unsent === 1);
     const { nodes } = await until(isLive);
     return [nodes[0].position, failures, problems];
+  },
+  async "a second press while no message comes"() {
+    const { workflow, supabase, id } = await live();
+    const hear = supabase.socket.onmessage;
+    supabase.socket.onmessage = event => hasNodes(event) || hear(event);
+    workflow.edit(id, { metadata: { demo: { hang: true } } });
+    for (const _ of [1, 2]) await workflow.generate(id);
+    const { data } = await supabase.from("runs").select("id").eq("subject_id", workflow.id);
+    await workflow.cancel(id);
+    return [data.length, workflow.now(id).node_data.status];
   },
   async "a channel that was closed"() {
     const { workflow, supabase, until } = await live();

@@ -156,6 +156,11 @@ async def test_a_write_that_failed_is_sent_while_live(outcomes: Any):
     assert outcomes["writes that failed"] == [{"x": 5, "y": 5}, 5, []]
 
 
+async def test_a_second_press_makes_no_second_run(outcomes: Any):
+    """The message that a run is under way is lost; the end of a run is seen, too."""
+    assert outcomes["a second press while no message comes"] == [1, "cancelled"]
+
+
 async def test_a_channel_closed_by_others_is_joined_again(outcomes: Any):
     assert outcomes["a channel that was closed"] == [1, 1]
 

@@ -118,7 +118,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       event.stopPropagation();
-      if (promptSpec?.basePrompt && !busy) void generateOrRetry(row, shared.actions);
+      if (promptSpec?.basePrompt && !busy && !event.repeat) void generateOrRetry(row, shared.actions);
     } else if (event.key === "Escape") {
       setSettings(false);
       const node = event.currentTarget.closest<HTMLElement>(".react-flow__node");

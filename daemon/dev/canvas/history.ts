@@ -54,6 +54,11 @@ export class History {
     this.#store.render();
   }
 
+  /** The node whose runs these are. */
+  get nodeId(): string | undefined {
+    return this.#nodeId;
+  }
+
   /** The runs as nodes whose pictures have to be signed. */
   get nodes(): readonly WorkflowNode[] {
     return this.#nodes;

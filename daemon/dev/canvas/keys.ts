@@ -42,7 +42,7 @@ export function useKeys(nodes: readonly ImageFlowNode[], isOpen: boolean, comman
       else if (key === "enter" && isPlain && focused && commands.connectTo(focused.id)) take(() => {});
       else if ((key === "enter" || key === " ") && event.shiftKey && focused) take(() => commands.toggle(focused.id));
       else if (key === "enter" && (event.ctrlKey || event.metaKey) && !target.closest(".image-node")) {
-        take(() => commands.generate(meant));
+        take(() => !event.repeat && commands.generate(meant));
       } else if ((key === "delete" || key === "backspace") && focused && !focused.selected) take(() => commands.remove([focused]));
       else if (key === "escape" && focused) take(commands.deselect);
       else if (key === "escape") commands.deselect();

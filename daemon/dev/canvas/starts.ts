@@ -38,6 +38,7 @@ export class Starts {
   async #start(id: string): Promise<boolean> {
     const node = this.#store.nodes.get(id);
     if (!node) return false;
+    if (isUnfinished(node)) return true; // pressed again before that was rendered: a picture is paid for once
     const { provider, model, promptSpec, source, metadata } = node.node_data;
     const sourceNode = source ? this.#store.nodes.get(source) : undefined;
     const previousImage = sourceNode && this.#pictureOf(sourceNode);
@@ -59,7 +60,7 @@ export class Starts {
     const outcome = await this.#send(request);
     if (outcome !== "away") this.kept.drop(id);
     this.#store.render();
-    if (outcome === "started" && this.#store.connection() !== "live") await this.#store.load();
+    if (outcome === "started") await this.#refresh(id);
     return outcome !== "refused";
   }
 
@@ -164,10 +165,16 @@ export class Starts {
     if (run_id) await this.#call(id, () => this.#store.supabase.rpc("requeue_run", { run_id }));
   }
 
-  async show(run_id: string): Promise<void> {
+  /** Shows a run on its node, whose id is `id`, again. */
+  async show(id: string, run_id: string): Promise<void> {
     const { error, status } = await this.#store.supabase.rpc("show_run", { run_id });
     if (error) this.#store.tell(toProblem({ error, status }));
-    else if (this.#store.connection() !== "live") await this.#store.load();
+    else await this.#refresh(id);
+  }
+
+  /** Fetches what a call has made of a node: the message that tells it may be late, or lost. */
+  async #refresh(id: string): Promise<void> {
+    await (this.#store.connection() === "live" ? this.#store.fetch([id]) : this.#store.load());
   }
 
   /** Writes the node, then calls a function of the database. Returns whether it succeeded. */
@@ -175,7 +182,7 @@ export class Starts {
     await this.#writes.write(id);
     const { error, status } = await rpc();
     if (error) this.#store.tell(toProblem({ error, status }, id));
-    else if (this.#store.connection() !== "live") await this.#store.load();
+    else await this.#refresh(id);
     return !error;
   }
 }

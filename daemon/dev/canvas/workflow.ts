@@ -458,7 +458,9 @@ export class Workflow implements Actions {
 
   retry = (id: string): Promise<void> => this.#starts.retry(id);
 
-  show = (runId: string): Promise<void> => this.#starts.show(runId);
+  show = async (runId: string): Promise<void> => {
+    if (this.#history.nodeId) await this.#starts.show(this.#history.nodeId, runId);
+  };
 
   openHistory = (id: string | undefined): void => this.#history.open(id);
 
@@ -506,7 +508,7 @@ export class Workflow implements Actions {
     const removal = this.#removals.get(node.id);
     if (removal) removal.isTakenBack = true;
     this.#writes.insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } }, removal?.done);
-    if (node.pinned_run) void this.#writes.settled(node.id).then(() => this.show(node.pinned_run!));
+    if (node.pinned_run) void this.#writes.settled(node.id).then(() => this.#starts.show(node.id, node.pinned_run!));
   };
 
   edit = (id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void => {
