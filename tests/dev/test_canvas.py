@@ -71,6 +71,13 @@ async def test_the_page_gets_a_session_of_the_visitor(client):
     assert (claims["role"], claims["sub"]) == ("authenticated", str(VISITOR))
 
 
+async def test_the_page_calls_the_daemon_by_its_own_name(client):
+    """A source is the daemon's own where its address begins with SUPABASE_URL."""
+    headers = {"origin": "http://localhost:54321", "host": "localhost:54321"}
+    response = await client.post("/canvas/session", headers=headers)
+    assert response.json()["url"] == HERE
+
+
 async def test_the_page_may_request_another_users_session(client):
     other = str(uuid4())
     response = await client.post("/canvas/session", params={"as": other}, headers={"origin": HERE})

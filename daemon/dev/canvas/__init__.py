@@ -53,7 +53,8 @@ def canvas_app(keys: Keys, directory: Path = DIST) -> Starlette:
         claims = {"sub": subject, "role": "authenticated", "aud": "authenticated", "exp": int(time.time()) + _SESSION}
         return JSONResponse(
             {
-                "url": str(request.base_url).rstrip("/"),
+                # As the daemon knows it: a source with another address is none of its own.
+                "url": str(request.base_url).rstrip("/").replace("//localhost", "//127.0.0.1", 1),
                 "anonKey": keys.anon_key,
                 "accessToken": keys.sign(claims),
                 "expiresIn": _SESSION,
