@@ -1,11 +1,12 @@
 """A picture of one's own to start from: dropped, pasted or chosen, made smaller, uploaded and used."""
 
+import asyncio
 from io import BytesIO
 from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.async_api import FilePayload, expect
+from playwright.async_api import FilePayload, Route, expect
 
 from tests.support.postgres import wait_until
 from tests.support.window import Window
@@ -48,6 +49,29 @@ async def give(window: Window, kind: str, name: str, content_type: str, content:
     from base64 import b64encode
 
     await window.page.evaluate(GIVE, [kind, name, content_type, b64encode(content).decode()])
+
+
+async def undo_an_upload(window: Window, content: bytes) -> None:
+    """Drop a picture, and undo that while it is on its way: the file is removed from the bucket."""
+    under_way, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        if route.request.method == "POST":
+            under_way.set()
+            await may_go_on.wait()
+        await route.continue_()
+
+    address = "**/storage/v1/object/image-sources/**"
+    await window.page.route(address, hold)
+    await give(window, "drop", "undone.png", "image/png", content)
+    await asyncio.wait_for(under_way.wait(), 20)
+    await window.page.keyboard.press("Control+z")
+    await expect(window.node("undone.png")).to_have_count(0)
+    async with window.page.expect_response(
+        lambda response: response.request.method == "DELETE" and "/object/image-sources" in response.url
+    ):
+        may_go_on.set()
+    await window.page.unroute(address)
 
 
 async def test_a_photo_of_mine_starts_a_picture(window: Window, db: Any) -> None:
@@ -101,8 +125,16 @@ async def test_pictures_are_dropped_and_pasted_and_others_refused(window: Window
         1, timeout=20_000
     )
 
+    await undo_an_upload(window, small)
+    stored = "select count(*) from storage.objects where bucket_id = 'image-sources' and name like $1 || '/%'"
+    assert await db.fetchval(stored, window.workflow) == 2
+
+    await window.page.keyboard.press("Control+a")
+    await window.page.keyboard.press("Control+x")
+    await expect(window.toast.last).to_contain_text("A picture of your own stays here")
+    await expect(window.nodes).to_have_count(2)
     await give(window, "drop", "poem.txt", "text/plain", b"Roses are red")
-    await expect(window.toast).to_contain_text("poem.txt is not a PNG, JPEG or WebP picture.")
+    await expect(window.toast.last).to_contain_text("poem.txt is not a PNG, JPEG or WebP picture.")
     await give(window, "drop", "torn.png", "image/png", small[:60])
     await expect(window.toast.last).to_contain_text("torn.png cannot be read as a picture.")
     await expect(window.nodes).to_have_count(2)
@@ -111,6 +143,10 @@ async def test_pictures_are_dropped_and_pasted_and_others_refused(window: Window
     try:
         await give(window, "drop", "heavy.png", "image/png", small)
         await expect(window.toast.last).to_contain_text("heavy.png was not uploaded:")
+        await window.page.keyboard.press("Control+z")  # of what was added before: of this one nothing is left
+        await expect(window.nodes).to_have_count(1)
+        await window.page.keyboard.press("Control+y")
+        await expect(window.nodes).to_have_count(2)
     finally:
         await db.execute("update storage.buckets set file_size_limit = 20971520 where id = 'image-sources'")
     await db.execute(

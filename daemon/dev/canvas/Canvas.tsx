@@ -14,6 +14,7 @@ import { Overview } from "./Overview";
 import { chooseFiles, useDrop, useSources } from "./Sources";
 import { Toasts, useToasts } from "./Toasts";
 import { Toolbar, useSelecting } from "./Toolbar";
+import { formatLeft, nearestLimit } from "./budget";
 import { keepDraft, settleDraft } from "./drafts";
 import { useKeys } from "./keys";
 import { generateOrRetry, hasImage, isUnfinished, isWaiting } from "./nodes";
@@ -98,7 +99,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
   }, [flow, add]);
 
   const { uploading, addPictures } = useSources({
-    supabase, workflowId, actions, addToast, findPlace, reveal, isOpen: access === true,
+    supabase, workflowId, actions, remove: workflow.actions.remove, addToast, findPlace, reveal, isOpen: access === true,
   });
   const addFiles = (files: File[], point?: Position) => void addPictures(files, point && flow.screenToFlowPosition(point));
   const [isOver, dropListeners] = useDrop(access === true, addFiles);
@@ -130,7 +131,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     });
   }, [actions, addToast]);
 
-  useEditing({ actions, isActive: opened === null && access !== false, remove, setNodes, onProblem });
+  useEditing({ actions, isActive: opened === null && access !== false, remove, setNodes, addToast });
 
   const onConnect = useCallback(({ source, target }: Connection) => actions.edit(target, { source }), [actions]);
   /** Dropping an edge on the pane creates a node that refines its source. */
@@ -165,6 +166,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     toggle: id => select(id, true),
   }), [add, refine, connectTo, deselect, rows, nodes, actions, remove, select]));
 
+  const limit = nearestLimit(workflow.usage);
   const selectedNodes = nodes.filter(node => node.selected);
   const [onlySelected] = selectedNodes.length === 1 ? selectedNodes : [];
   return (
@@ -173,7 +175,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
         {...workflow} actions={actions} access={access}
         brand={(
           <Canvases
-            supabase={supabase} workflowId={workflowId} title={workflow.title} onRename={access ? actions.rename : undefined}
+            supabase={supabase} workflowId={workflowId} left={limit && formatLeft(limit)} title={workflow.title} onRename={access ? actions.rename : undefined}
           />
         )}
         share={<Share supabase={supabase} workflowId={workflowId} />}

@@ -19,12 +19,14 @@ interface Entry {
 interface Props {
   supabase: SupabaseClient;
   workflowId: string;
+  /** What is left of the nearest limit, in a sentence. */
+  left: string | undefined;
   title: string | undefined;
   /** Undefined where the user may not. */
   onRename: ((title: string) => void) | undefined;
 }
 
-export function Canvases({ supabase, workflowId, title, onRename }: Props) {
+export function Canvases({ supabase, workflowId, left, title, onRename }: Props) {
   const [entries, setEntries] = useState<readonly Entry[]>();
   const [said, setSaid] = useState("");
   const popover = useRef<HTMLElement>(null);
@@ -65,7 +67,7 @@ export function Canvases({ supabase, workflowId, title, onRename }: Props) {
         <Icon name="chevron" />
       </button>
       <section
-        className="canvases" id="canvases" popover="auto" aria-label="Your canvases" ref={popover}
+        className="canvases nokey" id="canvases" popover="auto" aria-label="Your canvases" ref={popover}
         onToggle={event => event.newState === "open" && void load()}
       >
         {onRename && <Name key={workflowId} title={title} onRename={onRename} />}
@@ -89,6 +91,7 @@ export function Canvases({ supabase, workflowId, title, onRename }: Props) {
         </ul>
         {entries?.length === 0 && <p>Nothing yet. Who adds the first picture of a canvas becomes its member.</p>}
         <button className="button" data-strong="true" onClick={() => open(crypto.randomUUID())}>New canvas</button>
+        {left && <p>{left}</p>}
         <p role="status">{said}</p>
       </section>
     </>

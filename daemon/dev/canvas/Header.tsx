@@ -15,6 +15,9 @@ const CONNECTIONS = {
 /** Realtime refuses who is no member yet. */
 const UNUSED = ["New", "Who adds the first node becomes its member. Changes appear here from then on."] as const;
 
+/** The share of a limit from which on a phone has room for it. */
+const NEAR = 0.8;
+
 interface Props extends Snapshot {
   /** Whether the user may use the workflow; undefined until that is known. */
   access: boolean | undefined;
@@ -97,10 +100,11 @@ function Budget({ usage }: { usage: readonly Usage[] }) {
     max_images !== null && `${used_images} of ${max_images} images`,
     max_usd !== null && `$${used_usd.toFixed(2)} of $${max_usd.toFixed(2)}`,
   ].filter(Boolean).join(" · ");
+  const share = spentShare(nearest);
   const who = scope === "user" ? "What you have used" : "What this workflow has used";
   const meaning = `${who}, with what is in line. It starts anew ${new Date(resets_at).toLocaleString()}. ${formatLeft(nearest)}`;
   return (
-    <span className="budget" data-spent={spentShare(nearest) >= 1} role="status" title={meaning}>
+    <span className="budget" data-spent={share >= 1} data-near={share >= NEAR} role="status" title={meaning}>
       {used} {period === "day" ? "today" : "this month"}
       <span className="image-node-unseen">. {meaning}</span>
     </span>

@@ -50,7 +50,7 @@ export function Lightbox({ id, rows, history, actions, onMove, onClose }: Props)
   };
   return (
     <dialog
-      ref={dialog} className="lightbox" aria-label="Image at full size" onClose={onClose}
+      ref={dialog} className="lightbox nokey" aria-label="Image at full size" onClose={onClose}
       onClick={event => event.target === event.currentTarget && dialog.current?.close()}
       onKeyDown={event => {
         if (event.key === "ArrowRight") move(1);

@@ -77,7 +77,7 @@ export function Share({ supabase, workflowId }: { supabase: SupabaseClient; work
       <button className="button" popoverTarget="sharing" aria-label="Share" title="Share this canvas">
         <Icon path="M8 9.6V2.4M5.2 5 8 2.2 10.8 5M4 7.6H3.2v6h9.6v-6H12" /><span>Share</span>
       </button>
-      <section className="sharing" id="sharing" popover="auto" aria-label="Share this canvas">
+      <section className="sharing nokey" id="sharing" popover="auto" aria-label="Share this canvas">
         <p>
           Everybody who opens the link within 7 days becomes a member. Members see all that is here; each may change it, generate,
           and share it on.

@@ -3,13 +3,16 @@ import { useCallback, useEffect, useState } from "react";
 import type { DragEvent } from "react";
 import type { SupabaseClient } from "@supabase/supabase-js";
 import type { Actions, Position } from "./nodes";
+import type { Step, UndoableActions } from "./undo";
 import type { NewToast } from "./Toasts";
-import { Refusal, TYPES, nameOf, shrink, upload } from "./uploads";
+import { Refusal, TYPES, discard, nameOf, shrink, upload } from "./uploads";
 
 interface Options {
   supabase: SupabaseClient;
   workflowId: string;
-  actions: Actions;
+  actions: UndoableActions;
+  /** The store's own, without a memory. */
+  remove: Actions["remove"];
   addToast: (toast: NewToast) => void;
   findPlace: (wanted?: Position) => Position;
   reveal: (place: Position) => void;
@@ -17,7 +20,7 @@ interface Options {
   isOpen: boolean;
 }
 
-export function useSources({ supabase, workflowId, actions, addToast, findPlace, reveal, isOpen }: Options) {
+export function useSources({ supabase, workflowId, actions, remove, addToast, findPlace, reveal, isOpen }: Options) {
   /** What is being done for a node, in a sentence. */
   const [uploading, setUploading] = useState<ReadonlyMap<string, string>>(new Map());
 
@@ -30,25 +33,32 @@ export function useSources({ supabase, workflowId, actions, addToast, findPlace,
     });
     const name = nameOf(file);
     let id: string | undefined;
+    let step: Step | undefined;
     try {
       const picture = await shrink(file);
       const { width, height } = picture;
       const place = findPlace(at);
       id = actions.add({ upload: { name, width, height } }, place);
+      step = actions.lastStep();
       say(id, `${name} is being uploaded (${formatBytes(picture.blob.size)}).`);
       reveal(place);
       await actions.save(id); // makes the first user of a new workflow its member
       const path = await upload(supabase, workflowId, name, picture);
+      if (!actions.now(id)) { // undone, or deleted, meanwhile
+        actions.forget(step);
+        return await discard(supabase, path);
+      }
       actions.edit(id, { upload: { path, name, width, height } });
       await actions.save(id);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      if (id) void actions.remove(id);
+      if (id) void remove(id);
+      actions.forget(step); // Undo would bring back a node whose picture is nowhere
       addToast({ tone: "bad", message: error.message, hint: error.hint });
     } finally {
       if (id) say(id);
     }
-  }, [supabase, workflowId, actions, addToast, findPlace, reveal]);
+  }, [supabase, workflowId, actions, remove, addToast, findPlace, reveal]);
 
   /** One after the other: each finds its place beside the last one. */
   const addPictures = useCallback(async (files: Iterable<File>, at?: Position) => {

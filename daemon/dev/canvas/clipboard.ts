@@ -8,6 +8,7 @@ const FORMAT = "image-jobs/nodes";
 const MAX_NODES = 200;
 /** Characters. */
 const MAX_TEXT = 4_000_000, MAX_PROMPT = 32_000, MAX_NAME = 200;
+const MAX_MODIFIERS = 100;
 const MAX_PLACE = 1_000_000;
 const QUALITIES: readonly Quality[] = ["low", "standard", "hd", "xhigh", "max"];
 
@@ -47,7 +48,9 @@ export function fromText(text: string): CopiedNode[] | undefined {
 function toNode({ id, position, provider, model, promptSpec, source }: Record<string, unknown>, index: number): CopiedNode {
   const { x, y } = toRecord(position);
   const spec = toRecord(promptSpec);
-  const { quality, seed } = spec;
+  const { quality, seed, styleModifiers } = spec;
+  const isModifiers = Array.isArray(styleModifiers) && styleModifiers.length <= MAX_MODIFIERS
+    && styleModifiers.every(each => textOf(each, MAX_PROMPT) !== undefined);
   const texts = { size: MAX_NAME, aspectRatio: MAX_NAME, negativePrompt: MAX_PROMPT };
   const named = textOf(provider, MAX_NAME), drawn = textOf(model, MAX_NAME), from = textOf(source, MAX_NAME);
   const kept: PromptSpec = {
@@ -56,6 +59,7 @@ function toNode({ id, position, provider, model, promptSpec, source }: Record<st
       const text = textOf(spec[key], max);
       return text ? [[key, text]] : [];
     })),
+    ...(isModifiers && { styleModifiers: styleModifiers as string[] }),
     ...(QUALITIES.includes(quality as Quality) && { quality: quality as Quality }),
     ...(Number.isSafeInteger(seed) && (seed as number) >= 0 && { seed: seed as number }),
   };

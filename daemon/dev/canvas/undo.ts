@@ -29,6 +29,8 @@ export type UndoableActions = Actions & {
   lastStep(): Step | undefined;
   /** Undoes one step, if it has not been undone yet. */
   undoStep(step: Step | undefined): void;
+  /** Drops a step: what it has made never came about. */
+  forget(step: Step | undefined): void;
 };
 
 export function undoable(actions: Actions): UndoableActions {
@@ -125,6 +127,11 @@ export function undoable(actions: Actions): UndoableActions {
     },
     lastStep: () => done.at(-1),
     undoStep,
+    forget(step) {
+      done = done.filter(each => each !== step);
+      undone = undone.filter(each => each !== step);
+      if (current === step) current = undefined;
+    },
   };
 }
 

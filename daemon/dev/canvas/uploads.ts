@@ -84,3 +84,8 @@ export async function upload(supabase: SupabaseClient, workflowId: string, name:
   if (code >= 400 && code < 500) throw new Refusal(`${name} was not uploaded: ${error.message}`, "Try another picture.");
   throw new Refusal(`${name} was not uploaded: the server cannot be reached.`, "Add it again when the connection is back.");
 }
+
+/** Removes a picture that no node shows. Where that fails it stays, unseen. */
+export async function discard(supabase: SupabaseClient, path: string): Promise<void> {
+  await supabase.storage.from(SOURCES).remove([path]);
+}

@@ -4,13 +4,15 @@ import { useReactFlow } from "@xyflow/react";
 import { fromText, toText } from "./clipboard";
 import type { CopiedNode } from "./clipboard";
 import type { ImageFlowNode } from "./ImageNode";
-import type { Actions, Problem, WorkflowNode } from "./nodes";
+import type { Actions, WorkflowNode } from "./nodes";
 import { copiesOf, undoable } from "./undo";
+import type { NewToast } from "./Toasts";
 import type { UndoableActions } from "./undo";
 
 /** Pixels from a node to its copy. */
 const OFFSET = 40;
-const FIELDS = "input, textarea, select, dialog, [contenteditable]";
+const STAYS = "A picture of your own stays here: what is cut, or copied, is pasted without it.";
+const FIELDS = "input, textarea, select, dialog, [popover], [contenteditable]";
 
 /** Returns the store's actions with a memory. */
 export function useUndo(actions: Actions): UndoableActions {
@@ -24,11 +26,11 @@ interface Options {
   /** Deletes nodes, and says so. */
   remove: (rows: WorkflowNode[]) => void;
   setNodes: (change: (now: ImageFlowNode[]) => ImageFlowNode[]) => void;
-  onProblem: (problem: Problem) => void;
+  addToast: (toast: NewToast) => void;
 }
 
 /** Listens to the keys and to the clipboard. In a field the browser's own behaviour stays. */
-export function useEditing({ actions, isActive, remove, setNodes, onProblem }: Options): void {
+export function useEditing({ actions, isActive, remove, setNodes, addToast }: Options): void {
   const flow = useReactFlow<ImageFlowNode>();
   /** As they are now: what was typed last may not be rendered yet. */
   const selected = useCallback(() => flow.getNodes().filter(node => node.selected)
@@ -74,7 +76,10 @@ export function useEditing({ actions, isActive, remove, setNodes, onProblem }: O
       if (isField(event) || rows.length === 0 || getSelection()?.isCollapsed === false) return;
       event.preventDefault();
       event.clipboardData?.setData("text/plain", toText(rows));
-      if (event.type === "cut") remove(rows);
+      if (event.type !== "cut") return;
+      const drawn = rows.filter(row => !row.node_data.upload);
+      remove(drawn);
+      if (drawn.length < rows.length) addToast({ tone: "plain", message: STAYS, hint: "Delete removes it." });
     };
     const onPaste = (event: ClipboardEvent) => {
       if (isField(event)) return;
@@ -84,7 +89,7 @@ export function useEditing({ actions, isActive, remove, setNodes, onProblem }: O
         event.preventDefault();
         insert(inView(copies, flow));
       } catch (error) {
-        onProblem({ message: (error as Error).message });
+        addToast({ tone: "bad", message: (error as Error).message });
       }
     };
     window.addEventListener("keydown", onKey);
@@ -97,7 +102,7 @@ export function useEditing({ actions, isActive, remove, setNodes, onProblem }: O
       document.removeEventListener("cut", onCopy);
       document.removeEventListener("paste", onPaste);
     };
-  }, [isActive, actions, flow, insert, remove, selected, setNodes, onProblem]);
+  }, [isActive, actions, flow, insert, remove, selected, setNodes, addToast]);
 }
 
 /** Moves copies to where they are seen: beside their originals if those are, else into the middle. */
