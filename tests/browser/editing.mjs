@@ -13,6 +13,7 @@ const { fromText, toText } = await import(pathToFileURL(`${CANVAS}/clipboard.ts`
 const { applyPatch } = await import(pathToFileURL(`${CANVAS}/nodes.ts`));
 const { Clock } = await import(pathToFileURL(`${CANVAS}/clock.ts`));
 const { Prices } = await import(pathToFileURL(`${CANVAS}/prices.ts`));
+const { Requests } = await import(pathToFileURL(`${CANVAS}/requests.ts`));
 const task = () => new Promise(resolve => setTimeout(resolve));
 
 let moved = 0;
@@ -129,7 +130,7 @@ const scenarios = {
       id, position: at(3), workflow_id: "w", version: 1,
       node_data: {
         provider: "demo", model: "painter", source, status: "completed", runId: "job_1", imageUrl: "https://x.test/a.png",
-        metadata: { webhookUrl: "https://x.test" }, promptSpec: { basePrompt: "A pier", seed: 7, quality: "hd", size: "512x512" },
+        metadata: { webhookUrl: "https://x.test" }, promptSpec: { basePrompt: "A pier", seed: 7, quality: "hd", size: "512x512", styleModifiers: ["soft light"] },
       },
     });
     return fromText(toText([node("a", null), node("b", "a")]));
@@ -148,12 +149,14 @@ const scenarios = {
       attempt(JSON.stringify({ format: "image-jobs/nodes", nodes: Array(201).fill({}) })),
       attempt(nodes({
         id: 7, position: { x: 1e300, y: "0" }, provider: ["demo"], model: { $ne: 1 }, source: 5, status: "completed", metadata: { a: 1 },
-        imageUrl: "javascript:alert(1)", promptSpec: { basePrompt: 5, quality: "gold", seed: -1, previousImage: "http://10.0.0.1/", size: ["a"] },
+        imageUrl: "javascript:alert(1)", promptSpec: { basePrompt: 5, quality: "gold", seed: -1, previousImage: "http://10.0.0.1/", size: ["a"], styleModifiers: [1] },
       })),
       attempt(nodes(null)),
     ];
   },
   "the server's clock"() {
+    const flowing = Date.now, still = Date.now();
+    Date.now = () => still;
     const instant = ago => new Date(Date.now() - ago).toISOString();
     const off = clock => Math.round((clock.here(instant(0)) - Date.now()) / 1000);
     const right = new Clock(), ahead = new Clock(), behind = new Clock();
@@ -161,8 +164,12 @@ const scenarios = {
     ahead.hear(instant(3_600_000), false);
     ahead.hear(instant(300_200), true); // this computer is five minutes ahead, and the message took a moment
     ahead.hear(instant(302_000), true);
+    const requests = new Requests(undefined, undefined, ahead, () => {});
+    const { saidAt } = requests.notes({ id: "a", node_data: { status: "pending", message: "Trying again in 9 s.", updatedAt: instant(300_200) } });
     behind.hear(instant(-120_000), false);
-    return [right, ahead, behind].map(off);
+    const seen = [...[right, ahead, behind].map(off), Date.now() - saidAt];
+    Date.now = flowing;
+    return seen;
   },
   async "prices of many nodes"() {
     const asked = [];

@@ -262,7 +262,7 @@ async def test_full_size_shows_facts_a_download_and_the_next_one(window, db):
 async def test_every_setting_of_the_model_reaches_the_run(window, db):
     node = await window.add("A tower")
     await node.get_by_role("button", name="Model and settings").click()
-    assert "painter · free · 2 s" in await node.get_by_label("Model", exact=True).inner_text()
+    await expect(node.get_by_label("Model", exact=True)).to_contain_text("painter · free · 2 s")
     await node.get_by_label("Shape").select_option("ratio 16:9")
     await node.get_by_label("Seed").fill("7")
     await node.get_by_label("Without").fill("people")

@@ -68,6 +68,36 @@ async def test_every_new_node_is_in_sight_and_over_no_other(
     await window.keep_screenshot(f"new-nodes-{screen['viewport']['width']}")
 
 
+async def use_settings_and_canvases_by_keys(window: Window, night: Locator) -> None:
+    """Choose another shape, and name the canvas. The focus is on the last button of the second picture."""
+    page, press = window.page, window.page.keyboard.press
+    await press("Shift+Tab")
+    await press("Enter")
+    await press("Tab")
+    await press("Tab")
+    await expect(night.get_by_role("combobox", name="Model picture 2")).to_be_focused()
+    await press("Tab")
+    shape = night.get_by_role("combobox", name="Shape picture 2")
+    await expect(shape).to_be_focused()
+    before = await shape.input_value()
+    await press("ArrowDown")
+    await expect(shape).not_to_have_value(before)
+
+    while not await page.evaluate("document.activeElement.matches('.brand')"):
+        await press("Shift+Tab")
+    await press("Enter")
+    await press("Tab")
+    await expect(page.get_by_label("Name of this canvas")).to_be_focused()
+    await page.keyboard.type("Castles")
+    await press("Enter")
+    await press("Tab")
+    await expect(page.locator(".canvases-open:focus")).to_have_text("Castles")
+    await press("Delete")
+    await press("Escape")
+    await expect(page.get_by_role("button", name="Castles: your canvases")).to_be_focused()
+    await expect(window.nodes).to_have_count(2)
+
+
 async def test_a_picture_is_made_refined_and_opened_by_keys(window: Window, db: Any) -> None:
     page, press = window.page, window.page.keyboard.press
     await window.connected_or_new()
@@ -92,6 +122,7 @@ async def test_a_picture_is_made_refined_and_opened_by_keys(window: Window, db: 
     await expect(page.locator(".react-flow__node:focus")).to_have_count(1)
     await press("o")
     await expect(page.get_by_role("dialog")).to_be_visible()
+    await press("Delete")  # of nothing behind it
     await press("ArrowRight")
     await press("Escape")
     await expect(page.get_by_role("dialog")).to_have_count(0)
@@ -104,9 +135,12 @@ async def test_a_picture_is_made_refined_and_opened_by_keys(window: Window, db: 
                 "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
             )
         )
-    assert [each.split(",")[0].split(":")[0] for each in seen] == [
-        "Show at full size", "Refine picture 2", "Prompt of picture 2", "Model and settings", "Regenerate",
+    assert [each.split(":")[0] for each in seen] == [
+        "Show at full size, picture 2", "Refine picture 2", "Prompt of picture 2", "Model and settings, picture 2",
+        "Regenerate, picture 2",
     ]  # fmt: skip
+
+    await use_settings_and_canvases_by_keys(window, night)
 
 
 async def test_nodes_are_moved_connected_and_deleted_by_keys(window: Window, db: Any) -> None:
@@ -191,7 +225,7 @@ async def test_a_long_press_begins_a_selection(url: str, open_window: Open, db: 
     session = await window.page.context.new_cdp_session(window.page)
     point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + 90}
     await session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
-    await expect(window.node("A mill")).to_have_attribute("data-selected", "true")
-    await expect(window.page.locator(".pane")).to_have_attribute("data-selecting", "true")
+    await expect(window.node("A mill")).to_have_attribute("data-selected", "true", timeout=20_000)
+    await expect(window.page.locator(".pane")).to_have_attribute("data-selecting", "true", timeout=20_000)
     await session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     await expect(window.page.get_by_text("1 selected")).to_be_visible()

@@ -158,7 +158,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
         {status === "running" && (
           <div
             className="image-node-progress" role="progressbar" aria-valuenow={progress ?? 0} aria-valuemin={0}
-            aria-valuemax={100} aria-label="Progress"
+            aria-valuemax={100} aria-label={`Progress of picture ${number}`}
           >
             <i style={{ transform: `scaleX(${Math.max(3, progress ?? 0) / 100})` }} />
           </div>
@@ -184,31 +184,31 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
           <Icon name="chevron" />
         </button>
         <NodeActions
-          id={id} busy={busy} failed={status === "error"} unchanged={row.asked === "same"} again={hasImage(row)} actions={shared.actions}
+          id={id} number={number} busy={busy} failed={status === "error"} unchanged={row.asked === "same"} again={hasImage(row)} actions={shared.actions}
           ready={Boolean(promptSpec?.basePrompt.trim() && row.node_data.model)}
         />
       </footer>}
-      {settings && <NodeSettings row={row} model={model} shared={shared} />}
+      {settings && <NodeSettings row={row} number={number} model={model} shared={shared} />}
     </article>
   );
 });
 
 /** The next action. After a failure what was asked for is tried again, or, once it says something else, that is generated. */
-const NodeActions = memo(function NodeActions({ id, busy, failed, unchanged, again, ready, actions }: {
-  id: string; busy: boolean; failed: boolean; unchanged: boolean; again: boolean; ready: boolean; actions: Actions;
+const NodeActions = memo(function NodeActions({ id, number, busy, failed, unchanged, again, ready, actions }: {
+  id: string; number: number; busy: boolean; failed: boolean; unchanged: boolean; again: boolean; ready: boolean; actions: Actions;
 }) {
-  if (busy) return <ActionButton label="Cancel" variant="quiet" run={() => actions.cancel(id)} />;
-  if (failed && unchanged) return <ActionButton label="Retry" variant="strong" run={() => actions.retry(id)} />;
+  if (busy) return <ActionButton label="Cancel" number={number} variant="quiet" run={() => actions.cancel(id)} />;
+  if (failed && unchanged) return <ActionButton label="Retry" number={number} variant="strong" run={() => actions.retry(id)} />;
   return (
     <ActionButton
-      label={again && !failed ? "Regenerate" : "Generate"} variant={again && !failed ? "quiet" : "strong"}
+      label={again && !failed ? "Regenerate" : "Generate"} number={number} variant={again && !failed ? "quiet" : "strong"}
       run={() => actions.generate(id)} disabled={!ready}
     />
   );
 });
 
-function ActionButton({ label, variant, run, disabled }: {
-  label: string; variant: string; run: () => Promise<void>; disabled?: boolean;
+function ActionButton({ label, number, variant, run, disabled }: {
+  label: string; number: number; variant: string; run: () => Promise<void>; disabled?: boolean;
 }) {
   const [busy, setBusy] = useState(false);
   const click = () => {
@@ -216,7 +216,12 @@ function ActionButton({ label, variant, run, disabled }: {
     void run().finally(() => setBusy(false));
   };
   return (
-    <button className="image-node-do nodrag" data-look={variant} onClick={click} disabled={busy || disabled}>{label}</button>
+    <button
+      className="image-node-do nodrag" data-look={variant} onClick={click} disabled={busy || disabled}
+      aria-label={`${label}, picture ${number}`}
+    >
+      {label}
+    </button>
   );
 }
 

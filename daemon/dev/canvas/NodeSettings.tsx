@@ -1,20 +1,29 @@
 /** What a node's picture is made by: model, shape, quality, seed. Copy this file with ImageNode.tsx. */
-import { useId } from "react";
-import type { ReactNode } from "react";
+import { useEffect, useId, useRef, useState } from "react";
+import type { InputHTMLAttributes, ReactNode } from "react";
 import type { ImageNodesValue } from "./ImageNode";
 import type { ImageModel, NodeInputPatch, PromptSpec, Quality, WorkflowNode } from "./nodes";
+import { formatCost } from "./prices";
 
-export function NodeSettings({ row, model, shared }: { row: WorkflowNode; model: ImageModel | undefined; shared: ImageNodesValue }) {
+export function NodeSettings({ row, number, model, shared }: {
+  row: WorkflowNode;
+  /** The picture's, by which its fields are told from those of others. */
+  number: number;
+  model: ImageModel | undefined;
+  shared: ImageNodesValue;
+}) {
+  const card = useId();
   const spec: PromptSpec = row.node_data.promptSpec ?? { basePrompt: "" };
   const editSpec = (promptSpec: NonNullable<NodeInputPatch["promptSpec"]>) => shared.actions.edit(row.id, { promptSpec });
   const sizes = model?.sizes.filter(each => /^\d+x\d+$/.test(each)) ?? []; // "2K" is a size of Google's, and a quality here
   const shape = spec.aspectRatio ? `ratio ${spec.aspectRatio}` : `size ${spec.size ?? "1024x1024"}`;
   return (
     <div className="image-node-settings nodrag nowheel">
-      <Field label="Model" wide>
-        {name => (
+      <span id={card} hidden>picture {number}</span>
+      <Field card={card} label="Model" wide>
+        {names => (
           <select
-            id={name} value={`${row.node_data.provider}:${row.node_data.model}`}
+            {...names} value={`${row.node_data.provider}:${row.node_data.model}`}
             onChange={event => {
               const [provider = "", ...rest] = event.target.value.split(":");
               const next = shared.models.find(each => each.provider === provider && each.model === rest.join(":"));
@@ -29,7 +38,7 @@ export function NodeSettings({ row, model, shared }: { row: WorkflowNode; model:
               <optgroup key={provider} label={provider}>
                 {shared.models.filter(each => each.provider === provider).map(each => (
                   <option key={each.model} value={`${each.provider}:${each.model}`}>
-                    {[each.model, formatPrice(each), formatSeconds(each)].filter(Boolean).join(" · ")}
+                    {[each.model, each === model && formatCost(row.cost), formatSeconds(each)].filter(Boolean).join(" · ")}
                   </option>
                 ))}
               </optgroup>
@@ -37,10 +46,10 @@ export function NodeSettings({ row, model, shared }: { row: WorkflowNode; model:
           </select>
         )}
       </Field>
-      <Field label="Shape">
-        {name => (
+      <Field card={card} label="Shape">
+        {names => (
           <select
-            id={name} value={shape}
+            {...names} value={shape}
             onChange={event => {
               const [kind, value] = event.target.value.split(" ");
               editSpec(kind === "ratio" ? { aspectRatio: value, size: undefined } : { size: value, aspectRatio: undefined });
@@ -63,29 +72,29 @@ export function NodeSettings({ row, model, shared }: { row: WorkflowNode; model:
         )}
       </Field>
       {model && model.qualities.length > 0 && (
-        <Field label="Quality">
-          {name => (
-            <select id={name} value={spec.quality ?? "standard"} onChange={event => editSpec({ quality: event.target.value })}>
+        <Field card={card} label="Quality">
+          {names => (
+            <select {...names} value={spec.quality ?? "standard"} onChange={event => editSpec({ quality: event.target.value })}>
               {model.qualities.map(each => <option key={each} value={each}>{QUALITIES[each]}</option>)}
             </select>
           )}
         </Field>
       )}
       {model?.seed && (
-        <Field label="Seed">
-          {name => (
-            <input
-              id={name} type="number" min={0} step={1} placeholder="Random" defaultValue={spec.seed ?? ""}
+        <Field card={card} label="Seed">
+          {names => (
+            <Text
+              {...names} type="number" min={0} step={1} placeholder="Random" saved={String(spec.seed ?? "")}
               onChange={event => editSpec({ seed: event.target.validity.valid && event.target.value !== "" ? event.target.valueAsNumber : undefined })}
             />
           )}
         </Field>
       )}
       {model?.negative_prompt && (
-        <Field label="Without" wide={!model.seed}>
-          {name => (
-            <input
-              id={name} placeholder="people, text" defaultValue={spec.negativePrompt ?? ""}
+        <Field card={card} label="Without" wide={!model.seed}>
+          {names => (
+            <Text
+              {...names} placeholder="people, text" saved={spec.negativePrompt ?? ""}
               onChange={event => editSpec({ negativePrompt: event.target.value })}
             />
           )}
@@ -100,18 +109,38 @@ export function NodeSettings({ row, model, shared }: { row: WorkflowNode; model:
 
 const QUALITIES: Record<Quality, string> = { low: "Low", standard: "Standard", hd: "High", xhigh: "Very high", max: "Highest" };
 
-function Field({ label, wide, children }: { label: string; wide?: boolean; children: (id: string) => ReactNode }) {
-  const id = useId();
+/** A field for a text of the node. Edits from other windows, and undone ones, appear while it has not the focus. */
+function Text({ saved, onChange, ...rest }: InputHTMLAttributes<HTMLInputElement> & { saved: string }) {
+  const [text, setText] = useState(saved);
+  const field = useRef<HTMLInputElement>(null);
+  useEffect(() => {
+    if (document.activeElement !== field.current) setText(saved);
+  }, [saved]);
   return (
-    <div className="image-node-field" data-wide={wide}>
-      <label htmlFor={id}>{label}</label>
-      {children(id)}
-    </div>
+    <input
+      {...rest} ref={field} value={text} onBlur={() => setText(saved)}
+      onChange={event => {
+        setText(event.target.value);
+        onChange?.(event);
+      }}
+    />
   );
 }
 
-export function formatPrice({ price }: ImageModel): string | undefined {
-  return price === null ? undefined : price === 0 ? "free" : `$${price.toFixed(price < 0.1 ? 3 : 2)}`;
+interface Names {
+  id: string;
+  "aria-labelledby": string;
+}
+
+/** `card`: the id of what names the picture. */
+function Field({ card, label, wide, children }: { card: string; label: string; wide?: boolean; children: (names: Names) => ReactNode }) {
+  const id = useId();
+  return (
+    <div className="image-node-field" data-wide={wide}>
+      <label id={`${id}label`} htmlFor={id}>{label}</label>
+      {children({ id, "aria-labelledby": `${id}label ${card}` })}
+    </div>
+  );
 }
 
 export function formatSeconds({ typical_seconds: typical }: ImageModel): string | undefined {

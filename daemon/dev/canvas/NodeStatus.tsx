@@ -30,7 +30,7 @@ function isLong(message: string): boolean {
 
 /** The reason why a run waits, a long message, or the error and its hint. */
 export function Note({ row }: { row: WorkflowNode }) {
-  const { status, message, error, updatedAt } = row.node_data;
+  const { status, message, error } = row.node_data;
   if (status === "error") {
     return (
       <div className="image-node-note" data-tone="error">
@@ -49,7 +49,7 @@ export function Note({ row }: { row: WorkflowNode }) {
     return <div className="image-node-note" data-tone="wait"><CollapsibleText text={reason} /></div>;
   }
   if (status === "pending" && message) {
-    return <div className="image-node-note" data-tone="wait"><p><Countdown key={row.version} sentence={message} since={updatedAt} /></p></div>;
+    return <div className="image-node-note" data-tone="wait"><p><Countdown key={row.version} sentence={message} since={row.saidAt} /></p></div>;
   }
   if (status === "running" && message && isLong(message)) {
     return <div className="image-node-note" data-tone="run"><CollapsibleText text={message} /></div>;
@@ -70,12 +70,16 @@ function CollapsibleText({ text }: { text: string }) {
 }
 
 /** "… again in 12 s.", counting down from the time of the message. */
-function Countdown({ sentence, since }: { sentence: string; since: string | undefined }) {
+function Countdown({ sentence, since }: {
+  sentence: string;
+  /** Milliseconds since 1970, by this computer's clock. */
+  since: number | undefined;
+}) {
   const [, seconds] = /in (\d+) s\.?$/.exec(sentence) ?? [];
   const now = useSyncExternalStore(subscribeToSeconds, readSeconds, () => undefined);
   if (seconds === undefined) return sentence;
-  const passed = since && now ? now - Math.round(Date.parse(since) / 1000) : 0;
-  const left = Number(seconds) - Math.max(0, passed); // a clock that is behind must not make it wait longer
+  const passed = since && now ? now - Math.round(since / 1000) : 0;
+  const left = Number(seconds) - Math.max(0, passed);
   return sentence.replace(/in \d+ s\.?$/, left > 0 ? `in ${left} s.` : "now.");
 }
 

@@ -83,6 +83,8 @@ export interface NodeNotes {
   waitsUntil?: string;
   /** Since when its run is in line, or under way: milliseconds since 1970, by this computer's clock. */
   since?: number;
+  /** When the message of a run in line was written, in the same way. */
+  saidAt?: number;
   /** What its next picture will cost, in USD; null: nobody knows. It is not there until that is known. */
   cost?: number | null;
   /** Of a run that has failed: whether it was asked for what the node says now, and its prompt if that is another one. */

@@ -63,7 +63,7 @@ export class Requests {
 
   /** Returns what is to be said of a node's run. */
   notes(node: WorkflowNode): NodeNotes {
-    const { status, runId, promptSpec } = node.node_data;
+    const { status, runId, promptSpec, message, updatedAt } = node.node_data;
     const request = this.#requests.get(runId ?? "");
     if (status === "error" && request) {
       const isSame = this.isUnchanged(node);
@@ -72,7 +72,10 @@ export class Requests {
     }
     const stage = this.#stages.get(node.id);
     const since = stage?.since ?? (status === "running" ? request?.startedAt : undefined);
-    return since && (status === "pending" || status === "running") ? { since: this.#clock.here(since) } : {};
+    return {
+      ...(since && (status === "pending" || status === "running") && { since: this.#clock.here(since) }),
+      ...(status === "pending" && message && updatedAt && { saidAt: this.#clock.here(updatedAt) }),
+    };
   }
 
   /** Takes note of the rows that are shown. */
