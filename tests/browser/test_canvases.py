@@ -41,7 +41,7 @@ async def test_canvases_have_names_and_a_list(url: str, open_window: Open, db: A
     other: Window = await open_window(f"{url}?as={user}#{window.workflow}")  # another computer
     await other.button("Untitled canvas").click()
     names = other.page.locator(".canvases-open")
-    await expect(names).to_have_text(["A mountain hut", "Harbours for Ann"])
+    await expect(names).to_have_text(["A mountain hut", "Harbours for Ann"], timeout=20_000)
     await other.keep_screenshot("canvases")
     await names.nth(1).click()
     await expect(other.node("A quiet harbour")).to_be_visible()
@@ -55,7 +55,7 @@ async def test_canvases_have_names_and_a_list(url: str, open_window: Open, db: A
     )
     await wait_until(lambda: db.fetchval(named))
     await window.button("Untitled canvas").click()
-    await expect(page.locator(".canvases-open").nth(1)).to_have_text("نوارس الميناء")
+    await expect(page.locator(".canvases-open").nth(1)).to_have_text("نوارس الميناء", timeout=20_000)
     await window.button("Copy a link to نوارس الميناء").click()
     await expect(page.get_by_text("The link is copied.")).to_be_visible()
     link = await page.evaluate("navigator.clipboard.readText()")
