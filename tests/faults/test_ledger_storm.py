@@ -73,10 +73,28 @@ async def assert_own_pictures(it: Storm) -> None:
 
 async def assert_slots(it: Storm) -> None:
     """Assert that every slot of every daemon still takes a run."""
+
+    async def all_may_claim() -> bool:
+        (row,) = await it.sql(
+            "select count(*) as n from image_jobs.daemons where ended_at is null and storage_closed_at is null"
+            " and seen_at > image_jobs.now() - lease / 2"
+        )
+        return row["n"] == DAEMONS
+
+    # One may be starting still. A request is held for RUN_TIMEOUT at most, so all have to come within that time.
+    await wait_until(all_may_claim, timeout=60)
     it.api.holding = asyncio.Event()
     for _ in range(DAEMONS * SLOTS):
         await it.insert_one()
-    await wait_until(lambda: it.api.waiting == DAEMONS * SLOTS, timeout=20)
+    try:
+        await wait_until(lambda: it.api.waiting == DAEMONS * SLOTS, timeout=20)
+    except AssertionError:
+        claims = await it.sql(
+            "select d.id, d.in_flight, d.seen_at, d.started_at, d.storage_closed_at,"
+            " (select count(*) from runs r where r.claimed_by = d.id) as claims"
+            " from image_jobs.daemons d where d.ended_at is null"
+        )
+        raise AssertionError(f"{it.api.waiting} of {DAEMONS * SLOTS} wait: {[dict(row) for row in claims]}") from None
     it.api.holding.set()
     it.api.holding = None
     await it.calm_down(timeout=30)
