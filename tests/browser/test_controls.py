@@ -90,6 +90,7 @@ async def use_settings_and_canvases_by_keys(window: Window, night: Locator) -> N
     await expect(page.get_by_label("Name of this canvas")).to_be_focused()
     await page.keyboard.type("Castles")
     await press("Enter")
+    await expect(page.locator(".canvases-open").first).to_have_text("Castles", timeout=20_000)
     await press("Tab")
     await expect(page.locator(".canvases-open:focus")).to_have_text("Castles")
     await press("Delete")
