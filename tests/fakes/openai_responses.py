@@ -152,7 +152,7 @@ class ResponsesAPI(FakeAPI):
         return _response(response)
 
     def _advance(self, response: dict[str, Any]) -> None:
-        if time.time() < response["created_at"] + self.takes:
+        if time.time() < response.get("created_at", 0) + self.takes:
             response["status"] = "in_progress"
             return
         name, asked = response["id"], self._asked.get(response["id"], 0)
