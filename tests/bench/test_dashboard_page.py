@@ -30,15 +30,15 @@ async def test_the_dashboard_is_painted_and_stays_quick(database: str) -> None:
     ):
         await browser.start_tracing(page=window.page, categories=["toplevel"])
         await window.page.reload()
-        figures = window.page.get_by_role("region", name="Now")
+        figures = window.page.locator(".figures")  # to look for roles is a long task itself
         await expect(figures).to_be_visible(timeout=30_000)
         shown = await window.page.evaluate(
             "() => new Promise(done => requestAnimationFrame(() => done(performance.now())))"
         )
         painted = await window.page.evaluate(PAINTED)
         rows += [("first paint", f"{painted:.0f}", "1000"), ("first figures", f"{shown:.0f}", "")]
-        for label in ("1 hour", "24 hours", "7 days"):
-            await window.page.get_by_role("radio", name=label).check()
+        for value, label in (("1h", "1 hour"), ("24h", "24 hours"), ("7d", "7 days")):
+            await window.page.locator(f"input[value='{value}']").check()
             await expect(figures).to_contain_text(f"in {label}", timeout=30_000)
             for _ in range(LOOKS):
                 async with window.page.expect_response("**/api/board*", timeout=60_000):

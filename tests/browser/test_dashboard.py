@@ -109,6 +109,7 @@ async def test_an_operator_sees_what_is_wrong_and_how_it_goes(browser: Browser, 
         await page.get_by_text("Figures of throughput").click()
         steps = page.get_by_role("table", name="Throughput").get_by_role("row")
         assert await steps.count() > 30
+        assert await page.locator(".scroll").count() == 1  # those that nobody opens are not made anew every two seconds
         await in_every_look(window, "busy")
         await page.get_by_role("radio", name="15 min").check()
         await expect(now).to_contain_text("in 15 min")

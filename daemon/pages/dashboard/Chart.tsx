@@ -34,6 +34,7 @@ export function Chart({ title, sentence, steps, width, lines, bars = false, form
   const place = useRef<HTMLDivElement>(null);
   const chart = useRef<UPlot>(undefined);
   const [at, setAt] = useState<number | null>(null);
+  const [isOpen, setIsOpen] = useState(false);
   const caption = useId();
   const values = lines.map(line => steps.map(line.value));
   // Bars are drawn from the tallest sum to the first, each over the last.
@@ -104,15 +105,17 @@ export function Chart({ title, sentence, steps, width, lines, bars = false, form
         </ul>
       </figcaption>
       <div className="plot" ref={place} role="img" aria-label={`${title}. ${sentence}`} />
-      <details>
+      <details onToggle={event => setIsOpen(event.currentTarget.open)}>
         <summary>Figures<span className="unseen"> of {title.toLowerCase()}</span></summary>
-        <div className="scroll" tabIndex={0} role="region" aria-label={`Figures of ${title.toLowerCase()}`}>
-          <Table name={title} columns={["From", ...lines.map(line => line.name)]} numbers={lines.map((_, index) => index + 1)}
-            rows={steps.toReversed().map(each => ({
-              key: each.at,
-              cells: [time(each.at), ...lines.map(line => { const value = line.value(each); return value === null ? "–" : format(value); })],
-            }))} />
-        </div>
+        {isOpen && (
+          <div className="scroll" tabIndex={0} role="region" aria-label={`Figures of ${title.toLowerCase()}`}>
+            <Table name={title} columns={["From", ...lines.map(line => line.name)]} numbers={lines.map((_, index) => index + 1)}
+              rows={steps.toReversed().map(each => ({
+                key: each.at,
+                cells: [time(each.at), ...lines.map(line => { const value = line.value(each); return value === null ? "–" : format(value); })],
+              }))} />
+          </div>
+        )}
       </details>
     </figure>
   );
