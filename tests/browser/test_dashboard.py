@@ -163,8 +163,11 @@ async def test_an_operator_does_what_the_recipes_do_by_keyboard(browser: Browser
         await press(dialog.get_by_role("button", name=f"Cancel {waiting} runs"))
         await expect(dialog.get_by_role("progressbar")).to_be_visible()
         assert await findings(page) == []
+        await operator.execute(
+            "update runs set status = 'cancelled' where id = (select id from runs where status = 'pending' and processor like 'openai:%' limit 1)"
+        )
         held.set()
-        await expect(said).to_have_text(f"{waiting} runs were cancelled.")
+        await expect(said).to_have_text(f"{waiting - 1} runs were cancelled. 1 had moved on by then.")
         assert await page.evaluate("document.activeElement.getAttribute('aria-label')") == "Manage openai"
 
         await operator.execute(

@@ -130,6 +130,21 @@ async def test_runs_that_start_later_are_not_cancelled(db, daemon, page, monkeyp
     assert [(await run_row(db, run))["status"] for run in older] == ["running", "running"]
 
 
+async def test_runs_that_come_back_to_wait_are_not_cancelled(db, daemon, page):
+    await insert_runs(db, 2)
+    retried, released = await daemon.claim(2)
+    waiting = await insert_run(db)
+    operation = {"kind": "cancel", "state": "pending", "provider": "demo"}
+    counted = await page.count(**operation)
+    assert counted["runs"] == 1
+    await daemon.settle(retried, "retry", payload={"error": "No.", "code": "overloaded"}, due_in=600)
+    await daemon.settle(released, "released")
+    assert await page.act(counted["bounds"], **operation) == {"done": 1, "left": 0}
+    assert (await run_row(db, waiting))["status"] == "cancelled"
+    assert await statuses(db) == {"cancelled": 1, "pending": 2}
+    assert await page.do(**operation) == (2, 2)
+
+
 async def test_waiting_runs_of_a_model_are_cancelled(db, page):
     await insert_run(db, processor="openai:gpt-image-1")
     await insert_run(db, processor="openai:gpt-image-1-mini")

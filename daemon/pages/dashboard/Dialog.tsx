@@ -2,7 +2,7 @@
 import { useEffect, useId, useRef, useState } from "react";
 import type { FormEvent, ReactNode } from "react";
 import { Problem, ask } from "./board";
-import { count } from "./format";
+import { count, plural } from "./format";
 import { nameOf, wording } from "./operations";
 import type { Lane, Operation, Preview } from "./operations";
 
@@ -97,7 +97,10 @@ function Confirm({ title, operation, onDone, close }: {
         setChanged(total);
         // A slice that changed nothing will not the next time either.
         if (left === 0 || done === 0 || stopped.current) {
-          onDone(words.done(total) + (left > 0 ? ` ${count(left)} are left.` : ""));
+          const missing = words.runs ? found.runs - total - left : 0;
+          onDone([
+            words.done(total), left > 0 && `${plural(left, "is", "are")} left.`, missing > 0 && `${count(missing)} had moved on by then.`,
+          ].filter(Boolean).join(" "));
           return close();
         }
       }

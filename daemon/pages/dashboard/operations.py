@@ -81,7 +81,7 @@ Operation: TypeAlias = Annotated[
 
 
 class Bounds(_Operation):
-    """Of the runs that were counted: none that is inserted, started or requeued later is changed."""
+    """Of the runs that were counted: none that is inserted, started, requeued or given back later is changed."""
 
     after: Annotated[datetime, Field(strict=False)]
     until: Annotated[datetime, Field(strict=False)]
@@ -125,6 +125,10 @@ select r.id, r.status, r.ticket from (
 where r.ticket <= $1
   -- A slice that is cancelled makes room: what starts in it was not counted.
   and ($2::text <> 'running' or r.started_at <= $6)
+  -- Nor was what comes back to wait since then, or from another provider. Few have changed at all: of those events tell.
+  and ($2::text = 'running' or r.updated_at <= $6 or not exists (
+    select from public.run_events e where e.run_id = r.id and e.ts > $6
+      and e.payload ->> 'event' in ('retry', 'taken_over', 'fallback')))
   and ($3::text is null or $3 = coalesce(
     (select p.name from image_jobs.providers p where p.name = split_part(coalesce(r.routed_to, r.processor), ':', 1)), '?'))
   and ($4::text is null or image_jobs.drawing_model(coalesce(r.routed_to, r.processor)) = $4)
