@@ -1,6 +1,7 @@
 """Bundles the canvas and the dashboard while the package is built: `npm ci`, esbuild, Brotli and gzip, into `dist/` beside each.
 
-One list of packages for both. Node comes as a wheel, with the build's requirements. IMAGE_JOBS_SKIP_CANVAS=1 leaves the pages
+One list of packages for both. What a page does not use stays out of it: supabase-js's client for auth (`auth.ts`), and the
+weights of the font that no style has. Node comes as a wheel, with the build's requirements. IMAGE_JOBS_SKIP_CANVAS=1 leaves the pages
 out, where only the daemon is wanted. Git has neither the bundles nor anything that npm fetches.
 """
 
@@ -22,9 +23,22 @@ BUNDLE = (
         "--define:process.env.NODE_ENV='production'",
         "--loader:.woff2=file",
         "--asset-names=[name]",
+        "--alias:@supabase/auth-js=./auth.ts",
         "--log-level=warning",
     ),
 )
+
+WEIGHTS = """
+const { readdirSync, readFileSync, writeFileSync } = require("node:fs");
+const subset = require("subset-font");
+const directory = "node_modules/@fontsource-variable/geist/files";
+const characters = String.fromCodePoint(...Array.from({ length: 0xd800 - 0x20 }, (_, index) => index + 0x20));
+const options = { targetFormat: "woff2", variationAxes: { wght: { min: 400, max: 600, default: 400 } } };
+const shrink = async (path) => writeFileSync(path, await subset(readFileSync(path), characters, options));
+const files = readdirSync(directory).filter((each) => each.endsWith("-normal.woff2"));
+Promise.all(files.map((each) => shrink(`${directory}/${each}`)));
+"""
+"""All characters, in the weights that the styles have: two thirds of the font."""
 
 COMPRESS = """
 const { readdirSync, readFileSync, writeFileSync } = require("node:fs");
@@ -70,6 +84,9 @@ def bundle(root: Path) -> None:
             if all((root / page / "dist/index.html").is_file() for page in PAGES):
                 return
             raise RuntimeError(f"npm could not fetch what the pages are made of. {_cure(fetched)}")
+        shrunk = _run("node", "--eval", WEIGHTS, cwd=build)
+        if shrunk.returncode != 0:
+            raise RuntimeError(f"Node could not shrink the font. {_cure(shrunk)}")
         for page in PAGES:
             _bundle_page(root / page, build / Path(page).name)
 
