@@ -1,7 +1,7 @@
 /** The canvas: the workflow's nodes in React Flow, its edges ("use this image"), and the keyboard shortcuts. */
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
 import { Background, BackgroundVariant, ReactFlow, ReactFlowProvider, useReactFlow, useStore } from "@xyflow/react";
-import type { Connection, Edge, EdgeChange, FinalConnectionState } from "@xyflow/react";
+import type { Connection, Edge, FinalConnectionState } from "@xyflow/react";
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { Canvases } from "./Canvases";
 import { FirstNode } from "./FirstNode";
@@ -16,6 +16,7 @@ import { Toasts, useToasts } from "./Toasts";
 import { Toolbar, useSelecting } from "./Toolbar";
 import { formatLeft, nearestLimit } from "./budget";
 import { keepDraft, settleDraft } from "./drafts";
+import { isReachable, useEdges } from "./edges";
 import { useKeys } from "./keys";
 import { generateOrRetry, hasImage, isUnfinished, isWaiting } from "./nodes";
 import type { NodeInput, Position, Problem, WorkflowNode } from "./nodes";
@@ -245,46 +246,6 @@ function focusNode(id: string): void {
   requestAnimationFrame(() => document.querySelector<HTMLElement>(`.react-flow__node[data-id="${id}"]`)?.focus({ preventScroll: true }));
 }
 
-/** Derives one edge from each node with a source; only the selection is state. */
-function useEdges(rows: readonly WorkflowNode[]): [Edge[], (changes: EdgeChange[]) => void] {
-  const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
-  const edges = useMemo(() => {
-    const names = new Map(rows.map(row => [row.id, nameOf(row)]));
-    return rows.flatMap(row => {
-      const { source } = row.node_data;
-      const name = source ? names.get(source) : undefined;
-      if (!source || name === undefined) return [];
-      const id = `${source} ${row.id}`;
-      return [{
-        id, source, target: row.id, animated: isUnfinished(row) || isWaiting(row), selected: selected.has(id),
-        ariaLabel: `${names.get(row.id)} starts from ${name}`,
-      }];
-    });
-  }, [rows, selected]);
-  const onChange = useCallback((changes: EdgeChange[]) => setSelected(before => {
-    const after = new Set(before);
-    for (const change of changes) {
-      if (change.type === "select" && change.selected) after.add(change.id);
-      else if (change.type === "select" || change.type === "remove") after.delete(change.id);
-    }
-    return after;
-  }), []);
-  return [edges, onChange];
-}
-
-/** What a node is called in a sentence. */
-function nameOf({ node_data: { promptSpec, upload } }: WorkflowNode): string {
-  const name = upload?.name ?? promptSpec?.basePrompt.trim() ?? "";
-  return name === "" ? "A new picture" : name.length > 60 ? `${name.slice(0, 60)} …` : name;
-}
-
 function canGenerate(row: WorkflowNode): boolean {
   return Boolean(row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model) && !isUnfinished(row) && !isWaiting(row) && !row.isKept;
-}
-
-/** Whether `from` is an ancestor of `to`, or is `to`: such an edge would make a cycle. */
-function isReachable(rows: readonly WorkflowNode[], from: string, to: string): boolean {
-  const source = new Map(rows.map(row => [row.id, row.node_data.source]));
-  for (let at: string | null | undefined = to; at; at = source.get(at)) if (at === from) return true;
-  return false;
 }
