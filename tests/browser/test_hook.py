@@ -30,6 +30,12 @@ COUNT_RENDERS = """() => {
   }).observe(document.querySelector(".react-flow"), { subtree: true, attributes: true, childList: true });
 }"""
 """How many nodes change in each render."""
+RENDERED = """() => {
+  const seen = window.seen ?? new Map(), all = [...document.querySelectorAll(".react-flow__node, .image-node")];
+  window.seen = new Map(all.map(each => [each, each[Object.keys(each).find(key => key.startsWith("__reactProps"))]]));
+  return all.filter(each => seen.get(each) !== window.seen.get(each)).length;
+}"""
+"""How many elements of nodes React has rendered since the last call, also those in which nothing has changed."""
 SENT = """
 select m.inserted_at at time zone 'utc' as at, (node #>> '{node_data,progress}')::int as progress, node #>> '{node_data,status}' as status
 from realtime.messages m, jsonb_array_elements(m.payload -> 'nodes') node
@@ -122,9 +128,11 @@ async def test_a_burst_is_one_render_of_changed_nodes_alone(window, db):
     assert len(renders) <= 4
 
     await window.page.evaluate("window.renders.length = 0")
+    await window.page.evaluate(RENDERED)
     await db.execute(UPDATE_ONE, window.workflow, 3, rows[0]["id"])
     await expect(window.page.locator("[aria-valuenow='3']")).to_have_count(1)
     assert await window.page.evaluate("window.renders") == [1]
+    assert await window.page.evaluate(RENDERED) == 2  # the node and its card: with hundreds, the others would cost a frame
 
 
 async def test_progress_is_sent_once_a_second_and_the_end_at_once(window, db):

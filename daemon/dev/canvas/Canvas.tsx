@@ -22,6 +22,7 @@ import { generateOrRetry, hasImage, isUnfinished, isWaiting } from "./nodes";
 import type { NodeInput, Position, Problem, WorkflowNode } from "./nodes";
 import { NODE_SIZE, placeAfter } from "./places";
 import { useEditing, useUndo } from "./useEditing";
+import { useHandler } from "./useHandler";
 import { useWorkflow } from "./useWorkflow";
 import { FAR_ZOOM, boxOf, moveDuration, useView } from "./view";
 
@@ -29,6 +30,9 @@ const NODE_TYPES = { image: ImageNode };
 /** With more runs under way than that, nothing is animated: without a graphics card every frame would be late. */
 const MAX_ANIMATED = 10;
 const FIT_VIEW = { padding: 0.16, maxZoom: 1 };
+const DELETE_KEYS = ["Delete", "Backspace"];
+const HIDDEN = { hideAttribution: true };
+const ORIGIN = { x: 0, y: 0, zoom: 1 };
 /** Pixels: narrower screens are phones. */
 const NARROW_SCREEN = 760;
 
@@ -59,11 +63,11 @@ function Flow({ supabase, workflowId, refusal }: Props) {
   const { findPlace, reveal } = useView(pane);
   const access = useAccess(supabase, workflowId, isLoading ? undefined : rows.length);
 
-  const defaultInput = useCallback((): NodeInput => {
+  const defaultInput = useHandler((): NodeInput => {
     const last = rows.findLast(row => row.node_data.model)?.node_data;
     const model = models.find(each => each.model === last?.model && each.provider === last?.provider) ?? models[0];
     return { ...(model && { provider: model.provider, model: model.model }) };
-  }, [rows, models]);
+  });
 
   const select = useCallback((id: string, others = false) => setNodes(now => now.map(node => {
     const selected = node.id === id ? !others || !node.selected : others && node.selected === true;
@@ -143,16 +147,22 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     const { x, y } = flow.screenToFlowPosition({ x: point.clientX, y: point.clientY });
     add({ source: state.fromNode.id }, { x, y: y - NODE_SIZE.height / 3 });
   }, [flow, add]);
-  const isValid = useCallback(({ source, target }: Edge | Connection) =>
-    !isReachable(rows, target, source) && !rows.find(row => row.id === target)?.node_data.upload, [rows]);
+  const isValid = useHandler(({ source, target }: Edge | Connection) =>
+    !isReachable(rows, target, source) && !rows.find(row => row.id === target)?.node_data.upload);
   /** Ends the edge that was begun by a key or a button. */
-  const connectTo = useCallback((target: string) => {
+  const connectTo = useHandler((target: string) => {
     if (connecting === null) return false;
     setConnecting(null);
     if (isValid({ id: "", source: connecting, target })) actions.edit(target, { source: connecting });
     else addToast({ tone: "bad", message: "These two cannot be connected.", hint: "A picture cannot start from itself, or from what starts from it." });
     return true;
-  }, [connecting, isValid, actions, addToast]);
+  });
+  const showNear = useHandler((_: unknown, node: ImageFlowNode) => void (far && show(node.id)));
+  const endEdge = useCallback((_: unknown, node: ImageFlowNode) => void connectTo(node.id), [connectTo]);
+  const removeNodes = useCallback((deleted: ImageFlowNode[]) => remove(deleted.map(node => node.data.row)), [remove]);
+  const removeEdges = useCallback((deleted: Edge[]) => deleted.forEach(edge => {
+    if (actions.now(edge.target)) actions.edit(edge.target, { source: null });
+  }), [actions]);
 
   useKeys(nodes, opened === null && access !== false, useMemo(() => ({
     add, refine, connectTo, deselect,
@@ -194,14 +204,11 @@ function Flow({ supabase, workflowId, refusal }: Props) {
           nodes={nodes} edges={edges} nodeTypes={NODE_TYPES} onNodesChange={onNodesChange}
           onEdgesChange={onEdgesChange} onConnect={onConnect} onConnectEnd={onConnectEnd}
           isValidConnection={isValid}
-          onNodeDragStop={onNodeDragStop} onNodeClick={(_, node) => connectTo(node.id)} onNodeDoubleClick={(_, node) => far && show(node.id)}
-          onNodesDelete={deleted => remove(deleted.map(node => node.data.row))}
-          onEdgesDelete={deleted => deleted.forEach(edge => {
-            if (rows.some(row => row.id === edge.target)) actions.edit(edge.target, { source: null });
-          })}
-          deleteKeyCode={["Delete", "Backspace"]} minZoom={0.1} maxZoom={2} fitView fitViewOptions={FIT_VIEW}
-          connectionRadius={36} zoomOnDoubleClick={false} selectNodesOnDrag={false} proOptions={{ hideAttribution: true }}
-          defaultViewport={{ x: 0, y: 0, zoom: 1 }}
+          onNodeDragStop={onNodeDragStop} onNodeClick={endEdge} onNodeDoubleClick={showNear}
+          onNodesDelete={removeNodes} onEdgesDelete={removeEdges}
+          deleteKeyCode={DELETE_KEYS} minZoom={0.1} maxZoom={2} fitView fitViewOptions={FIT_VIEW}
+          connectionRadius={36} zoomOnDoubleClick={false} selectNodesOnDrag={false} proOptions={HIDDEN}
+          defaultViewport={ORIGIN}
         >
           <Background variant={BackgroundVariant.Dots} gap={22} size={1.4} color="var(--dots)" />
           {!far && <Overview nodes={nodes} />}

@@ -1,5 +1,5 @@
 /** The minimap: there while some node is out of sight, in a corner where it covers no button. */
-import { useCallback, useEffect, useState } from "react";
+import { useCallback, useEffect, useRef, useState } from "react";
 import { MiniMap, useOnViewportChange, useReactFlow } from "@xyflow/react";
 import type { ImageFlowNode } from "./ImageNode";
 import { findCorner } from "./corners";
@@ -11,6 +11,8 @@ import { contains } from "./places";
 /** React Flow's, in pixels. */
 const SIZE = { width: 200, height: 150 }, MARGIN = 15;
 const MIN_NODES = 9;
+/** Milliseconds between two looks while nodes change: each measures all buttons. */
+const PAUSE = 300;
 
 export function Overview({ nodes }: { nodes: readonly ImageFlowNode[] }) {
   const flow = useReactFlow<ImageFlowNode>();
@@ -25,10 +27,17 @@ export function Overview({ nodes }: { nodes: readonly ImageFlowNode[] }) {
     setCorner(covered > 0 ? undefined : corner);
   }, [flow]);
   useOnViewportChange({ onEnd: look });
+  const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
   useEffect(() => {
-    const frame = requestAnimationFrame(look); // once they are laid out
-    return () => cancelAnimationFrame(frame);
+    timer.current ??= setTimeout(() => {
+      timer.current = undefined;
+      look();
+    }, PAUSE);
   }, [nodes, look]);
+  useEffect(() => () => {
+    clearTimeout(timer.current);
+    timer.current = undefined;
+  }, []);
   useEffect(() => {
     addEventListener("resize", look);
     return () => removeEventListener("resize", look);
