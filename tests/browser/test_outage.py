@@ -1,6 +1,7 @@
-"""The server is away for a minute: the canvas recovers by itself, with nothing lost or doubled."""
+"""The server is away for long: the canvas recovers by itself, with nothing lost or doubled."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,8 +15,8 @@ from tests.support.window import Window, database, put
 
 Open = Any
 
-OUTAGE = 60.0
-"""Seconds."""
+OUTAGE = float(os.environ.get("IMAGE_JOBS_TEST_OUTAGE", "35"))
+"""Longer than all that might give up: a lost heartbeat, 25 to 30 s after the last one, and the longest pause, 30 s."""
 
 BOAT, PLAIN, MILL = "A boat on its way", "A wide plain", "A mill by the water"
 MILL_LATER = "A mill by the water, in the evening"
@@ -44,9 +45,9 @@ from run_events e join runs r on r.id = e.run_id where r.subject_id = $1 group b
 """
 
 
-@pytest.mark.timeout(300)  # one minute of it is the outage
-async def test_a_minute_of_outage_loses_and_doubles_nothing(directory: Path, open_window: Open):
-    data, port = directory / "minute", free_port()
+@pytest.mark.timeout(300)
+async def test_a_long_outage_loses_and_doubles_nothing(directory: Path, open_window: Open):
+    data, port = directory / "outage", free_port()
     async with running(directory, port, "--data", data.name) as dev:
         window: Window = await open_window(f"http://127.0.0.1:{port}/canvas#{uuid4()}")
         async with database(data) as db:
@@ -65,7 +66,6 @@ async def test_a_minute_of_outage_loses_and_doubles_nothing(directory: Path, ope
         await dev.ended()
     back_at = asyncio.get_running_loop().time() + OUTAGE
     await edit_offline(window)
-    # The minute itself is what is tested: it is longer than all that might give up.
     await asyncio.sleep(back_at - asyncio.get_running_loop().time())
 
     async with running(directory, port, "--data", data.name):

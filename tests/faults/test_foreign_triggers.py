@@ -81,7 +81,7 @@ def assert_alive(process: Daemon) -> None:
 async def assert_calm(pooler: Pooler) -> None:
     """An idle daemon looks once a second; one that spins, hundreds of times."""
     pooler.statements.clear()
-    await asyncio.sleep(3)
+    await asyncio.sleep(1)
     syncs = sum("image_jobs.sync" in sql for sql in pooler.statements)
     assert syncs <= 20
 

@@ -11,7 +11,7 @@ from tests.support.fault_harness import FaultHarness
 from tests.support.postgres import connect, wait_until
 
 AT_ONCE = 5
-LIVES = 10
+LIVES = 6
 LONGEST = 300
 """Seconds that a loaded machine may take for five starts at once, or a stop. A daemon that does not obey takes for ever."""
 
@@ -34,7 +34,7 @@ async def notify(dsn: str) -> None:
 
 @pytest.mark.timeout(600)
 async def test_sigterm_is_obeyed_amid_notifications(harness: FaultHarness) -> None:
-    """Fifty times: five processes, each of which is a daemon ten times, always with a run under way."""
+    """Thirty times: five processes, each of which is a daemon six times, always with a run under way."""
     await harness.insert_runs(20 * AT_ONCE * LIVES, "demo:painter", prompt={"size": "64x64"}, demo={"slow": 0.6})
     notifying = asyncio.create_task(notify(harness.project.dsn))
     async with AsyncExitStack() as stack:

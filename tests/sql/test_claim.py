@@ -12,6 +12,7 @@ from tests.support.runs import insert_run, insert_runs
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.one_postgres
 async def test_10_000_runs_of_one_workflow_do_not_delay_another(db: Db, daemon: Daemon) -> None:
     crowd, one = uuid4(), uuid4()
     await insert_runs(db, 10_000, workflow=crowd)

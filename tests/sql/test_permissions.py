@@ -334,7 +334,7 @@ GENEROUS_OWNER = "".join(
 BEFORE = {"new project": "select", "older project": OLDER_PROJECT, "generous owner": GENEROUS_OWNER}
 
 
-@pytest.fixture(params=BEFORE)
+@pytest.fixture(scope="module", params=BEFORE)
 async def project(request: pytest.FixtureRequest, postgres: Cluster):
     async with postgres.database(template=None) as dsn:
         connection = await connect(dsn)

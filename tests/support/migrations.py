@@ -16,6 +16,13 @@ def later_file(body: str) -> str:
     return frame.replace("  …\n", f"  {body};\n")
 
 
+def without_comments(directory: Path) -> None:
+    """Take comments and indentation out of a release's first file: the Supabase CLI takes the square of its length."""
+    path = directory / "migrations/0001_initial.sql"
+    lines = (line.strip() for line in path.read_text().splitlines())
+    path.write_text("\n".join(line for line in lines if line and not line.startswith("--")) + "\n")
+
+
 def release(directory: Path, second: str) -> Path:
     """Make a directory like `sql` that has ours and a second file. Returns it; does nothing if it is there."""
     if not (directory / "migrations").exists():
