@@ -5,10 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from daemon.dev.postgres import version
+from tests.support.daemon_harness import fetch
 from tests.support.postgres import ROOT, VERSIONS, bin_dir, wait_until
+from tests.support.servers import served
 
 
 @pytest.mark.parametrize("name", VERSIONS)
@@ -43,6 +47,17 @@ async def test_wait_until_reports_the_last_value_on_timeout():
 
     with pytest.raises(AssertionError, match=r"still returns \[\]"):
         await wait_until(never, timeout=0.05)
+
+
+async def test_served_closes_when_the_test_fails():
+    # As often as it takes for a socket to get the number of one before.
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            async with served(PlainTextResponse("here")) as url:
+                assert (await fetch(url)).text == "here"
+                raise ZeroDivisionError
+        with pytest.raises(httpx.ConnectError):
+            await fetch(url)
 
 
 @pytest.mark.parametrize(("ci", "code"), [("true", pytest.ExitCode.TESTS_FAILED), ("", pytest.ExitCode.OK)])

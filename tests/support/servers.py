@@ -35,13 +35,15 @@ async def served(app: ASGIApp) -> AsyncIterator[str]:
     config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=2)
     server = _Server(config)
     with listening_socket() as listening:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(server.serve([listening]))
-            await wait_until(lambda: server.started)
-            try:
-                yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-            finally:
-                server.should_exit = True
+        # Not in a TaskGroup: that would cancel it when a test fails, and a uvicorn that is cancelled leaves the socket,
+        # closed, in the loop's selector, where the next socket of its number is then said to be (FileNotFoundError).
+        serving = asyncio.create_task(server.serve([listening]))
+        try:
+            await wait_until(lambda: server.started or serving.done())
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving
 
 
 @asynccontextmanager
