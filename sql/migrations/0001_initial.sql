@@ -1525,6 +1525,87 @@ begin
 end
 $$;
 
+-- A copy of provider_limits, which operators change as often as they like, for claims.
+create table if not exists image_jobs.limits_in_force (
+  provider text not null,
+  version bigint generated always as identity,
+  limits jsonb not null,
+  models text[] not null,
+  primary key (provider, version)
+);
+comment on table image_jobs.limits_in_force is 'The rows of provider_limits, by provider; the newest version holds. Kept by a trigger.';
+comment on column image_jobs.limits_in_force.models is 'Models that have a row of their own.';
+
+create or replace function image_jobs.carry_limits()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_provider text;
+  v_last image_jobs.limits_in_force;
+begin
+  if tg_op = 'TRUNCATE' then
+    delete from image_jobs.limits_in_force;
+    return null;
+  end if;
+  for v_provider in
+    select distinct p.name from unnest(array[old.provider, new.provider]) as p (name) where p.name is not null order by p.name
+  loop
+    perform pg_advisory_xact_lock(hashtextextended('image_jobs limits ' || v_provider, 0));
+    select f.* into v_last from image_jobs.limits_in_force f where f.provider = v_provider order by f.version desc limit 1;
+    -- Waits for claims that count by it.
+    delete from image_jobs.limits_in_force f where f.provider = v_provider and f.version = v_last.version;
+    insert into image_jobs.limits_in_force (provider, limits, models)
+    select v_provider, coalesce(jsonb_agg(l.value order by (l.value -> 'id')::bigint), '[]'),
+      coalesce(array_agg(l.value ->> 'model') filter (where l.value ->> 'model' is not null), '{}')
+    from (
+      select k.value from jsonb_array_elements(v_last.limits) k where old.id is null or (k.value -> 'id')::bigint <> old.id
+      union all
+      select to_jsonb(new) where new.provider = v_provider
+    ) l;
+  end loop;
+  return null;
+end
+$$;
+
+-- Before change_lanes, which reads them: triggers fire by name.
+create or replace trigger carry_limits after insert or update or delete on image_jobs.provider_limits
+  for each row execute function image_jobs.carry_limits();
+create or replace trigger carry_no_limits after truncate on image_jobs.provider_limits
+  for each statement execute function image_jobs.carry_limits();
+
+-- Returns the limits of a provider and of its models.
+create or replace function image_jobs.limits_of(p_provider text)
+returns setof image_jobs.provider_limits language plpgsql volatile set search_path = ''
+as $$
+begin
+  return query
+  select l.* from jsonb_populate_recordset(null::image_jobs.provider_limits, (
+    select f.limits from image_jobs.limits_in_force f where f.provider = p_provider order by f.version desc limit 1)) l;
+end
+$$;
+
+-- Lock what limits these providers, each in turn by name, until the end of the transaction: none of them changes until then, and
+-- no other claim counts by it. What stops or bounds nothing is not locked.
+create or replace function image_jobs.lock_limits(p_providers text[])
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_provider text;
+  v_limits record;
+begin
+  for v_provider in select distinct p.name from unnest(p_providers) as p (name) order by p.name loop
+    loop
+      select f.version, f.limits into v_limits from image_jobs.limits_in_force f
+      where f.provider = v_provider order by f.version desc limit 1;
+      exit when not found or not v_limits.limits @? '$[*] ? (@.per_minute != null || @.max_running != null)';
+      perform from image_jobs.limits_in_force f where f.provider = v_provider and f.version = v_limits.version for update;
+      -- Else it was replaced while this waited.
+      exit when found;
+    end loop;
+  end loop;
+end
+$$;
+
 -- Providers that may have a lane. Runs of all others wait in the lane '?', so that invented names cannot make lanes.
 create table if not exists image_jobs.providers (
   name text primary key
@@ -1630,11 +1711,9 @@ returns text language plpgsql stable set search_path = ''
 as $$
 begin
   return case
-    when exists (
-      select from image_jobs.provider_limits l
-      where l.provider = split_part(p_processor, ':', 1)
-        and l.model = substr(p_processor, strpos(p_processor, ':') + 1)
-    ) then p_processor
+    when substr(p_processor, strpos(p_processor, ':') + 1) = any ((
+      select f.models from image_jobs.limits_in_force f
+      where f.provider = split_part(p_processor, ':', 1) order by f.version desc limit 1)::text[]) then p_processor
     else coalesce((select p.name from image_jobs.providers p where p.name = split_part(p_processor, ':', 1)), '?')
   end;
 end
@@ -1862,14 +1941,18 @@ create table if not exists image_jobs.set_aside (
   sqlstate text not null,
   reason text not null
 );
+-- Reads what is not over, as of image_jobs.wake.
+create index if not exists set_aside_until on image_jobs.set_aside (until);
 comment on table image_jobs.set_aside is 'Runs whose row could not be changed; they are left alone until then, for 1 s to 5 min.';
 
 -- Returns the runs that are to be left alone now; no row as a rule.
 create or replace function image_jobs.runs_set_aside()
-returns varchar[] language plpgsql volatile set search_path = ''
+returns varchar[] language plpgsql volatile set search_path = '' set enable_seqscan = off set enable_bitmapscan = off
 as $$
+declare
+  v_now timestamptz := image_jobs.now();
 begin
-  return array(select s.run_id from image_jobs.set_aside s where s.until > image_jobs.now());
+  return array(select s.run_id from image_jobs.set_aside s where s.until > v_now);
 end
 $$;
 
@@ -1967,6 +2050,8 @@ create table if not exists image_jobs.provider_blocks (
   reason text,
   constraint provider_blocks_one_row_each unique nulls not distinct (provider, model)
 );
+-- Claims read from now on, however many there were before.
+create index if not exists provider_blocks_until on image_jobs.provider_blocks (provider, until);
 comment on table image_jobs.provider_blocks is 'Set by the daemons; delete a row to open. model null: the whole provider.';
 comment on column image_jobs.provider_blocks.model is
   'The model that draws: runs that name a retired one wait, too, where this is its successor.';
@@ -1977,7 +2062,16 @@ comment on column image_jobs.provider_blocks.reason is 'A sentence for the perso
 create or replace function image_jobs.block_until(p_provider text, p_model text, p_until timestamptz, p_reason text)
 returns void language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_now timestamptz := image_jobs.now();
 begin
+  -- Each of many calls that were under way says so.
+  if exists (
+    select from image_jobs.provider_blocks b
+    where b.provider = p_provider and b.model is not distinct from p_model and b.until >= greatest(p_until, v_now))
+  then
+    return;
+  end if;
   insert into image_jobs.provider_blocks as b (provider, model, until, reason)
   values (p_provider, p_model, p_until, p_reason)
   on conflict (provider, model) do update set
@@ -1985,7 +2079,7 @@ begin
     reason = case when b.until > excluded.until then b.reason else excluded.reason end;
   delete from image_jobs.provider_blocks b
   where b.id = any (array(
-    select o.id from image_jobs.provider_blocks o where o.until < image_jobs.now() - interval '1 hour' for update skip locked));
+    select o.id from image_jobs.provider_blocks o where o.until < v_now - interval '1 hour' for update skip locked));
 end
 $$;
 
@@ -2001,18 +2095,22 @@ $$;
 -- up to a minute.
 --
 -- Answers come with settlements (`http_status`). A sync notes them before it holds any lock, and claims do not wait for the
--- locks of streaks: so nobody waits for them while others wait for him.
+-- locks of streaks (rows of image_jobs.providers): so nobody waits for them while others wait for him.
 
+-- Never updated, as image_jobs.watermarks is not.
 create table if not exists image_jobs.provider_streaks (
-  provider text primary key,
+  provider text not null,
+  version bigint generated always as identity,
   failed bigint[] not null default '{}',
   closings integer not null default 0,
   closed_at timestamptz,
   closed_until timestamptz,
   probe bigint,
-  probed_at timestamptz
+  probed_at timestamptz,
+  primary key (provider, version)
 );
-comment on table image_jobs.provider_streaks is 'Providers that answer with server errors; a success deletes the row.';
+comment on table image_jobs.provider_streaks is
+  'Whether providers answer with server errors; the newest version holds. No row: as after a success, which leaves one that says nothing.';
 comment on column image_jobs.provider_streaks.failed is
   'Claims whose calls had server errors since the last success, until it is closed. One whose run is locked settles again.';
 comment on column image_jobs.provider_streaks.closings is 'How often it was closed since the last success. From 1 on and not blocked: half open.';
@@ -2020,6 +2118,44 @@ comment on column image_jobs.provider_streaks.closed_at is 'When it was closed l
 comment on column image_jobs.provider_streaks.closed_until is 'Until when, as provider_blocks has it unless something else has closed it for longer.';
 comment on column image_jobs.provider_streaks.probe is 'The claim of the call that went first …';
 comment on column image_jobs.provider_streaks.probed_at is '… and when; half a minute later another may go.';
+
+-- Returns the streak of a provider; null if there was none.
+create or replace function image_jobs.streak_of(p_provider text)
+returns image_jobs.provider_streaks language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_streak image_jobs.provider_streaks;
+begin
+  select s.* into v_streak from image_jobs.provider_streaks s where s.provider = p_provider order by s.version desc limit 1;
+  return v_streak;
+end
+$$;
+
+-- Returns whether some provider has a streak.
+create or replace function image_jobs.has_streaks()
+returns boolean language plpgsql volatile set search_path = '' set enable_seqscan = off set enable_bitmapscan = off
+as $$
+begin
+  return exists (
+    select from image_jobs.providers p
+    cross join lateral (
+      select t.closings, t.failed from image_jobs.provider_streaks t where t.provider = p.name order by t.version desc limit 1
+    ) s
+    where s.closings > 0 or s.failed <> '{}');
+end
+$$;
+
+-- Put a streak in the place of the one that it was made from. The caller holds the lock of its provider.
+create or replace function image_jobs.write_streak(p_streak image_jobs.provider_streaks)
+returns void language plpgsql volatile set search_path = ''
+as $$
+begin
+  delete from image_jobs.provider_streaks s where s.provider = p_streak.provider and s.version = p_streak.version;
+  insert into image_jobs.provider_streaks (provider, failed, closings, closed_at, closed_until, probe, probed_at)
+  values (p_streak.provider, coalesce(p_streak.failed, '{}'), coalesce(p_streak.closings, 0), p_streak.closed_at,
+    p_streak.closed_until, p_streak.probe, p_streak.probed_at);
+end
+$$;
 
 -- Note how providers have answered the calls of these settlements. Those whose claim is not this daemon's any more do not count.
 create or replace function image_jobs.note_responses(p_daemon uuid, p_settlements jsonb)
@@ -2042,34 +2178,40 @@ begin
     join public.runs r on r.id = s.id and r.claim = s.claim and r.claimed_by = p_daemon
     group by 1 order by 1
   loop
+    v_streak := image_jobs.streak_of(v_noted.provider);
+    continue when v_noted.failed is null and not coalesce(v_streak.closings > 0 or v_streak.failed <> '{}', false);
+    perform from image_jobs.providers p where p.name = v_noted.provider for update;
+    v_streak := image_jobs.streak_of(v_noted.provider);
     if v_noted.well then
-      delete from image_jobs.provider_streaks s where s.provider = v_noted.provider returning s.* into v_streak;
+      continue when not coalesce(v_streak.closings > 0 or v_streak.failed <> '{}', false);
       delete from image_jobs.provider_blocks b
-      where b.provider = v_streak.provider and b.model is null and b.until = v_streak.closed_until;
+      where b.provider = v_noted.provider and b.model is null and b.until = v_streak.closed_until;
+      perform image_jobs.write_streak(row(v_streak.provider, v_streak.version, '{}', 0, null, null, null, null));
       continue;
     end if;
-    if v_noted.failed is not null then
-      insert into image_jobs.provider_streaks (provider) values (v_noted.provider) on conflict do nothing;
-    end if;
-    select s.* into v_streak from image_jobs.provider_streaks s where s.provider = v_noted.provider for update;
-    continue when not found;
     if v_streak.probe = any (v_noted.unanswered) then
-      update image_jobs.provider_streaks s set probed_at = null where s.provider = v_noted.provider;
+      v_streak.probed_at := null;
+      perform image_jobs.write_streak(v_streak);
+      v_streak := image_jobs.streak_of(v_noted.provider);
     end if;
     v_failed := array(
       select call.claim from unnest(v_noted.failed, v_noted.began) as call (claim, began)
-      where call.began >= coalesce(v_streak.closed_at, '-infinity') and call.claim <> all (v_streak.failed));
+      where call.began >= coalesce(v_streak.closed_at, '-infinity') and call.claim <> all (coalesce(v_streak.failed, '{}')));
+    v_streak.provider := v_noted.provider;
     continue when v_failed = '{}' or exists (
       select from image_jobs.provider_blocks b where b.provider = v_noted.provider and b.model is null and b.until > v_now);
-    if v_streak.closings = 0 and cardinality(v_streak.failed || v_failed) < 3 then
-      update image_jobs.provider_streaks s set failed = s.failed || v_failed where s.provider = v_noted.provider;
+    if coalesce(v_streak.closings, 0) = 0 and cardinality(coalesce(v_streak.failed, '{}') || v_failed) < 3 then
+      v_streak.failed := coalesce(v_streak.failed, '{}') || v_failed;
+      perform image_jobs.write_streak(v_streak);
       continue;
     end if;
-    update image_jobs.provider_streaks s
-    set failed = '{}', closings = s.closings + 1, closed_at = v_now, probe = null, probed_at = null,
-      closed_until = v_now + make_interval(secs => least(4 * 2 ^ least(s.closings, 9), 60))
-    where s.provider = v_noted.provider
-    returning s.* into v_streak;
+    v_streak.failed := '{}';
+    v_streak.closings := coalesce(v_streak.closings, 0) + 1;
+    v_streak.closed_at := v_now;
+    v_streak.closed_until := v_now + make_interval(secs => least(4 * 2 ^ least(v_streak.closings - 1, 9), 60));
+    v_streak.probe := null;
+    v_streak.probed_at := null;
+    perform image_jobs.write_streak(v_streak);
     -- Every signed-in user reads it. The provider's words, which may be about one of them, stand in the events of the run.
     perform image_jobs.block_until(v_noted.provider, null, v_streak.closed_until,
       format('%s has a problem at the moment.', image_jobs.provider_name(v_noted.provider)));
@@ -4330,8 +4472,8 @@ declare
   v_block record;
 begin
   for v_limit in
-    select l.*, l.paused or l.per_minute = 0 or l.max_running = 0 as stopped from image_jobs.provider_limits l
-    where l.provider = v_provider and (l.model is null or l.provider || ':' || l.model = p_processor)
+    select l.*, l.paused or l.per_minute = 0 or l.max_running = 0 as stopped from image_jobs.limits_of(v_provider) l
+    where l.model is null or l.provider || ':' || l.model = p_processor
   loop
     if v_limit.stopped then
       return jsonb_build_object('error', format('%s is paused.', concat_ws(':', v_provider, v_limit.model)), 'code', 'paused');
@@ -4492,6 +4634,7 @@ as $$
 declare
   v_now timestamptz := image_jobs.now();
   v_second bigint := floor(extract(epoch from v_now));
+  v_streak image_jobs.provider_streaks := image_jobs.streak_of(p_provider);
   v_limit record;
   v_left integer;
   v_least integer;
@@ -4502,15 +4645,11 @@ begin
   then
     return 0;
   end if;
-  if exists (select from image_jobs.provider_streaks s where s.provider = p_provider and s.closings > 0) then
-    v_least := (
-      select case when s.probed_at > v_now - interval '30 s' then 0 else 1 end
-      from image_jobs.provider_streaks s where s.provider = p_provider);
+  if v_streak.closings > 0 then
+    v_least := case when v_streak.probed_at > v_now - interval '30 s' then 0 else 1 end;
   end if;
   for v_limit in
-    select l.* from image_jobs.provider_limits l
-    where l.provider = p_provider
-      and (l.model is null or l.provider || ':' || l.model = p_lane)
+    select l.* from image_jobs.limits_of(p_provider) l where l.model is null or l.provider || ':' || l.model = p_lane
   loop
     if v_limit.paused then
       return 0;
@@ -4542,9 +4681,8 @@ declare
   v_last image_jobs.recent_starts;
 begin
   for v_limit in
-    select l.id from image_jobs.provider_limits l
-    where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
-      and l.per_minute is not null
+    select l.id from image_jobs.limits_of(p_provider) l
+    where (l.model is null or l.provider || ':' || l.model = p_lane) and l.per_minute is not null
   loop
     v_last := image_jobs.starts_of(v_limit);
     delete from image_jobs.recent_starts s where s.limit_id = v_limit and s.version = v_last.version;
@@ -4700,7 +4838,7 @@ declare
   v_runs varchar[];
 begin
   if not exists (
-    select from image_jobs.provider_limits l where l.provider = p_lane.lane and l.model is not null)
+    select from image_jobs.limits_of(p_lane.lane) l where l.model is not null)
   then
     return false;
   end if;
@@ -5002,6 +5140,7 @@ declare
   v_claimed jsonb[];
   v_last bigint;
   v_newest image_jobs.lanes;
+  v_streak image_jobs.provider_streaks;
 begin
   if not v_passing then
     select array_agg(next.id), max(next.rank) into v_runs, v_last
@@ -5048,9 +5187,10 @@ begin
   return query select unnest(v_claimed);
   perform image_jobs.record_starts(split_part(p_lane.lane, ':', 1), p_lane.lane, cardinality(v_claimed));
   if p_probe then
-    update image_jobs.provider_streaks s
-    set probe = (v_claimed[1] ->> 'claim')::bigint, probed_at = image_jobs.now()
-    where s.provider = split_part(p_lane.lane, ':', 1);
+    v_streak := image_jobs.streak_of(split_part(p_lane.lane, ':', 1));
+    v_streak.probe := (v_claimed[1] ->> 'claim')::bigint;
+    v_streak.probed_at := image_jobs.now();
+    perform image_jobs.write_streak(v_streak);
   end if;
   -- The watermark is a hint: if another daemon is moving it just now, that will do. But never without a note of the runs that
   -- it passes over.
@@ -5107,8 +5247,8 @@ $$;
 -- least once a second of idleness, since a slow transaction may commit a lower rank.
 -- Nothing of the providers that this daemon cannot reach (p_unreachable).
 -- Never claims more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
--- Looks first, and writes nothing where there is nothing to claim. Locks: the daemon's row of claimants (against a take-over), the budget of all together, then provider_limits, provider_streaks
--- (skipping locked ones: another daemon is at it), and only then runs (skipping locked ones).
+-- Looks first, and writes nothing where there is nothing to claim. Locks: the daemon's row of claimants (against a take-over), the budget of all together, then limits_in_force, the providers that have a
+-- streak (skipping locked ones: another daemon is at it), and only then runs (skipping locked ones).
 create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
 returns setof jsonb language plpgsql volatile set search_path = ''
@@ -5167,14 +5307,10 @@ begin
     end if;
   end if;
   -- The locks of the limits, all at once and in order.
-  perform from image_jobs.provider_limits l
-  where l.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
-    and (l.per_minute is not null or l.max_running is not null)
-  order by l.id
-  for update;
+  perform image_jobs.lock_limits(array(select split_part(o.lane, ':', 1) from unnest(v_lanes) o));
   v_probing := array(
-    select s.provider from image_jobs.provider_streaks s
-    where s.closings > 0 and s.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
+    select p.name from image_jobs.providers p
+    where p.name in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o) and (image_jobs.streak_of(p.name)).closings > 0
     for update skip locked);
   perform image_jobs.promote_due(p_full_scan);
 
@@ -5204,7 +5340,7 @@ begin
         v_quota := case v_pass when 1 then ceil(v_left::numeric / v_peers) else v_left end;
         v_quota := least(v_quota, image_jobs.available_starts(v_provider, v_lane.lane));
         v_peers := v_peers - 1;
-        v_probe := exists (select from image_jobs.provider_streaks s where s.provider = v_provider and s.closings > 0);
+        v_probe := coalesce((image_jobs.streak_of(v_provider)).closings > 0, false);
         continue when v_quota <= 0 or v_budget <= 0 or v_probe and not v_provider = any (v_probing);
         return query select image_jobs.claim_starts(p_daemon, v_lane, v_quota, p_full_scan, v_probe, v_budget);
         get diagnostics v_count = row_count;
@@ -5651,8 +5787,8 @@ declare
   v_stale timestamptz;
 begin
   -- As a rule there is no streak, and no server error that could begin one.
-  if exists (select from image_jobs.provider_streaks)
-    or exists (select from jsonb_array_elements(p_settlements) s where (s.value ->> 'http_status')::integer >= 500)
+  if p_settlements <> '[]' and (image_jobs.has_streaks()
+    or exists (select from jsonb_array_elements(p_settlements) s where (s.value ->> 'http_status')::integer >= 500))
   then
     perform image_jobs.note_responses(p_daemon, p_settlements);
   end if;
@@ -7914,21 +8050,29 @@ create or replace function image_jobs.has_room(p_provider text, p_processor text
 returns boolean language plpgsql volatile set search_path = ''
 as $$
 declare
-  v_limits bigint[] := array(
-    select l.id from image_jobs.provider_limits l
-    where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_processor) and l.max_running is not null);
+  v_version bigint := (
+    select f.version from image_jobs.limits_in_force f where f.provider = p_provider order by f.version desc limit 1);
   v_limit record;
-  v_locked integer := 0;
 begin
+  if not exists (
+    select from image_jobs.limits_of(p_provider) l
+    where (l.model is null or l.provider || ':' || l.model = p_processor) and l.max_running is not null)
+  then
+    return true;
+  end if;
+  perform from image_jobs.limits_in_force f where f.provider = p_provider and f.version = v_version for update skip locked;
+  if not found then
+    return false;
+  end if;
   for v_limit in
-    select l.* from image_jobs.provider_limits l where l.id = any (v_limits) order by l.id for update skip locked
+    select l.* from image_jobs.limits_of(p_provider) l
+    where (l.model is null or l.provider || ':' || l.model = p_processor) and l.max_running is not null
   loop
-    v_locked := v_locked + 1;
     if image_jobs.count_running(p_provider, v_limit.model, v_limit.max_running) >= v_limit.max_running then
       return false;
     end if;
   end loop;
-  return v_locked = cardinality(v_limits);
+  return true;
 end
 $$;
 
@@ -8777,7 +8921,7 @@ $$;
 -- Ours, one by one.
 revoke all on
   image_jobs.cancellations, image_jobs.daemon_status, image_jobs.daemons, image_jobs.lanes, image_jobs.models,
-  image_jobs.claimants, image_jobs.due_marks, image_jobs.opened_lanes, image_jobs.recent_starts, image_jobs.watermarks,
+  image_jobs.claimants, image_jobs.due_marks, image_jobs.limits_in_force, image_jobs.opened_lanes, image_jobs.recent_starts, image_jobs.watermarks,
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.provider_streaks, image_jobs.providers,
   image_jobs.failures, image_jobs.queue_stats, image_jobs.run_costs, image_jobs.throughput,
   image_jobs.run_timings, image_jobs.set_aside, image_jobs.stale_nodes, image_jobs.storage_stats, image_jobs.storage_violations,
@@ -8786,7 +8930,7 @@ revoke all on
   from public, anon, authenticated, service_role;
 revoke all on sequence
   image_jobs.claims, image_jobs.due_marks_version_seq, image_jobs.event_numbers, image_jobs.node_versions, image_jobs.provider_blocks_id_seq,
-  image_jobs.provider_limits_id_seq, image_jobs.recent_starts_version_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets,
+  image_jobs.limits_in_force_version_seq, image_jobs.provider_limits_id_seq, image_jobs.provider_streaks_version_seq, image_jobs.recent_starts_version_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets,
   image_jobs.usage_limits_id_seq, image_jobs.watermarks_version_seq
   from public, anon, authenticated, service_role;
 revoke all on image_jobs.calls, image_jobs.file_removals, image_jobs.migrations, image_jobs.prices, image_jobs.project, image_jobs.source_removals, image_jobs.walks from public, anon, authenticated, service_role;
@@ -8894,6 +9038,8 @@ revoke all on function
   image_jobs.used_since(uuid, uuid, timestamptz), image_jobs.used_together(timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function
+  image_jobs.carry_limits(), image_jobs.has_streaks(), image_jobs.limits_of(text), image_jobs.lock_limits(text[]),
+  image_jobs.streak_of(text), image_jobs.write_streak(image_jobs.provider_streaks),
   image_jobs.has_waiting(text), image_jobs.limit_reached(image_jobs.provider_limits), image_jobs.limits_changed(),
   image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),
   image_jobs.report_daemon(uuid, boolean, text[])
@@ -9028,6 +9174,7 @@ alter table image_jobs.watermarks enable row level security;
 alter table image_jobs.due_marks enable row level security;
 alter table image_jobs.claimants enable row level security;
 alter table image_jobs.recent_starts enable row level security;
+alter table image_jobs.limits_in_force enable row level security;
 alter table image_jobs.daemons enable row level security;
 alter table image_jobs.wake enable row level security;
 alter table image_jobs.models enable row level security;

@@ -41,6 +41,87 @@ begin
 end
 $$;
 
+-- A copy of provider_limits, which operators change as often as they like, for claims.
+create table if not exists image_jobs.limits_in_force (
+  provider text not null,
+  version bigint generated always as identity,
+  limits jsonb not null,
+  models text[] not null,
+  primary key (provider, version)
+);
+comment on table image_jobs.limits_in_force is 'The rows of provider_limits, by provider; the newest version holds. Kept by a trigger.';
+comment on column image_jobs.limits_in_force.models is 'Models that have a row of their own.';
+
+create or replace function image_jobs.carry_limits()
+returns trigger language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_provider text;
+  v_last image_jobs.limits_in_force;
+begin
+  if tg_op = 'TRUNCATE' then
+    delete from image_jobs.limits_in_force;
+    return null;
+  end if;
+  for v_provider in
+    select distinct p.name from unnest(array[old.provider, new.provider]) as p (name) where p.name is not null order by p.name
+  loop
+    perform pg_advisory_xact_lock(hashtextextended('image_jobs limits ' || v_provider, 0));
+    select f.* into v_last from image_jobs.limits_in_force f where f.provider = v_provider order by f.version desc limit 1;
+    -- Waits for claims that count by it.
+    delete from image_jobs.limits_in_force f where f.provider = v_provider and f.version = v_last.version;
+    insert into image_jobs.limits_in_force (provider, limits, models)
+    select v_provider, coalesce(jsonb_agg(l.value order by (l.value -> 'id')::bigint), '[]'),
+      coalesce(array_agg(l.value ->> 'model') filter (where l.value ->> 'model' is not null), '{}')
+    from (
+      select k.value from jsonb_array_elements(v_last.limits) k where old.id is null or (k.value -> 'id')::bigint <> old.id
+      union all
+      select to_jsonb(new) where new.provider = v_provider
+    ) l;
+  end loop;
+  return null;
+end
+$$;
+
+-- Before change_lanes, which reads them: triggers fire by name.
+create or replace trigger carry_limits after insert or update or delete on image_jobs.provider_limits
+  for each row execute function image_jobs.carry_limits();
+create or replace trigger carry_no_limits after truncate on image_jobs.provider_limits
+  for each statement execute function image_jobs.carry_limits();
+
+-- Returns the limits of a provider and of its models.
+create or replace function image_jobs.limits_of(p_provider text)
+returns setof image_jobs.provider_limits language plpgsql volatile set search_path = ''
+as $$
+begin
+  return query
+  select l.* from jsonb_populate_recordset(null::image_jobs.provider_limits, (
+    select f.limits from image_jobs.limits_in_force f where f.provider = p_provider order by f.version desc limit 1)) l;
+end
+$$;
+
+-- Lock what limits these providers, each in turn by name, until the end of the transaction: none of them changes until then, and
+-- no other claim counts by it. What stops or bounds nothing is not locked.
+create or replace function image_jobs.lock_limits(p_providers text[])
+returns void language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_provider text;
+  v_limits record;
+begin
+  for v_provider in select distinct p.name from unnest(p_providers) as p (name) order by p.name loop
+    loop
+      select f.version, f.limits into v_limits from image_jobs.limits_in_force f
+      where f.provider = v_provider order by f.version desc limit 1;
+      exit when not found or not v_limits.limits @? '$[*] ? (@.per_minute != null || @.max_running != null)';
+      perform from image_jobs.limits_in_force f where f.provider = v_provider and f.version = v_limits.version for update;
+      -- Else it was replaced while this waited.
+      exit when found;
+    end loop;
+  end loop;
+end
+$$;
+
 -- Providers that may have a lane. Runs of all others wait in the lane '?', so that invented names cannot make lanes.
 create table if not exists image_jobs.providers (
   name text primary key
@@ -143,11 +224,9 @@ returns text language plpgsql stable set search_path = ''
 as $$
 begin
   return case
-    when exists (
-      select from image_jobs.provider_limits l
-      where l.provider = split_part(p_processor, ':', 1)
-        and l.model = substr(p_processor, strpos(p_processor, ':') + 1)
-    ) then p_processor
+    when substr(p_processor, strpos(p_processor, ':') + 1) = any ((
+      select f.models from image_jobs.limits_in_force f
+      where f.provider = split_part(p_processor, ':', 1) order by f.version desc limit 1)::text[]) then p_processor
     else coalesce((select p.name from image_jobs.providers p where p.name = split_part(p_processor, ':', 1)), '?')
   end;
 end

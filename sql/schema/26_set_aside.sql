@@ -8,14 +8,18 @@ create table if not exists image_jobs.set_aside (
   sqlstate text not null,
   reason text not null
 );
+-- Reads what is not over, as of image_jobs.wake.
+create index if not exists set_aside_until on image_jobs.set_aside (until);
 comment on table image_jobs.set_aside is 'Runs whose row could not be changed; they are left alone until then, for 1 s to 5 min.';
 
 -- Returns the runs that are to be left alone now; no row as a rule.
 create or replace function image_jobs.runs_set_aside()
-returns varchar[] language plpgsql volatile set search_path = ''
+returns varchar[] language plpgsql volatile set search_path = '' set enable_seqscan = off set enable_bitmapscan = off
 as $$
+declare
+  v_now timestamptz := image_jobs.now();
 begin
-  return array(select s.run_id from image_jobs.set_aside s where s.until > image_jobs.now());
+  return array(select s.run_id from image_jobs.set_aside s where s.until > v_now);
 end
 $$;
 

@@ -11,6 +11,8 @@ create table if not exists image_jobs.provider_blocks (
   reason text,
   constraint provider_blocks_one_row_each unique nulls not distinct (provider, model)
 );
+-- Claims read from now on, however many there were before.
+create index if not exists provider_blocks_until on image_jobs.provider_blocks (provider, until);
 comment on table image_jobs.provider_blocks is 'Set by the daemons; delete a row to open. model null: the whole provider.';
 comment on column image_jobs.provider_blocks.model is
   'The model that draws: runs that name a retired one wait, too, where this is its successor.';
@@ -21,7 +23,16 @@ comment on column image_jobs.provider_blocks.reason is 'A sentence for the perso
 create or replace function image_jobs.block_until(p_provider text, p_model text, p_until timestamptz, p_reason text)
 returns void language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_now timestamptz := image_jobs.now();
 begin
+  -- Each of many calls that were under way says so.
+  if exists (
+    select from image_jobs.provider_blocks b
+    where b.provider = p_provider and b.model is not distinct from p_model and b.until >= greatest(p_until, v_now))
+  then
+    return;
+  end if;
   insert into image_jobs.provider_blocks as b (provider, model, until, reason)
   values (p_provider, p_model, p_until, p_reason)
   on conflict (provider, model) do update set
@@ -29,7 +40,7 @@ begin
     reason = case when b.until > excluded.until then b.reason else excluded.reason end;
   delete from image_jobs.provider_blocks b
   where b.id = any (array(
-    select o.id from image_jobs.provider_blocks o where o.until < image_jobs.now() - interval '1 hour' for update skip locked));
+    select o.id from image_jobs.provider_blocks o where o.until < v_now - interval '1 hour' for update skip locked));
 end
 $$;
 

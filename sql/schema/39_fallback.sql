@@ -58,8 +58,8 @@ declare
   v_block record;
 begin
   for v_limit in
-    select l.*, l.paused or l.per_minute = 0 or l.max_running = 0 as stopped from image_jobs.provider_limits l
-    where l.provider = v_provider and (l.model is null or l.provider || ':' || l.model = p_processor)
+    select l.*, l.paused or l.per_minute = 0 or l.max_running = 0 as stopped from image_jobs.limits_of(v_provider) l
+    where l.model is null or l.provider || ':' || l.model = p_processor
   loop
     if v_limit.stopped then
       return jsonb_build_object('error', format('%s is paused.', concat_ws(':', v_provider, v_limit.model)), 'code', 'paused');

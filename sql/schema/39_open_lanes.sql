@@ -26,6 +26,7 @@ as $$
 declare
   v_now timestamptz := image_jobs.now();
   v_second bigint := floor(extract(epoch from v_now));
+  v_streak image_jobs.provider_streaks := image_jobs.streak_of(p_provider);
   v_limit record;
   v_left integer;
   v_least integer;
@@ -36,15 +37,11 @@ begin
   then
     return 0;
   end if;
-  if exists (select from image_jobs.provider_streaks s where s.provider = p_provider and s.closings > 0) then
-    v_least := (
-      select case when s.probed_at > v_now - interval '30 s' then 0 else 1 end
-      from image_jobs.provider_streaks s where s.provider = p_provider);
+  if v_streak.closings > 0 then
+    v_least := case when v_streak.probed_at > v_now - interval '30 s' then 0 else 1 end;
   end if;
   for v_limit in
-    select l.* from image_jobs.provider_limits l
-    where l.provider = p_provider
-      and (l.model is null or l.provider || ':' || l.model = p_lane)
+    select l.* from image_jobs.limits_of(p_provider) l where l.model is null or l.provider || ':' || l.model = p_lane
   loop
     if v_limit.paused then
       return 0;
@@ -76,9 +73,8 @@ declare
   v_last image_jobs.recent_starts;
 begin
   for v_limit in
-    select l.id from image_jobs.provider_limits l
-    where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_lane)
-      and l.per_minute is not null
+    select l.id from image_jobs.limits_of(p_provider) l
+    where (l.model is null or l.provider || ':' || l.model = p_lane) and l.per_minute is not null
   loop
     v_last := image_jobs.starts_of(v_limit);
     delete from image_jobs.recent_starts s where s.limit_id = v_limit and s.version = v_last.version;
@@ -234,7 +230,7 @@ declare
   v_runs varchar[];
 begin
   if not exists (
-    select from image_jobs.provider_limits l where l.provider = p_lane.lane and l.model is not null)
+    select from image_jobs.limits_of(p_lane.lane) l where l.model is not null)
   then
     return false;
   end if;

@@ -133,6 +133,7 @@ declare
   v_claimed jsonb[];
   v_last bigint;
   v_newest image_jobs.lanes;
+  v_streak image_jobs.provider_streaks;
 begin
   if not v_passing then
     select array_agg(next.id), max(next.rank) into v_runs, v_last
@@ -179,9 +180,10 @@ begin
   return query select unnest(v_claimed);
   perform image_jobs.record_starts(split_part(p_lane.lane, ':', 1), p_lane.lane, cardinality(v_claimed));
   if p_probe then
-    update image_jobs.provider_streaks s
-    set probe = (v_claimed[1] ->> 'claim')::bigint, probed_at = image_jobs.now()
-    where s.provider = split_part(p_lane.lane, ':', 1);
+    v_streak := image_jobs.streak_of(split_part(p_lane.lane, ':', 1));
+    v_streak.probe := (v_claimed[1] ->> 'claim')::bigint;
+    v_streak.probed_at := image_jobs.now();
+    perform image_jobs.write_streak(v_streak);
   end if;
   -- The watermark is a hint: if another daemon is moving it just now, that will do. But never without a note of the runs that
   -- it passes over.
@@ -238,8 +240,8 @@ $$;
 -- least once a second of idleness, since a slow transaction may commit a lower rank.
 -- Nothing of the providers that this daemon cannot reach (p_unreachable).
 -- Never claims more than the limits allow, however many daemons claim at once. Raises IJ001 if the daemon was fenced.
--- Looks first, and writes nothing where there is nothing to claim. Locks: the daemon's row of claimants (against a take-over), the budget of all together, then provider_limits, provider_streaks
--- (skipping locked ones: another daemon is at it), and only then runs (skipping locked ones).
+-- Looks first, and writes nothing where there is nothing to claim. Locks: the daemon's row of claimants (against a take-over), the budget of all together, then limits_in_force, the providers that have a
+-- streak (skipping locked ones: another daemon is at it), and only then runs (skipping locked ones).
 create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
 returns setof jsonb language plpgsql volatile set search_path = ''
@@ -298,14 +300,10 @@ begin
     end if;
   end if;
   -- The locks of the limits, all at once and in order.
-  perform from image_jobs.provider_limits l
-  where l.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
-    and (l.per_minute is not null or l.max_running is not null)
-  order by l.id
-  for update;
+  perform image_jobs.lock_limits(array(select split_part(o.lane, ':', 1) from unnest(v_lanes) o));
   v_probing := array(
-    select s.provider from image_jobs.provider_streaks s
-    where s.closings > 0 and s.provider in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o)
+    select p.name from image_jobs.providers p
+    where p.name in (select split_part(o.lane, ':', 1) from unnest(v_lanes) o) and (image_jobs.streak_of(p.name)).closings > 0
     for update skip locked);
   perform image_jobs.promote_due(p_full_scan);
 
@@ -335,7 +333,7 @@ begin
         v_quota := case v_pass when 1 then ceil(v_left::numeric / v_peers) else v_left end;
         v_quota := least(v_quota, image_jobs.available_starts(v_provider, v_lane.lane));
         v_peers := v_peers - 1;
-        v_probe := exists (select from image_jobs.provider_streaks s where s.provider = v_provider and s.closings > 0);
+        v_probe := coalesce((image_jobs.streak_of(v_provider)).closings > 0, false);
         continue when v_quota <= 0 or v_budget <= 0 or v_probe and not v_provider = any (v_probing);
         return query select image_jobs.claim_starts(p_daemon, v_lane, v_quota, p_full_scan, v_probe, v_budget);
         get diagnostics v_count = row_count;

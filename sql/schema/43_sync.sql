@@ -144,8 +144,8 @@ declare
   v_stale timestamptz;
 begin
   -- As a rule there is no streak, and no server error that could begin one.
-  if exists (select from image_jobs.provider_streaks)
-    or exists (select from jsonb_array_elements(p_settlements) s where (s.value ->> 'http_status')::integer >= 500)
+  if p_settlements <> '[]' and (image_jobs.has_streaks()
+    or exists (select from jsonb_array_elements(p_settlements) s where (s.value ->> 'http_status')::integer >= 500))
   then
     perform image_jobs.note_responses(p_daemon, p_settlements);
   end if;

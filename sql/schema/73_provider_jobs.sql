@@ -38,21 +38,29 @@ create or replace function image_jobs.has_room(p_provider text, p_processor text
 returns boolean language plpgsql volatile set search_path = ''
 as $$
 declare
-  v_limits bigint[] := array(
-    select l.id from image_jobs.provider_limits l
-    where l.provider = p_provider and (l.model is null or l.provider || ':' || l.model = p_processor) and l.max_running is not null);
+  v_version bigint := (
+    select f.version from image_jobs.limits_in_force f where f.provider = p_provider order by f.version desc limit 1);
   v_limit record;
-  v_locked integer := 0;
 begin
+  if not exists (
+    select from image_jobs.limits_of(p_provider) l
+    where (l.model is null or l.provider || ':' || l.model = p_processor) and l.max_running is not null)
+  then
+    return true;
+  end if;
+  perform from image_jobs.limits_in_force f where f.provider = p_provider and f.version = v_version for update skip locked;
+  if not found then
+    return false;
+  end if;
   for v_limit in
-    select l.* from image_jobs.provider_limits l where l.id = any (v_limits) order by l.id for update skip locked
+    select l.* from image_jobs.limits_of(p_provider) l
+    where (l.model is null or l.provider || ':' || l.model = p_processor) and l.max_running is not null
   loop
-    v_locked := v_locked + 1;
     if image_jobs.count_running(p_provider, v_limit.model, v_limit.max_running) >= v_limit.max_running then
       return false;
     end if;
   end loop;
-  return v_locked = cardinality(v_limits);
+  return true;
 end
 $$;
 

@@ -7,7 +7,7 @@
 -- Ours, one by one.
 revoke all on
   image_jobs.cancellations, image_jobs.daemon_status, image_jobs.daemons, image_jobs.lanes, image_jobs.models,
-  image_jobs.claimants, image_jobs.due_marks, image_jobs.opened_lanes, image_jobs.recent_starts, image_jobs.watermarks,
+  image_jobs.claimants, image_jobs.due_marks, image_jobs.limits_in_force, image_jobs.opened_lanes, image_jobs.recent_starts, image_jobs.watermarks,
   image_jobs.provider_blocks, image_jobs.provider_limits, image_jobs.provider_streaks, image_jobs.providers,
   image_jobs.failures, image_jobs.queue_stats, image_jobs.run_costs, image_jobs.throughput,
   image_jobs.run_timings, image_jobs.set_aside, image_jobs.stale_nodes, image_jobs.storage_stats, image_jobs.storage_violations,
@@ -16,7 +16,7 @@ revoke all on
   from public, anon, authenticated, service_role;
 revoke all on sequence
   image_jobs.claims, image_jobs.due_marks_version_seq, image_jobs.event_numbers, image_jobs.node_versions, image_jobs.provider_blocks_id_seq,
-  image_jobs.provider_limits_id_seq, image_jobs.recent_starts_version_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets,
+  image_jobs.limits_in_force_version_seq, image_jobs.provider_limits_id_seq, image_jobs.provider_streaks_version_seq, image_jobs.recent_starts_version_seq, image_jobs.stale_nodes_id_seq, image_jobs.tickets,
   image_jobs.usage_limits_id_seq, image_jobs.watermarks_version_seq
   from public, anon, authenticated, service_role;
 revoke all on image_jobs.calls, image_jobs.file_removals, image_jobs.migrations, image_jobs.prices, image_jobs.project, image_jobs.source_removals, image_jobs.walks from public, anon, authenticated, service_role;
@@ -124,6 +124,8 @@ revoke all on function
   image_jobs.used_since(uuid, uuid, timestamptz), image_jobs.used_together(timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function
+  image_jobs.carry_limits(), image_jobs.has_streaks(), image_jobs.limits_of(text), image_jobs.lock_limits(text[]),
+  image_jobs.streak_of(text), image_jobs.write_streak(image_jobs.provider_streaks),
   image_jobs.has_waiting(text), image_jobs.limit_reached(image_jobs.provider_limits), image_jobs.limits_changed(),
   image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),
   image_jobs.report_daemon(uuid, boolean, text[])
@@ -247,6 +249,7 @@ alter table image_jobs.watermarks enable row level security;
 alter table image_jobs.due_marks enable row level security;
 alter table image_jobs.claimants enable row level security;
 alter table image_jobs.recent_starts enable row level security;
+alter table image_jobs.limits_in_force enable row level security;
 alter table image_jobs.daemons enable row level security;
 alter table image_jobs.wake enable row level security;
 alter table image_jobs.models enable row level security;

@@ -154,7 +154,7 @@ async def test_a_daemon_holds_at_most_five_connections(harness: FaultHarness) ->
             stack.push_async_callback(locker.close)
             async with locker.transaction():
                 await locker.execute("select from runs where random() < 0.3 for update")
-                await locker.execute("select from image_jobs.provider_limits for update")
+                await locker.execute("select from image_jobs.limits_in_force for update")
                 await asyncio.sleep(3)
         await harness.assert_all_end_once(timeout=60)
     task.cancel()

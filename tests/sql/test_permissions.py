@@ -68,6 +68,9 @@ RELATIONS: dict[str, dict[str, set[str]]] = {
     "image_jobs.provider_blocks_id_seq": {},
     "image_jobs.provider_limits": {"service_role": WRITE},
     "image_jobs.provider_streaks": {},
+    "image_jobs.provider_streaks_version_seq": {},
+    "image_jobs.limits_in_force": {},
+    "image_jobs.limits_in_force_version_seq": {},
     "image_jobs.provider_limits_id_seq": {},
     "image_jobs.usage_limits": {"service_role": WRITE},
     "image_jobs.usage_limits_id_seq": {},
@@ -90,6 +93,12 @@ EVERYBODY = set(API_ROLES)
 
 FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.abandon_each": NOBODY,
+    "image_jobs.carry_limits": NOBODY,
+    "image_jobs.has_streaks": NOBODY,
+    "image_jobs.limits_of": NOBODY,
+    "image_jobs.lock_limits": NOBODY,
+    "image_jobs.streak_of": NOBODY,
+    "image_jobs.write_streak": NOBODY,
     "image_jobs.has_waiting": NOBODY,
     "image_jobs.limit_reached": NOBODY,
     "image_jobs.limits_changed": NOBODY,

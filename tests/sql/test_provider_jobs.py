@@ -265,7 +265,7 @@ async def test_an_orphan_does_not_wait_for_a_claim(database: str, db: Db, daemon
     other = await connect(database)
     try:
         async with other.transaction():
-            await other.execute("select from image_jobs.provider_limits for update")
+            await other.execute("select from image_jobs.limits_in_force for update")
             await db.execute("set statement_timeout = '5s'")
             assert await attach(db, claimed) == "attached"
     finally:
