@@ -150,7 +150,8 @@ async def test_pictures_are_dropped_and_pasted_and_others_refused(window: Window
     finally:
         await db.execute("update storage.buckets set file_size_limit = 20971520 where id = 'image-sources'")
     await db.execute(
-        "insert into storage.objects (bucket_id, name, metadata) values ('image-sources', $1, '{\"size\": 2000000000}')",
+        "insert into storage.objects (bucket_id, name, metadata, created_at) "
+        "values ('image-sources', $1, '{\"size\": 2000000000}', now() - interval '2 hours')",
         f"{window.workflow}/all of it.png",
     )
     await give(window, "drop", "one more.png", "image/png", small)
@@ -159,3 +160,10 @@ async def test_pictures_are_dropped_and_pasted_and_others_refused(window: Window
     await wait_until(
         lambda: db.fetchval("select count(*) = 2 from workflow_nodes where workflow_id = $1", window.workflow)
     )
+    await window.button("Make room").click()  # of what no node shows any more
+    await expect(window.toast.last).to_contain_text("One picture was removed, which no node shows.", timeout=20_000)
+    await give(window, "drop", "one more.png", "image/png", small)
+    await expect(window.node("one more.png").locator(".image-node-picture[data-loaded=true]")).to_have_count(
+        1, timeout=20_000
+    )
+    await expect(window.nodes).to_have_count(3)

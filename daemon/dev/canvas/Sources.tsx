@@ -5,7 +5,7 @@ import type { SupabaseClient } from "@supabase/supabase-js";
 import type { Actions, Position } from "./nodes";
 import type { Step, UndoableActions } from "./undo";
 import type { NewToast } from "./Toasts";
-import { Refusal, TYPES, discard, nameOf, shrink, upload } from "./uploads";
+import { Refusal, TYPES, discard, nameOf, removeUnused, shrink, upload } from "./uploads";
 
 interface Options {
   supabase: SupabaseClient;
@@ -23,6 +23,18 @@ interface Options {
 export function useSources({ supabase, workflowId, actions, remove, addToast, findPlace, reveal, isOpen }: Options) {
   /** What is being done for a node, in a sentence. */
   const [uploading, setUploading] = useState<ReadonlyMap<string, string>>(new Map());
+
+  const makeRoom = useCallback(async () => {
+    try {
+      const count = await removeUnused(supabase, workflowId);
+      const message = count === 0 ? "Nothing was removed: each picture here is shown by a node, or was added in the last hour."
+        : count === 1 ? "One picture was removed, which no node shows." : `${count} pictures were removed, which no node shows.`;
+      addToast({ tone: "plain", message, hint: count === 0 ? "Delete what you do not need, or take another canvas." : "Add yours again." });
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      addToast({ tone: "bad", message: error.message, hint: error.hint });
+    }
+  }, [supabase, workflowId, addToast]);
 
   const addPicture = useCallback(async (file: File, at?: Position) => {
     const say = (id: string, sentence?: string) => setUploading(now => {
@@ -54,11 +66,12 @@ export function useSources({ supabase, workflowId, actions, remove, addToast, fi
       if (!(error instanceof Refusal)) throw error;
       if (id) void remove(id);
       actions.forget(step); // Undo would bring back a node whose picture is nowhere
-      addToast({ tone: "bad", message: error.message, hint: error.hint });
+      const action = { label: "Make room", run: () => void makeRoom() };
+      addToast({ tone: "bad", message: error.message, hint: error.hint, ...(error.isFull && { action }) });
     } finally {
       if (id) say(id);
     }
-  }, [supabase, workflowId, actions, remove, addToast, findPlace, reveal]);
+  }, [supabase, workflowId, actions, remove, addToast, findPlace, reveal, makeRoom]);
 
   /** One after the other: each finds its place beside the last one. */
   const addPictures = useCallback(async (files: Iterable<File>, at?: Position) => {

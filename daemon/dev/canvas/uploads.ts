@@ -14,14 +14,21 @@ const MAX_READ = 100 * 1024 ** 2;
 /** Bytes from which on a picture without loss is uploaded with some. */
 const MAX_LOSSLESS = 4 * 1024 ** 2;
 const QUALITY = 0.92;
+/** Files of a canvas, and rows of a request. */
+const MAX_FILES = 1000, PAGE_SIZE = 500;
+/** Milliseconds: a younger file may be that of a node which is not written yet. */
+const YOUNG = 3_600_000;
 
 /** Why a file is no source, in a sentence, and what to do. */
 export class Refusal extends Error {
   readonly hint: string;
+  /** Whether the canvas takes no more. */
+  readonly isFull: boolean;
 
-  constructor(message: string, hint: string) {
+  constructor(message: string, hint: string, isFull = false) {
     super(message);
     this.hint = hint;
+    this.isFull = isFull;
   }
 }
 
@@ -78,7 +85,10 @@ export async function upload(supabase: SupabaseClient, workflowId: string, name:
   const code = Number(statusCode ?? status ?? 0);
   if (code === 403) {
     const { data: isMember } = await supabase.rpc("can_open_workflow", { workflow_id: workflowId });
-    if (isMember) throw new Refusal(`${name} was not uploaded: this canvas is full.`, "It takes 1,000 pictures, or 2 GB of them. Add it to another canvas.");
+    if (isMember) {
+      const hint = "It takes 1,000 pictures, or 2 GB of them, with those whose nodes were deleted. Make room, or take another canvas.";
+      throw new Refusal(`${name} was not uploaded: this canvas is full.`, hint, true);
+    }
     throw new Refusal(`${name} was not uploaded: you may not add pictures to this canvas.`, "Ask a member for a link.");
   }
   if (code >= 400 && code < 500) throw new Refusal(`${name} was not uploaded: ${error.message}`, "Try another picture.");
@@ -88,4 +98,30 @@ export async function upload(supabase: SupabaseClient, workflowId: string, name:
 /** Removes a picture that no node shows. Where that fails it stays, unseen. */
 export async function discard(supabase: SupabaseClient, path: string): Promise<void> {
   await supabase.storage.from(SOURCES).remove([path]);
+}
+
+/**
+ * Removes the pictures of a workflow that no node shows, and no run in line starts from; those of the last hour stay, as their
+ * nodes may be on their way. Returns how many there were; throws a `Refusal` where the server refuses, or cannot be reached.
+ */
+export async function removeUnused(supabase: SupabaseClient, workflowId: string): Promise<number> {
+  const bucket = supabase.storage.from(SOURCES);
+  const { data: files, error } = await bucket.list(workflowId, { limit: MAX_FILES });
+  const used = new Set<string>();
+  let refused = error !== null;
+  for (let from = 0, full = true; full && !refused; from += PAGE_SIZE) {
+    const { data, error } = await supabase.from("workflow_nodes").select("path:node_data->upload->>path")
+      .eq("workflow_id", workflowId).order("id").range(from, from + PAGE_SIZE - 1).returns<{ path: string | null }[]>();
+    data?.forEach(({ path }) => path && used.add(path));
+    full = data?.length === PAGE_SIZE;
+    refused = error !== null;
+  }
+  const { data: runs, error: unknown } = await supabase.from("runs").select("image:metadata->promptSpec->>previousImage")
+    .eq("subject_id", workflowId).in("status", ["pending", "running"]).returns<{ image: string | null }[]>();
+  const paths = (files ?? []).filter(({ created_at }) => created_at && Date.parse(created_at) < Date.now() - YOUNG)
+    .map(({ name }) => `${workflowId}/${name}`)
+    .filter(path => !used.has(path) && !runs?.some(({ image }) => image?.endsWith(path)));
+  const removed = refused || unknown ? undefined : paths.length > 0 ? await bucket.remove(paths) : { data: [], error: null };
+  if (!removed?.data || removed.error) throw new Refusal("No room was made: the server cannot be reached, or refuses.", "Try again later.");
+  return removed.data.length;
 }
