@@ -50,6 +50,13 @@ async def test_canvases_have_names_and_a_list(url: str, open_window: Open, db: A
     await other.button("Harbours for Ann: your canvases").click()
     await other.page.get_by_label("Name of this canvas").fill("نوارس الميناء")
     await other.page.keyboard.press("Enter")
+    name = other.page.locator(".brand > span").first
+    await expect(name).to_have_text("نوارس الميناء")
+    await other.page.keyboard.press("Escape")
+    await other.page.keyboard.press("Control+z")
+    await expect(name).to_have_text("Harbours for Ann")
+    await other.page.keyboard.press("Control+y")
+    await expect(name).to_have_text("نوارس الميناء")
     named = (
         "select count(*) = 1 from workflow_nodes where node_data ->> 'title' = 'نوارس الميناء' and node_type = 'canvas'"
     )

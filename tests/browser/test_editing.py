@@ -15,6 +15,12 @@ pytestmark = pytest.mark.timeout(150)
 
 NODE_AT = {"x": 4, "y": 4}
 """Where a click selects a node."""
+OVERLAPS = """() => {
+  const boxes = [...document.querySelectorAll(".image-node")].map(each => each.getBoundingClientRect());
+  return boxes.filter((one, index) => boxes.slice(index + 1).some(other =>
+    one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom)).length;
+}"""
+"""How many nodes lie over another one."""
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +123,10 @@ async def test_pictures_are_edited_by_the_usual_keys(window: Window, db: Any) ->
     await expect(window.nodes).to_have_count(4)
     await expect(page.locator(".react-flow__edge")).to_have_count(2)
     await expect(selected).to_have_count(2)  # the copies
+    assert await page.evaluate(OVERLAPS) == 0
     await keys.press("Control+d")
     await expect(window.nodes).to_have_count(6)
+    assert await page.evaluate(OVERLAPS) == 0
     await window.keep_screenshot("pasted")
     await keys.press("Control+z")
     await expect(window.nodes).to_have_count(4)

@@ -100,6 +100,10 @@ async def test_an_earlier_picture_is_used_again(private_url: str, open_window: A
     await expect(box.get_by_role("button", name="Use this one")).to_have_count(0)
     await window.page.keyboard.press("Escape")
     await shows(node, runs[0])
+    await window.page.keyboard.press("Control+z")
+    await shows(node, runs[2])
+    await window.page.keyboard.press("Control+y")
+    await shows(node, runs[0])
     assert await db.fetchval("select count(*) from runs where subject_id = $1", window.workflow) == 3
 
     await db.execute("select image_jobs.prune_runs(image_jobs.now(), '', 1000)")

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.support.postgres import wait_until
 from tests.support.window import put
@@ -75,6 +75,31 @@ async def test_a_silent_run_is_refetched(window, db, silence):
     await expect(bar).to_have_attribute("aria-valuenow", "42", timeout=30_000)
 
 
+async def test_a_second_press_after_lost_news_pays_for_nothing(window, db, silence):
+    """Neither the message nor the fetch after Generate arrives: the card says what the call itself has returned."""
+    await put(db, window.workflow, "A valley", hang=True)
+    await window.page.reload()
+    await window.connected()
+    await window.traffic.settled()
+
+    async def refuse(route: Route) -> None:
+        await (route.abort() if route.request.method == "GET" else route.fallback())
+
+    window.expected = "net::ERR_FAILED"
+    await window.page.route("**/rest/v1/workflow_nodes*", refuse)
+    node = window.node("A valley")
+    async with window.page.expect_response("**/rpc/start_image_job"):
+        await node.get_by_role("button", name="Generate").click()
+    await expect(node).to_have_attribute("data-status", "pending", timeout=20_000)
+    await node.locator(".image-node-prompt").press("Control+Enter")
+    await expect(node.get_by_role("button", name="Generate")).to_have_count(0)
+    await window.page.unroute("**/rest/v1/workflow_nodes*", refuse)
+    await window.page.evaluate("dispatchEvent(new Event('focus'))")
+    await expect(node).to_have_attribute("data-status", "running", timeout=20_000)
+    assert await db.fetchval("select count(*) from runs where subject_id = $1", window.workflow) == 1
+    await node.get_by_role("button", name="Cancel").click()
+
+
 async def test_late_and_duplicate_messages_change_nothing(window, db):
     await put(db, window.workflow, "A valley")
     await window.page.reload()
@@ -132,7 +157,8 @@ async def test_a_burst_is_one_render_of_changed_nodes_alone(window, db):
     await db.execute(UPDATE_ONE, window.workflow, 3, rows[0]["id"])
     await expect(window.page.locator("[aria-valuenow='3']")).to_have_count(1)
     assert await window.page.evaluate("window.renders") == [1]
-    assert await window.page.evaluate(RENDERED) == 2  # the node and its card: with hundreds, the others would cost a frame
+    # The node and its card. With hundreds of nodes, the others would cost a frame.
+    assert await window.page.evaluate(RENDERED) == 2
 
 
 async def test_progress_is_sent_once_a_second_and_the_end_at_once(window, db):

@@ -66,6 +66,8 @@ async def test_a_revoked_link_says_why_and_offers_a_new_canvas(url, window, open
     await expect(bob.page.get_by_role("heading", name=NO_ACCESS)).to_be_visible()
     await expect(bob.page.get_by_text("it has expired, or was revoked. Ask a member for a new one.")).to_be_visible()
     assert bob.workflow == window.workflow
+    await expect(bob.page.locator(".counts li, .header nav [aria-label=New]")).to_have_count(0)
+    await expect(bob.page.locator(".header nav button:disabled")).to_have_count(0)
     bob.console_errors.clear()  # the browser's own line about the status 404
     await bob.keep_screenshot("no-access")
     await bob.button("New canvas").click()

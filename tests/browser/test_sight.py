@@ -108,6 +108,9 @@ async def test_prompts_of_every_script_are_read_and_name_downloads(window: Windo
         box = window.page.get_by_role("dialog")
         await expect(box.locator(".facts")).to_contain_text("free")
         if prompt == arabic:
+            left = "it => { const text = new Range(); text.selectNodeContents(it); return text.getBoundingClientRect().left; }"
+            starts = [await box.locator(each).evaluate(left) for each in ("figcaption [dir=auto]", ".facts")]
+            assert abs(starts[0] - starts[1]) < 2  # one block, also in a wide window
             await window.keep_screenshot("right-to-left")
         async with window.page.expect_download() as download:
             await box.get_by_role("link", name="Download").click()

@@ -18,7 +18,7 @@ import { formatLeft, nearestLimit } from "./budget";
 import { keepDraft, settleDraft } from "./drafts";
 import { isReachable, useEdges } from "./edges";
 import { useKeys } from "./keys";
-import { generateOrRetry, hasImage, isUnfinished, isWaiting } from "./nodes";
+import { canGenerate, generateOrRetry, hasImage, isUnfinished } from "./nodes";
 import type { NodeInput, Position, Problem, WorkflowNode } from "./nodes";
 import { NODE_SIZE, placeAfter } from "./places";
 import { useEditing, useUndo } from "./useEditing";
@@ -136,7 +136,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     });
   }, [actions, addToast]);
 
-  useEditing({ actions, isActive: opened === null && access !== false, remove, setNodes, addToast });
+  useEditing({ actions, isActive: opened === null && access !== false, remove, setNodes, addToast, reveal });
 
   const onConnect = useCallback(({ source, target }: Connection) => actions.edit(target, { source }), [actions]);
   /** Dropping an edge on the pane creates a node that refines its source. */
@@ -251,8 +251,4 @@ function Flow({ supabase, workflowId, refusal }: Props) {
 /** Gives a node the focus, once it is there. */
 function focusNode(id: string): void {
   requestAnimationFrame(() => document.querySelector<HTMLElement>(`.react-flow__node[data-id="${id}"]`)?.focus({ preventScroll: true }));
-}
-
-function canGenerate(row: WorkflowNode): boolean {
-  return Boolean(row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model) && !isUnfinished(row) && !isWaiting(row) && !row.isKept;
 }

@@ -3,7 +3,7 @@ import { useEffect, useState } from "react";
 import type { ReactNode } from "react";
 import { Icon } from "./Icon";
 import { formatLeft, formatSum, isOverBudget, nearestLimit, spentShare, sumOf } from "./budget";
-import { isUnfinished, isWaiting } from "./nodes";
+import { canGenerate, isUnfinished, isWaiting, missingSources } from "./nodes";
 import type { Actions, Snapshot, Usage, WorkflowNode } from "./nodes";
 
 const CONNECTIONS = {
@@ -31,15 +31,19 @@ interface Props extends Snapshot {
   onGenerate: (rows: readonly WorkflowNode[]) => void;
 }
 
-export function Header({ access, brand, share, nodes, usage, connection, unsent, selected, actions, onAdd, onGenerate }: Props) {
+export function Header({ access, brand, share, nodes, usage, connection, unsent, error, selected, actions, onAdd, onGenerate }: Props) {
   const count = (status: string) => nodes.filter(row => row.node_data.status === status).length;
   const active = nodes.filter(row => isUnfinished(row) || isWaiting(row));
+  const byId = new Map(nodes.map(row => [row.id, row]));
+  const missing = (row: WorkflowNode) => missingSources(row, id => byId.get(id), id => byId.get(id)?.isKept === true);
   const ready = (selected.length > 1 ? selected : nodes).filter(row =>
-    row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model && !isUnfinished(row) && !isWaiting(row) && !row.isKept
-    && (selected.length > 1 || row.node_data.status !== "completed"));
-  const sum = sumOf(ready);
-  const cost = formatSum(sum, ready.length);
-  const isOver = isOverBudget(ready.length, sum, usage);
+    canGenerate(row) && missing(row).every(canGenerate) && (selected.length > 1 || row.node_data.status !== "completed"));
+  const made = [...new Set([...ready, ...ready.flatMap(missing)])]; // a source without a picture is made first
+  const sum = sumOf(made);
+  const price = formatSum(sum, made.length);
+  const cost = price === "free" || made.length === ready.length ? price : price && `${price} for ${made.length}`;
+  const isOver = isOverBudget(made.length, sum, usage);
+  const isUsable = access !== false && !(error && nodes.length === 0);
   const state = access === false ? "denied" : connection;
   const [label, explanation] = state === "denied" && access ? UNUSED : CONNECTIONS[state];
   const unsentText = connection === "away" && unsent > 0 ? ` · ${unsent} ${unsent === 1 ? "change" : "changes"} kept, sent once it is back` : "";
@@ -47,12 +51,14 @@ export function Header({ access, brand, share, nodes, usage, connection, unsent,
     <header className="header">
       {brand}
       <span className="connection" data-state={state} title={explanation} role="status"><i /><span>{label}{unsentText}</span></span>
-      <ul className="counts" aria-label="Nodes by state">
-        <Count tone="run" number={count("running")} label="in the making" />
-        <Count tone="wait" number={count("pending") + nodes.filter(isWaiting).length} label="in line" />
-        <Count tone="done" number={count("completed")} label="ready" always />
-        <Count tone="bad" number={count("error")} label="failed" />
-      </ul>
+      {isUsable ? (
+        <ul className="counts" aria-label="Nodes by state">
+          <Count tone="run" number={count("running")} label="in the making" />
+          <Count tone="wait" number={count("pending") + nodes.filter(isWaiting).length} label="in line" />
+          <Count tone="done" number={count("completed")} label="ready" always />
+          <Count tone="bad" number={count("error")} label="failed" />
+        </ul>
+      ) : <span className="counts" />}
       <Budget usage={usage} />
       <nav>
         {active.length > 1 && (
@@ -62,15 +68,19 @@ export function Header({ access, brand, share, nodes, usage, connection, unsent,
         )}
         <Theme />
         {access && share}
-        <button className="button" disabled={access === false} onClick={onAdd} aria-label="New" title="New node (N)"><Icon path="M8 3v10M3 8h10" /><span>New</span></button>
-        <button
-          className="button" data-strong="true" disabled={ready.length === 0} onClick={() => onGenerate(ready)}
-          title={ready.length === 0 ? "Every node that has a prompt has its image, or is getting it" : describe(ready.length, cost, isOver, usage)}
-        >
-          {selected.length > 1 ? `Generate ${ready.length} selected` : "Generate all"}
-          {selected.length <= 1 && ready.length > 0 && <b>{ready.length}</b>}
-          {ready.length > 0 && <small>{[cost === "free" ? undefined : cost, isOver && "over budget"].filter(Boolean).join(", ")}</small>}
-        </button>
+        {isUsable && (
+          <button className="button" onClick={onAdd} aria-label="New" title="New node (N)"><Icon path="M8 3v10M3 8h10" /><span>New</span></button>
+        )}
+        {isUsable && (
+          <button
+            className="button" data-strong="true" disabled={ready.length === 0} onClick={() => onGenerate(ready)}
+            title={ready.length === 0 ? "Every node that has a prompt has its image, or is getting it" : describe(made.length, price, isOver, usage)}
+          >
+            {selected.length > 1 ? `Generate ${ready.length} selected` : "Generate all"}
+            {selected.length <= 1 && ready.length > 0 && <b>{ready.length}</b>}
+            {ready.length > 0 && <small>{[cost === "free" ? undefined : cost, isOver && "over budget"].filter(Boolean).join(", ")}</small>}
+          </button>
+        )}
       </nav>
     </header>
   );

@@ -15,7 +15,7 @@ import { Note, Status } from "./NodeStatus";
 import { generateOrRetry, hasImage, isUnfinished, isWaiting } from "./nodes";
 import type { Actions, ImageModel, PromptSpec, Snapshot, Upload, WorkflowNode } from "./nodes";
 import { withoutToken } from "./pictures";
-import { formatCost } from "./prices";
+import { formatCosts } from "./prices";
 import "./ImageNode.css";
 
 export type ImageFlowNode = Node<{
@@ -178,7 +178,7 @@ export const ImageNode = memo(function ImageNode({ id, data, selected }: NodePro
             <small>
               {isUnfinished(row) && row.since !== undefined
                 ? <Elapsed since={row.since} typical={model?.typical_seconds} isRunning={status === "running"} />
-                : [formatCost(row.cost), model && formatSeconds(model)].filter(Boolean).join(" · ")}
+                : [formatCosts(row), model && formatSeconds(model)].filter(Boolean).join(" · ")}
             </small>
           </span>
           <Icon name="chevron" />

@@ -77,7 +77,7 @@ export function Lightbox({ id, rows, history, actions, onMove, onClose }: Props)
           </div>
           {run && run !== current && (
             <button
-              className="button" data-strong="true" onClick={() => void actions.show(run.id)} disabled={isUnfinished(row)}
+              className="button" data-strong="true" onClick={() => void actions.show(id, run.id)} disabled={isUnfinished(row)}
               title={isUnfinished(row) ? "A new picture is under way. Wait for it, or cancel it first." : "Show it on the canvas again"}
             >
               Use this one

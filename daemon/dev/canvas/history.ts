@@ -76,6 +76,12 @@ export class History {
     });
   }
 
+  /** Returns the run whose picture a node shows, if its history is open. */
+  shownRun(nodeId: string): string | undefined {
+    const shown = pictureOf(this.#store.nodes.row(nodeId)?.node_data);
+    return this.#nodeId === nodeId ? this.#runs.find(run => pictureOf(run.payload) === shown)?.id : undefined;
+  }
+
   /** Looks whether there is another run by now. */
   watch(): void {
     if (this.#nodeId === undefined) return;

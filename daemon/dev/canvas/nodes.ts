@@ -87,6 +87,9 @@ export interface NodeNotes {
   saidAt?: number;
   /** What its next picture will cost, in USD; null: nobody knows. It is not there until that is known. */
   cost?: number | null;
+  /** How many pictures have to be made before it, as its source has none, and what they will cost in the same way. */
+  missing?: number;
+  missingCost?: number | null;
   /** Of a run that has failed: whether it was asked for what the node says now, and its prompt if that is another one. */
   asked?: "same" | "other";
   askedPrompt?: string;
@@ -184,8 +187,8 @@ export interface Actions {
   retry(id: string): Promise<void>;
   /** Opens the history of a node, which is in the snapshot from then on; undefined closes it. */
   openHistory(id: string | undefined): void;
-  /** Shows a run of the history on its node again. */
-  show(runId: string): Promise<void>;
+  /** Shows a run of the history on its node again. Returns the run that it showed before; undefined if it was refused. */
+  show(id: string, runId: string): Promise<string | undefined>;
   /** Returns the new node's id. Ids of nodes are one namespace for all workflows: it is a random UUID. */
   add(input: NodeInput, position: Position): string;
   /**
@@ -202,8 +205,8 @@ export interface Actions {
   restore(node: WorkflowNode): void;
   /** Writes what was changed of a node at once. Returns when it is written, or could not be. */
   save(id: string): Promise<void>;
-  /** Gives the workflow a name, which its members see. */
-  rename(title: string): void;
+  /** Gives the workflow a name, which its members see. Returns the one before, if it had one. */
+  rename(title: string): string | undefined;
   /** Returns the token of a link: who calls `join_workflow` with it becomes a member. Undefined if it was refused. */
   share(): Promise<string | undefined>;
   /** Ends the user's membership. */
@@ -267,9 +270,30 @@ export function hasImage({ node_data: { imageUrl, imagePath, upload } }: Workflo
   return imageUrl !== undefined || imagePath !== undefined || upload?.path !== undefined;
 }
 
+/** Whether a picture may be asked for: it says what, and none is under way. */
+export function canGenerate(row: WorkflowNode): boolean {
+  return Boolean(row.node_data.promptSpec?.basePrompt.trim() && row.node_data.model) && !isUnfinished(row) && !isWaiting(row) && !row.isKept;
+}
+
 /** Whether its run starts as soon as the image of its source is there. */
 export function isWaiting(node: WorkflowNode): boolean {
   return Boolean(node.node_data.pendingRunId) && !isUnfinished(node);
+}
+
+/**
+ * Returns the nodes whose pictures are made before that of a node, the nearest first: its source has none, and so on.
+ * `get` returns a node by its id, `isKept` whether its run is already asked for.
+ */
+export function missingSources(
+  node: WorkflowNode, get: (id: string) => WorkflowNode | undefined, isKept: (id: string) => boolean,
+): WorkflowNode[] {
+  const missing: WorkflowNode[] = [];
+  const sourceOf = ({ node_data: { source } }: WorkflowNode) => (source ? get(source) : undefined);
+  for (let at = sourceOf(node); at && !missing.includes(at); at = sourceOf(at)) {
+    if (hasImage(at) || at.node_data.upload || isUnfinished(at) || isWaiting(at) || isKept(at.id)) break;
+    missing.push(at);
+  }
+  return missing;
 }
 
 /** Returns an input with a patch on top, as `PendingEdit.input`: promptSpec is whole. */
@@ -372,6 +396,14 @@ export class NodeCache {
   setTombstone(id: string, version: number | undefined): void {
     if (version === undefined) this.#tombstones.delete(id);
     else this.#tombstones.set(id, version);
+  }
+
+  /** Shows a run that was started at this version of its node, until there is a newer one. */
+  showStarted(id: string, runId: string, version: number | undefined): void {
+    const row = this.#rows.get(id);
+    if (!row || row.version !== version || row.node_data.runId === runId) return;
+    const { error: _error, message: _message, progress: _progress, ...data } = row.node_data;
+    this.#setRow({ ...row, node_data: { ...data, status: "pending", runId } }, row);
   }
 
   /** Adds a node that the database does not have yet. */

@@ -52,6 +52,16 @@ export function placeNear({ x, y }: Position, others: readonly Box[]): Position 
   return { x: Math.round(x), y: Math.round(y) };
 }
 
+/** Returns how far nodes are moved to lie over no other: not at all, else as far as they reach together, right of there or below. */
+export function findShift(group: readonly Position[], others: readonly Box[]): Position {
+  const reach = (each: readonly number[], size: number) => Math.max(...each) - Math.min(...each) + size + GAP;
+  const width = reach(group.map(({ x }) => x), NODE_SIZE.width), height = reach(group.map(({ y }) => y), NODE_SIZE.height);
+  const isClear = ({ x, y }: Position) => group.every(place => isFree({ x: place.x + x, y: place.y + y }, others));
+  const shifts = Array.from({ length: MAX_RINGS }, (_, ring) =>
+    [{ x: ring * width, y: 0 }, { x: 0, y: ring * height }, { x: -ring * width, y: 0 }, { x: 0, y: -ring * height }]).flat();
+  return shifts.find(isClear) ?? { x: width, y: 0 };
+}
+
 function isFree(place: Position, others: readonly Box[]): boolean {
   const { width, height } = NODE_SIZE;
   return !others.some(box =>

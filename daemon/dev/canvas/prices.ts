@@ -80,6 +80,13 @@ export function formatCost(cost: number | null | undefined): string | undefined 
   return cost === null ? "price unknown" : cost === 0 ? "free" : formatUsd(cost);
 }
 
+/** What a click on a node costs: its picture, and those that have to be made before it. */
+export function formatCosts({ cost, missing, missingCost }: WorkflowNode): string | undefined {
+  if (!missing || cost == null || missingCost === undefined) return formatCost(cost);
+  const sum = missingCost === null ? null : cost + missingCost;
+  return sum ? `${formatUsd(sum)} for ${missing + 1} pictures` : formatCost(sum);
+}
+
 /** Three digits where it is less than a dime: prices of one image differ there. */
 export function formatUsd(usd: number): string {
   return usd < 0.001 ? "under $0.001" : `$${usd.toFixed(usd < 0.1 ? 3 : 2)}`;

@@ -79,6 +79,7 @@ export class Starts {
 
   async #send(request: StartRequest): Promise<"started" | "refused" | "away"> {
     await this.#writes.write(request.nodeId);
+    const version = this.#store.nodes.row(request.nodeId)?.version;
     const { data, error, status } = await this.#store.supabase.rpc("start_image_job", { request: toJson(request) });
     // A 500 with a code is the database's own: it would come again.
     if (error && isAway({ error, status }) && !(error.code && status === 500)) return "away";
@@ -86,8 +87,10 @@ export class Starts {
       this.#store.tell(toProblem({ error, status }, request.nodeId));
       return "refused";
     }
-    const { jobId } = data as { jobId: string };
+    const { jobId, status: state } = data as { jobId: string; status: string };
     const { provider, model, promptSpec } = request;
+    // Message and fetch may both be lost: what looks idle would be pressed, and paid for, again.
+    if (state === "pending") this.#store.nodes.showStarted(request.nodeId, jobId, version);
     this.#requests.note(jobId, { processor: `${provider}:${model}`, promptSpec });
     return "started";
   }
@@ -165,11 +168,12 @@ export class Starts {
     if (run_id) await this.#call(id, () => this.#store.supabase.rpc("requeue_run", { run_id }));
   }
 
-  /** Shows a run on its node, whose id is `id`, again. */
-  async show(id: string, run_id: string): Promise<void> {
+  /** Shows a run on its node, whose id is `id`, again. Returns whether it succeeded. */
+  async show(id: string, run_id: string): Promise<boolean> {
     const { error, status } = await this.#store.supabase.rpc("show_run", { run_id });
     if (error) this.#store.tell(toProblem({ error, status }));
     else await this.#refresh(id);
+    return !error;
   }
 
   /** Fetches what a call has made of a node: the message that tells it may be late, or lost. */

@@ -111,6 +111,16 @@ export function undoable(actions: Actions): UndoableActions {
       }
       return actions.remove(id, options);
     },
+    rename(title) {
+      const before = actions.rename(title);
+      if (before !== title) record({ key: "rename", undo: () => void actions.rename(before ?? ""), redo: () => void actions.rename(title) });
+      return before;
+    },
+    async show(id, runId) {
+      const before = await actions.show(id, runId);
+      if (before && before !== runId) record({ undo: () => void actions.show(id, before), redo: () => void actions.show(id, runId) });
+      return before;
+    },
     undo() {
       const step = done.at(-1);
       undoStep(step);
@@ -146,14 +156,14 @@ function inverse(now: NodeInput, { promptSpec, ...rest }: NodeInputPatch): NodeI
   };
 }
 
-/** Returns copies of nodes beside them, with the edges between them: what `add` takes, each with the id of its original. */
-export function copiesOf(nodes: readonly WorkflowNode[], offset: number): { id: string; input: NodeInput; position: Position }[] {
+/** Returns copies of nodes, with the edges between them: what `add` takes, each with the id of its original. */
+export function copiesOf(nodes: readonly WorkflowNode[]): { id: string; input: NodeInput; position: Position }[] {
   return nodes.map(({ id, position, node_data: { provider, model, promptSpec, source, metadata, upload } }) => ({
     id,
     input: {
       ...(provider && { provider }), ...(model && { model }), ...(promptSpec && { promptSpec }), ...(source && { source }),
       ...(metadata && { metadata }), ...(upload && { upload }),
     },
-    position: { x: (position?.x ?? 0) + offset, y: (position?.y ?? 0) + offset },
+    position: position ?? { x: 0, y: 0 },
   }));
 }

@@ -4,13 +4,14 @@ import { useReactFlow } from "@xyflow/react";
 import { fromText, toText } from "./clipboard";
 import type { CopiedNode } from "./clipboard";
 import type { ImageFlowNode } from "./ImageNode";
-import type { Actions, WorkflowNode } from "./nodes";
+import type { Actions, Position, WorkflowNode } from "./nodes";
+import { NODE_SIZE, findShift } from "./places";
 import { copiesOf, undoable } from "./undo";
 import type { NewToast } from "./Toasts";
 import type { UndoableActions } from "./undo";
+import { FAR_ZOOM, boxOf } from "./view";
 
-/** Pixels from a node to its copy. */
-const OFFSET = 40;
+const NOWHERE = { x: 0, y: 0 };
 const STAYS = "A picture of your own stays here: what is cut, or copied, is pasted without it.";
 const FIELDS = "input, textarea, select, dialog, [popover], [contenteditable]";
 
@@ -27,22 +28,28 @@ interface Options {
   remove: (rows: WorkflowNode[]) => void;
   setNodes: (change: (now: ImageFlowNode[]) => ImageFlowNode[]) => void;
   addToast: (toast: NewToast) => void;
+  /** Moves the view to a place, if it must. */
+  reveal: (place: Position) => void;
 }
 
 /** Listens to the keys and to the clipboard. In a field the browser's own behaviour stays. */
-export function useEditing({ actions, isActive, remove, setNodes, addToast }: Options): void {
+export function useEditing({ actions, isActive, remove, setNodes, addToast, reveal }: Options): void {
   const flow = useReactFlow<ImageFlowNode>();
   /** As they are now: what was typed last may not be rendered yet. */
   const selected = useCallback(() => flow.getNodes().filter(node => node.selected)
     .flatMap(node => actions.now(node.id) ?? []), [flow, actions]);
 
-  const insert = useCallback((copies: readonly CopiedNode[], offset = 0) => {
+  const insert = useCallback((copies: readonly CopiedNode[], wanted = NOWHERE) => {
     // An edge between two copies leads from copy to copy; one from elsewhere stays if its source is on this canvas.
     const ids = new Map<string, string>();
     const known = new Set(flow.getNodes().map(node => node.id));
-    for (const { id, input: { source: _, ...input }, position: { x, y } } of copies) {
-      ids.set(id, actions.add(input, { x: x + offset, y: y + offset }));
-    }
+    const places = copies.map(({ position: { x, y } }) => ({ x: x + wanted.x, y: y + wanted.y }));
+    const shift = findShift(places, flow.getNodes().map(boxOf));
+    copies.forEach(({ id, input: { source: _, ...input } }, index) => {
+      const { x, y } = places[index]!;
+      ids.set(id, actions.add(input, { x: x + shift.x, y: y + shift.y }));
+    });
+    if (places[0] && (places.length === 1 || flow.getZoom() >= FAR_ZOOM)) reveal({ x: places[0].x + shift.x, y: places[0].y + shift.y });
     for (const { id, input: { source } } of copies) {
       const from = source ? (ids.get(source) ?? (known.has(source) ? source : undefined)) : undefined;
       if (from) actions.edit(ids.get(id)!, { source: from });
@@ -51,7 +58,7 @@ export function useEditing({ actions, isActive, remove, setNodes, addToast }: Op
     // They are rendered a frame later.
     requestAnimationFrame(() => requestAnimationFrame(() => setNodes(now => now.map(node =>
       (Boolean(node.selected) === added.has(node.id) ? node : { ...node, selected: added.has(node.id) })))));
-  }, [flow, actions, setNodes]);
+  }, [flow, actions, setNodes, reveal]);
 
   useEffect(() => {
     if (!isActive) return;
@@ -64,7 +71,7 @@ export function useEditing({ actions, isActive, remove, setNodes, addToast }: Op
       const run = key === "z" ? (event.shiftKey ? actions.redo : actions.undo)
         : key === "y" && !event.shiftKey ? actions.redo
         : key === "a" && !event.shiftKey ? () => setNodes(now => now.map(node => (node.selected ? node : { ...node, selected: true })))
-        : key === "d" && !event.shiftKey ? () => insert(copiesOf(selected(), OFFSET))
+        : key === "d" && !event.shiftKey ? () => insert(copiesOf(selected()))
         : undefined;
       if (!run) return;
       event.preventDefault();
@@ -87,7 +94,7 @@ export function useEditing({ actions, isActive, remove, setNodes, addToast }: Op
         const copies = fromText(event.clipboardData?.getData("text/plain") ?? "");
         if (!copies) return;
         event.preventDefault();
-        insert(inView(copies, flow));
+        insert(copies, shiftIntoView(copies, flow));
       } catch (error) {
         addToast({ tone: "bad", message: (error as Error).message });
       }
@@ -105,8 +112,8 @@ export function useEditing({ actions, isActive, remove, setNodes, addToast }: Op
   }, [isActive, actions, flow, insert, remove, selected, setNodes, addToast]);
 }
 
-/** Moves copies to where they are seen: beside their originals if those are, else into the middle. */
-function inView(copies: readonly CopiedNode[], flow: ReturnType<typeof useReactFlow<ImageFlowNode>>): CopiedNode[] {
+/** Returns how far copies are moved to be seen: not at all if their originals are, else into the middle. */
+function shiftIntoView(copies: readonly CopiedNode[], flow: ReturnType<typeof useReactFlow<ImageFlowNode>>): Position {
   const pane = document.querySelector(".react-flow")?.getBoundingClientRect() ?? new DOMRect(0, 0, innerWidth, innerHeight);
   const middle = flow.screenToFlowPosition({ x: pane.x + pane.width / 2, y: pane.y + pane.height / 2 });
   const left = Math.min(...copies.map(({ position }) => position.x)), top = Math.min(...copies.map(({ position }) => position.y));
@@ -114,6 +121,5 @@ function inView(copies: readonly CopiedNode[], flow: ReturnType<typeof useReactF
   const corner = flow.flowToScreenPosition({ x: left, y: top });
   const isSeen = copies.some(({ id }) => known.has(id))
     && corner.x > pane.left && corner.x < pane.right && corner.y > pane.top && corner.y < pane.bottom;
-  const [dx, dy] = isSeen ? [OFFSET, OFFSET] : [Math.round(middle.x - left - 146), Math.round(middle.y - top - 200)];
-  return copies.map(each => ({ ...each, position: { x: each.position.x + dx, y: each.position.y + dy } }));
+  return isSeen ? NOWHERE : { x: Math.round(middle.x - left - NODE_SIZE.width / 2), y: Math.round(middle.y - top - NODE_SIZE.height / 2) };
 }

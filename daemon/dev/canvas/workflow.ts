@@ -18,7 +18,7 @@ import { Clock } from "./clock";
 import { NO_MEMBER, SIGNED_OUT, isAway, toProblem } from "./failures";
 import type { Failure } from "./failures";
 import { History } from "./history";
-import { NodeCache, applyPatch, isUnfinished, isWaiting, toRow } from "./nodes";
+import { NodeCache, applyPatch, isUnfinished, isWaiting, missingSources, toRow } from "./nodes";
 import type {
   Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, NodeNotes, Position, Problem, RunMessage, Snapshot,
   WorkflowNode,
@@ -444,9 +444,18 @@ export class Workflow implements Actions {
       ...this.#availability.reason(node),
       ...this.#requests.notes(node),
       ...(cost !== undefined && { cost }),
+      ...this.#missing(node),
       ...(this.#starts.isKept(node.id) && { isKept: true }),
     };
   };
+
+  /** What has to be made before a node's picture. */
+  #missing(node: WorkflowNode): NodeNotes {
+    const missing = missingSources(node, id => this.#nodes.get(id), id => this.#starts.isKept(id));
+    if (missing.length === 0) return {};
+    const costs = missing.map(each => this.#prices.cost(each));
+    return { missing: missing.length, missingCost: costs.some(cost => cost == null) ? null : costs.reduce<number>((sum, cost) => sum + cost!, 0) };
+  }
 
   // -- runs --
 
@@ -458,8 +467,10 @@ export class Workflow implements Actions {
 
   retry = (id: string): Promise<void> => this.#starts.retry(id);
 
-  show = async (runId: string): Promise<void> => {
-    if (this.#history.nodeId) await this.#starts.show(this.#history.nodeId, runId);
+  show = async (id: string, runId: string): Promise<string | undefined> => {
+    const { runId: last, status } = this.#nodes.row(id)?.node_data ?? {};
+    const before = this.#history.shownRun(id) ?? (status === "completed" ? last : undefined);
+    return (await this.#starts.show(id, runId)) ? before : undefined;
   };
 
   openHistory = (id: string | undefined): void => this.#history.open(id);
@@ -493,12 +504,13 @@ export class Workflow implements Actions {
   save = (id: string): Promise<void> => this.#writes.write(id);
 
   /** Of two windows that name it at the same moment, each may make a node: they have the same name from the next one on. */
-  rename = (title: string): void => {
-    const named = this.#nodes.rows().filter(row => row.node_type === CANVAS);
+  rename = (title: string): string | undefined => {
+    const named = this.#nodes.rows().filter(row => row.node_type === CANVAS).map(row => this.#nodes.get(row.id)!);
     named.forEach(({ id }) => this.edit(id, { title }));
-    if (named.length > 0) return;
+    if (named.length > 0) return titleOf(named);
     const id = crypto.randomUUID();
     this.#writes.insert({ id, workflow_id: this.id, node_type: CANVAS, node_data: { title }, position: null, version: 0 });
+    return undefined;
   };
 
   now = (id: string): WorkflowNode | undefined => this.#nodes.get(id);
