@@ -12,7 +12,7 @@ const every = globalThis.setInterval;
 globalThis.setInterval = (call, time) => every(call, time === 5_000 ? 100 : time); // the store's watch, fifty times as fast
 const { Workflow } = await import(pathToFileURL(`${CANVAS}/workflow.ts`));
 const { Availability } = await import(pathToFileURL(`${CANVAS}/availability.ts`));
-const { NodeCache } = await import(pathToFileURL(`${CANVAS}/nodes.ts`));
+const { NodeCache } = await import(pathToFileURL(`${CANVAS}/cache.ts`));
 const { createClient } = createRequire(`${SUPABASE_JS}/`)("@supabase/supabase-js");
 
 /** Whether a frame is a message with nodes. */

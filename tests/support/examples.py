@@ -28,6 +28,7 @@ KEYS = make_keys(JWT_SECRET)
 COPIED = (
     "database.types.ts",
     "nodes.ts",
+    "cache.ts",
     "pictures.ts",
     "availability.ts",
     "failures.ts",

@@ -5,10 +5,11 @@
  * What this window has asked for, and what it has seen begin, is known; the rest is fetched, one request for all.
  */
 import type { SupabaseClient } from "@supabase/supabase-js";
+import type { NodeCache } from "./cache";
 import type { Clock } from "./clock";
 import type { Database } from "./database.types";
 import { sourceAddress } from "./pictures";
-import type { NodeCache, NodeNotes, PromptSpec, WorkflowNode } from "./nodes";
+import type { NodeNotes, PromptSpec, WorkflowNode } from "./nodes";
 
 const MAX_IDS = 100;
 

@@ -1,7 +1,8 @@
 /** What the parts of a store share. Copy this file with workflow.ts. */
 import type { SupabaseClient } from "@supabase/supabase-js";
 import type { Database } from "./database.types";
-import type { Connection, NodeCache, Problem } from "./nodes";
+import type { NodeCache } from "./cache";
+import type { Connection, Problem } from "./nodes";
 
 /** The columns of workflow_nodes that a store knows. */
 export const COLUMNS = "id,workflow_id,node_type,node_data,position,version,pinned_run";

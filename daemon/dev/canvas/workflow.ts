@@ -14,11 +14,12 @@
 import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
 import type { Database } from "./database.types";
 import { Availability } from "./availability";
+import { NodeCache, toRow } from "./cache";
 import { Clock } from "./clock";
 import { NO_MEMBER, SIGNED_OUT, isAway, toProblem } from "./failures";
 import type { Failure } from "./failures";
 import { History } from "./history";
-import { NodeCache, applyPatch, isUnfinished, isWaiting, missingSources, toRow } from "./nodes";
+import { applyPatch, isUnfinished, isWaiting, missingSources } from "./nodes";
 import type {
   Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, NodeNotes, Position, Problem, RunMessage, Snapshot,
   WorkflowNode,

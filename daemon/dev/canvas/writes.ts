@@ -1,7 +1,8 @@
 /** Writes local edits to the rows of nodes. Copy this file with workflow.ts, which calls it. */
+import type { PendingEdit } from "./cache";
 import type { Database } from "./database.types";
 import { UNIQUE_VIOLATION, isAway, toProblem } from "./failures";
-import type { PendingEdit, WorkflowNode } from "./nodes";
+import type { WorkflowNode } from "./nodes";
 import { COLUMNS } from "./store";
 import type { Store } from "./store";
 
