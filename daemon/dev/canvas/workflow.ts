@@ -11,21 +11,24 @@
  * run under way has sent nothing for a while. Rows and messages are merged by `version`, which only grows: late and
  * duplicate ones change nothing.
  */
-import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
+import type { SupabaseClient } from "@supabase/supabase-js";
 import type { Database } from "./database.types";
 import { Availability } from "./availability";
-import { NodeCache, toRow } from "./cache";
+import { NodeCache } from "./cache";
+import { Channel } from "./channel";
 import { Clock } from "./clock";
-import { NO_MEMBER, SIGNED_OUT, isAway, toProblem } from "./failures";
+import { NO_MEMBER, SIGNED_OUT, toProblem } from "./failures";
 import type { Failure } from "./failures";
 import { History } from "./history";
+import { Loads } from "./loads";
 import { applyPatch, isUnfinished, isWaiting, missingSources } from "./nodes";
 import type {
-  Actions, Connection, ImageModel, NodeInput, NodeInputPatch, NodeMessage, NodeNotes, Position, Problem, RunMessage, Snapshot,
+  Actions, ImageModel, NodeInput, NodeInputPatch, NodeMessage, NodeNotes, Position, Problem, RunMessage, Snapshot,
   WorkflowNode,
 } from "./nodes";
 import { Pictures } from "./pictures";
 import { Prices } from "./prices";
+import { Removals } from "./removals";
 import { Requests } from "./requests";
 import { Starts } from "./starts";
 import { COLUMNS } from "./store";
@@ -44,14 +47,6 @@ const CANVAS = "canvas";
 const PAGE_SIZE = 500;
 /** Milliseconds without messages until a refetch. */
 const STALE_AFTER = 10_000;
-/** Milliseconds between two tries to load while the server is away: doubled each time. */
-const FIRST_PAUSE = 2_000, LONGEST_PAUSE = 30_000;
-
-interface Removal {
-  /** The node was put back meanwhile. */
-  isTakenBack: boolean;
-  done: Promise<void>;
-}
 
 export class Workflow implements Actions {
   readonly id: string;
@@ -67,23 +62,18 @@ export class Workflow implements Actions {
   readonly #history: History;
   readonly #writes: Writes;
   readonly #starts: Starts;
+  readonly #removals: Removals;
+  readonly #channel: Channel;
+  readonly #loads: Loads;
   #snapshot = EMPTY;
   #models: readonly ImageModel[] = [];
-  #connection: Connection = "connecting";
   #isLoading = true;
   #error: Problem | null = null;
   /** Undefined until the session is known. */
   #userId: string | null | undefined;
   /** Grows when a user signs out or leaves: rows that were asked for before are not shown to the next one. */
   #era = 0;
-  /** Deletions that are under way, by node. */
-  #removals = new Map<string, Removal>();
-  #loadInProgress: Promise<void> | undefined;
-  #reloadRequested = false;
-  #endPause: (() => void) | undefined;
   #lastMessageAt = 0;
-  #channel: RealtimeChannel | undefined;
-  #unsubscribed: Promise<unknown> | undefined;
   #listeners = new Set<() => void>();
   #problemListeners = new Set<(problem: Problem) => void>();
   #runListeners = new Set<(runs: readonly RunMessage[]) => void>();
@@ -97,13 +87,26 @@ export class Workflow implements Actions {
     this.id = workflowId;
     this.#pictures = new Pictures(this.#supabase, () => this.#scheduleRender(), problem => this.#tell(problem));
     this.#availability = new Availability(this.#supabase, () => this.#scheduleRender());
+    this.#loads = new Loads(() => this.#loadOnce(), () => this.#isOpen, failure => this.#refuse(toProblem(failure)));
+    this.#channel = new Channel(this.#supabase, workflowId, {
+      isOpen: () => this.#isOpen,
+      onNodes: messages => this.#hear(messages),
+      onRuns: runs => this.#runListeners.forEach(call => call(runs)),
+      onLive: () => {
+        this.#loads.endPause();
+        // A socket that comes back after a refusal asks nothing; a new member's is joined for the first time.
+        if (this.#error === null || this.#error === NO_MEMBER) void this.#loads.load();
+      },
+      onDenied: () => void this.#checkAccess(),
+      onChange: () => this.#scheduleRender(),
+    });
     const store: Store = {
       id: this.id,
       supabase: this.#supabase,
       nodes: this.#nodes,
-      connection: () => this.#connection,
+      connection: () => this.#channel.connection,
       era: () => this.#era,
-      load: () => this.#load(),
+      load: () => this.#loads.load(),
       fetch: ids => this.#fetch(ids),
       merge: (rows, era) => this.#merge(rows, era),
       render: () => this.#scheduleRender(),
@@ -111,7 +114,7 @@ export class Workflow implements Actions {
       refuse: problem => this.#refuse(problem),
       written: async isNew => {
         this.#starts.startPendingRuns();
-        if (isNew && ["connecting", "denied"].includes(this.#connection)) await this.#resubscribe();
+        if (isNew && ["connecting", "denied"].includes(this.#channel.connection)) await this.#channel.rejoin();
       },
     };
     this.#writes = new Writes(store);
@@ -119,6 +122,7 @@ export class Workflow implements Actions {
     this.#prices = new Prices(this.#supabase, () => this.#scheduleRender());
     this.#history = new History(store);
     this.#starts = new Starts(store, this.#writes, this.#requests);
+    this.#removals = new Removals(store, this.#writes, this.#starts);
   }
 
   /** Returns the same object until something changes. */
@@ -151,10 +155,10 @@ export class Workflow implements Actions {
   };
 
   refresh = (): void => {
-    if (this.#connection !== "live") void this.#resubscribe();
-    this.#endPause?.();
+    if (this.#channel.connection !== "live") void this.#channel.rejoin();
+    this.#loads.endPause();
     this.#pictures.resume();
-    void this.#load();
+    void this.#loads.load();
   };
 
   retryPicture = (url: string): void => this.#pictures.retry(url);
@@ -163,15 +167,10 @@ export class Workflow implements Actions {
     return this.#listeners.size > 0;
   }
 
-  /** Whether the server, or other code with the same client, has closed the channel. */
-  get #hasLostChannel(): boolean {
-    return this.#connection === "away" && this.#channel === undefined;
-  }
-
   /** It can be reopened: React runs effects twice in development. */
   #open(): void {
-    void this.#subscribe();
-    void this.#load();
+    void this.#channel.join();
+    void this.#loads.load();
     this.#closers.push(this.#watchAuth());
     const listen = (target: EventTarget, event: string, handler: () => void) => {
       target.addEventListener(event, handler);
@@ -187,7 +186,7 @@ export class Workflow implements Actions {
       void this.#pictures.sign();
       const quiet = Date.now() - this.#lastMessageAt > STALE_AFTER;
       const open = this.#nodes.rows().some(row => isUnfinished(row) || isWaiting(row));
-      if (!this.#error && (this.#writes.hasFailed || this.#starts.kept.size > 0 || this.#hasLostChannel || (quiet && open))) void this.#load();
+      if (!this.#error && (this.#writes.hasFailed || this.#starts.kept.size > 0 || this.#channel.isLost || (quiet && open))) void this.#loads.load();
     }, STALE_AFTER / 2);
     this.#closers.push(() => clearInterval(watch));
   }
@@ -195,10 +194,10 @@ export class Workflow implements Actions {
   #close(): void {
     this.#closers.splice(0).forEach(close => close());
     this.#writes.flush();
-    this.#endPause?.();
+    this.#loads.endPause();
     this.#availability.close();
     this.#prices.close();
-    void this.#unsubscribe();
+    void this.#channel.leave();
   }
 
   /** Forgets what a user may see who signs out, and loads what the next one may. */
@@ -224,9 +223,9 @@ export class Workflow implements Actions {
       this.#forget();
       this.#isLoading = true;
     }
-    this.#connection = "connecting";
+    this.#channel.connection = "connecting";
     if (this.#userId === null) {
-      void this.#unsubscribe();
+      void this.#channel.leave();
       this.#refuse(SIGNED_OUT);
     } else this.refresh();
     this.#scheduleRender();
@@ -254,102 +253,32 @@ export class Workflow implements Actions {
 
   // -- from the database --
 
-  async #subscribe(): Promise<void> {
-    await this.#unsubscribed; // until then `channel()` returns the old one
-    // Without this the first join goes out as anon, and is refused after five seconds.
-    await this.#supabase.realtime.setAuth();
-    if (!this.#isOpen || this.#channel) return;
-    const channel = this.#supabase.channel(`workflow:${this.id}`, { config: { private: true } });
-    this.#channel = channel;
-    channel
-      .on("broadcast", { event: "nodes_changed" }, ({ payload }) => {
-        if (this.#channel !== channel) return; // still on its way when the user left
-        this.#lastMessageAt = Date.now();
-        const messages = (payload as { nodes: NodeMessage[] }).nodes;
-        for (const { id, node_data } of messages) {
-          const updatedAt = node_data?.updatedAt; // one that somebody has moved keeps it
-          if (updatedAt !== this.#nodes.row(id)?.node_data.updatedAt) this.#clock.hear(updatedAt, true);
-        }
-        const incomplete = this.#nodes.mergeMessages(messages);
-        this.#scheduleRender();
-        this.#starts.startPendingRuns();
-        if (incomplete.length > 0) void this.#fetch(incomplete);
-      })
-      .on("broadcast", { event: "runs_changed" }, ({ payload }) => {
-        if (this.#channel === channel) this.#runListeners.forEach(call => call((payload as { runs: RunMessage[] }).runs));
-      })
-      .subscribe((status, error) => {
-        if (this.#channel !== channel) return;
-        if (status === "SUBSCRIBED") {
-          this.#connection = "live";
-          this.#endPause?.();
-          // A socket that comes back after a refusal asks nothing; a new member's is joined for the first time.
-          if (this.#error === null || this.#error === NO_MEMBER) void this.#load();
-        } else if (error && /unauthorized/i.test(error.message)) {
-          this.#connection = "denied";
-          void this.#unsubscribe(); // it would try again for ever
-          void this.#checkAccess();
-        } else {
-          this.#connection = "away";
-          if (status === "CLOSED") this.#channel = undefined; // by the server: nobody else joins it again
-        }
-        this.#scheduleRender();
-      });
+  #hear(messages: NodeMessage[]): void {
+    this.#lastMessageAt = Date.now();
+    for (const { id, node_data } of messages) {
+      const updatedAt = node_data?.updatedAt; // one that somebody has moved keeps it
+      if (updatedAt !== this.#nodes.row(id)?.node_data.updatedAt) this.#clock.hear(updatedAt, true);
+    }
+    const incomplete = this.#nodes.mergeMessages(messages);
+    this.#scheduleRender();
+    this.#starts.startPendingRuns();
+    if (incomplete.length > 0) void this.#fetch(incomplete);
   }
 
   /** A new workflow has no member yet, and is nobody's to refuse. */
   async #checkAccess(): Promise<void> {
     const { data } = await this.#supabase.rpc("can_open_workflow", { workflow_id: this.id });
-    if (data === false && this.#connection === "denied") this.#refuse(NO_MEMBER);
-  }
-
-  /** A user who has just become a member joins at once. */
-  async #resubscribe(): Promise<void> {
-    await this.#unsubscribe();
-    await this.#subscribe();
-  }
-
-  async #unsubscribe(): Promise<void> {
-    const channel = this.#channel;
-    this.#channel = undefined;
-    if (channel) await (this.#unsubscribed = this.#supabase.removeChannel(channel));
+    if (data === false && this.#channel.connection === "denied") this.#refuse(NO_MEMBER);
   }
 
   #refetch = (): void => {
     if (globalThis.document?.visibilityState === "hidden") return;
-    this.#endPause?.();
+    this.#loads.endPause();
     this.#pictures.resume();
-    void this.#load();
+    void this.#loads.load();
   };
 
-  /** Fetches all nodes; called again meanwhile, it fetches once more. */
-  #load(): Promise<void> {
-    if (!this.#isOpen) return Promise.resolve();
-    this.#reloadRequested = true;
-    this.#loadInProgress ??= this.#loadAll();
-    return this.#loadInProgress;
-  }
-
-  /** Its caller has seen that the store is open: it awaits before it ends. */
-  async #loadAll(): Promise<void> {
-    try {
-      for (let pause = FIRST_PAUSE; this.#reloadRequested && this.#isOpen; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
-        this.#reloadRequested = false;
-        const failure = await this.#loadOnce();
-        if (failure && !isAway(failure)) this.#refuse(toProblem(failure));
-        else if (failure) {
-          this.#reloadRequested = true;
-          await new Promise<void>(resolve => {
-            this.#endPause = resolve;
-            setTimeout(resolve, pause);
-          });
-        } else pause = FIRST_PAUSE;
-      }
-    } finally {
-      this.#loadInProgress = undefined;
-    }
-  }
-
+  /** Fetches all nodes. */
   async #loadOnce(): Promise<Failure | undefined> {
     const before = this.#nodes.versions();
     const found = new Set<string>();
@@ -375,16 +304,16 @@ export class Workflow implements Actions {
     void this.#availability.loadUsage();
     this.#lastMessageAt = Date.now();
     this.#isLoading = false;
-    if (this.#error !== NO_MEMBER || found.size > 0 || this.#connection === "live") this.#error = null;
+    if (this.#error !== NO_MEMBER || found.size > 0 || this.#channel.connection === "live") this.#error = null;
     this.#scheduleRender();
     this.#writes.hasFailed = false;
     this.#writes.flush(); // edits that could not be sent while the server was away
     this.#requests.resume();
     this.#prices.resume();
-    if (await this.#starts.sendKept()) this.#reloadRequested ||= this.#starts.kept.size === 0; // its runs are not in these rows
-    else this.#starts.startPendingRuns(true);
-    if (this.#connection === "denied" && found.size > 0) void this.#resubscribe(); // a member by now
-    if (this.#hasLostChannel) void this.#subscribe();
+    if (!await this.#starts.sendKept()) this.#starts.startPendingRuns(true);
+    else if (this.#starts.kept.size === 0) this.#loads.wantMore(); // its runs are not in these rows
+    if (this.#channel.connection === "denied" && found.size > 0) void this.#channel.rejoin(); // a member by now
+    if (this.#channel.isLost) void this.#channel.join();
     return undefined;
   }
 
@@ -420,7 +349,7 @@ export class Workflow implements Actions {
         title: titleOf(rows),
         models: this.#models,
         usage: this.#availability.usage,
-        connection: this.#connection,
+        connection: this.#channel.connection,
         isLoading: this.#isLoading,
         error: this.#error,
         unsent: this.#nodes.pendingEdits().length + this.#starts.kept.size,
@@ -485,10 +414,10 @@ export class Workflow implements Actions {
   leave = async (): Promise<void> => {
     const { error, status } = await this.#supabase.rpc("leave_workflow", { workflow_id: this.id });
     if (error) return this.#tell(toProblem({ error, status }));
-    const unsubscribed = this.#unsubscribe();
+    const unsubscribed = this.#channel.leave();
     this.#era += 1;
     this.#forget();
-    this.#connection = "denied";
+    this.#channel.connection = "denied";
     this.#isLoading = false;
     this.#scheduleRender();
     await unsubscribed;
@@ -516,13 +445,7 @@ export class Workflow implements Actions {
 
   now = (id: string): WorkflowNode | undefined => this.#nodes.get(id);
 
-  restore = (node: WorkflowNode): void => {
-    const row = toRow(this.#pictures.original(node));
-    const removal = this.#removals.get(node.id);
-    if (removal) removal.isTakenBack = true;
-    this.#writes.insert({ ...row, node_data: { ...row.node_data, pendingRunId: null } }, removal?.done);
-    if (node.pinned_run) void this.#writes.settled(node.id).then(() => this.#starts.show(node.id, node.pinned_run!));
-  };
+  restore = (node: WorkflowNode): void => this.#removals.restore(this.#pictures.original(node));
 
   edit = (id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void => {
     const now = this.#nodes.get(id)?.node_data; // with the latest edit, which may not be rendered yet
@@ -536,32 +459,7 @@ export class Workflow implements Actions {
     void this.#writes.write(id);
   };
 
-  remove = (id: string, { keepsRun = false } = {}): Promise<void> => {
-    const removal: Removal = { isTakenBack: false, done: Promise.resolve() };
-    removal.done = this.#remove(id, keepsRun, removal).finally(() => {
-      if (this.#removals.get(id) === removal) this.#removals.delete(id);
-    });
-    this.#removals.set(id, removal);
-    return removal.done;
-  };
-
-  async #remove(id: string, keepsRun: boolean, removal: Removal): Promise<void> {
-    const row = this.#nodes.row(id);
-    if (!row) return;
-    this.#starts.kept.drop(id);
-    if (isUnfinished(row) && !keepsRun) await this.cancel(id);
-    if (!removal.isTakenBack) await this.#writes.settled(id);
-    if (removal.isTakenBack) return;
-    this.#nodes.markDeleted(id, Number.MAX_SAFE_INTEGER); // ignores all messages that are still on their way
-    this.#scheduleRender();
-    const { data, error, status } = await this.#supabase.from("workflow_nodes").delete().eq("id", id).select("version");
-    // Later versions are those of a node that was restored.
-    if (!removal.isTakenBack) this.#nodes.setTombstone(id, error ? undefined : 1 + (data[0]?.version ?? row.version));
-    if (error) {
-      this.#tell(toProblem({ error, status }, id));
-      void this.#load();
-    }
-  }
+  remove = (id: string, { keepsRun = false } = {}): Promise<void> => this.#removals.remove(id, keepsRun);
 }
 
 /** Returns the name of a workflow: that of the first node that has one, in every window the same. */
