@@ -87,6 +87,8 @@ async def test_a_price_is_that_of_its_size_and_quality(window: Window, db: Any, 
     )
     facts = boat.locator(".image-node-model small")
     await expect(facts).to_have_text(re.compile(r"^\$0\.\d+ for 2 pictures"), timeout=20_000)
+    await pier.locator("..").focus()
+    await window.page.keyboard.press("Escape")  # nothing is selected
     for node in (pier, boat):  # without what the boat starts from, and what has to be made first
         await node.locator("..").focus()
         await window.page.keyboard.press("Shift+Enter")
