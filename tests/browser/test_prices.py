@@ -27,6 +27,29 @@ async def openai(db: Any) -> AsyncIterator[None]:
     await db.execute("delete from image_jobs.usage_limits where workflow_id is not null")
 
 
+async def start_from_the_mill(window: Window, db: Any) -> None:
+    """A source that has no picture is made first: it is in the price of a card, and in the sum of those that are selected."""
+    pier, boat = window.node("A pier"), window.node("A boat")
+    mill = await db.fetchval(
+        "update workflow_nodes b set node_data = b.node_data || jsonb_build_object('source', m.id) from workflow_nodes m "
+        "where b.workflow_id = $1 and m.workflow_id = $1 and b.node_data::text like '%A boat%' and m.node_data::text like '%A mill%' "
+        "returning m.id",
+        UUID(window.workflow),
+    )
+    facts = boat.locator(".image-node-model small")
+    await expect(facts).to_have_text(re.compile(r"^\$0\.\d+ for 2 pictures"), timeout=20_000)
+    await pier.locator("..").focus()
+    await window.page.keyboard.press("Escape")  # nothing is selected
+    for node in (pier, boat):  # without what the boat starts from, and what has to be made first
+        await node.locator("..").focus()
+        await window.page.keyboard.press("Shift+Enter")
+    await expect(window.page.locator(f'[data-id="{mill}"] .image-node')).to_have_attribute("data-selected", "false")
+    await expect(window.button("Generate 2 selected")).to_have_text(
+        re.compile(r"^Generate 2 selected\$0\.\d+ \+ 1 unknown for 3(, over budget)?$")
+    )
+    await window.page.keyboard.press("Escape")
+
+
 async def test_a_price_is_that_of_its_size_and_quality(window: Window, db: Any, openai: None) -> None:
     """A request for each kind of picture, none for a keystroke; the sum is compared with what is left of the budget."""
     asked: list[Any] = []
@@ -79,24 +102,7 @@ async def test_a_price_is_that_of_its_size_and_quality(window: Window, db: Any, 
     await expect(button).to_have_text(re.compile(r"^Generate all3\$0\.\d+ \+ 1 unknown"))
     assert len(asked) == 4
 
-    mill = await db.fetchval(
-        "update workflow_nodes b set node_data = b.node_data || jsonb_build_object('source', m.id) from workflow_nodes m "
-        "where b.workflow_id = $1 and m.workflow_id = $1 and b.node_data::text like '%A boat%' and m.node_data::text like '%A mill%' "
-        "returning m.id",
-        UUID(window.workflow),
-    )
-    facts = boat.locator(".image-node-model small")
-    await expect(facts).to_have_text(re.compile(r"^\$0\.\d+ for 2 pictures"), timeout=20_000)
-    await pier.locator("..").focus()
-    await window.page.keyboard.press("Escape")  # nothing is selected
-    for node in (pier, boat):  # without what the boat starts from, and what has to be made first
-        await node.locator("..").focus()
-        await window.page.keyboard.press("Shift+Enter")
-    await expect(window.page.locator(f'[data-id="{mill}"] .image-node')).to_have_attribute("data-selected", "false")
-    await expect(window.button("Generate 2 selected")).to_have_text(
-        re.compile(r"^Generate 2 selected\$0\.\d+ \+ 1 unknown for 3(, over budget)?$")
-    )
-    await window.page.keyboard.press("Escape")
+    await start_from_the_mill(window, db)
 
     await window.page.set_viewport_size({"width": 390, "height": 844})
     budget = window.page.locator(".budget")
