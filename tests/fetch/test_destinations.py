@@ -23,11 +23,6 @@ from tests.support.hostile_servers import (
 )
 
 
-@pytest.fixture
-def to(tmp_path: Path) -> Path:
-    return tmp_path / "download"
-
-
 # Where nobody goes
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from daemon.errors import Refused, Retryable, RunError
 from daemon.fetch.client import Fetcher
@@ -189,3 +190,10 @@ async def retryable(url: str, to: Path, *allowed: str, **options: Any) -> str:
     error = await failure(url, to, *allowed, **options)
     assert isinstance(error, Retryable)
     return error.message
+
+
+def certified(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    """Return the TLS of a server with a certificate for these names."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(tls)
+    return tls
