@@ -78,9 +78,13 @@ class Daemon:
         """The log lines of one event."""
         return [line for line in self.lines if line.get("event") == event]
 
-    async def started(self) -> "Daemon":
+    async def started(self, timeout: float = 30) -> "Daemon":
         """Wait until it claims. Returns itself."""
-        await wait_until(lambda: self.logged("listener.connected") or self.process.returncode is not None, timeout=30)
+
+        def over() -> bool:
+            return bool(self.logged("listener.connected")) or self.process.returncode is not None
+
+        await wait_until(over, timeout=timeout)
         assert self.process.returncode is None, "\n".join(self.raw)
         return self
 

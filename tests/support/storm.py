@@ -27,6 +27,8 @@ from tests.support.proxies import Proxy, proxied
 
 DAEMONS, SLOTS = 3, 4
 LEASE, RUN_TIMEOUT = 2, 6
+STARTS = 120
+"""Seconds for the first daemons, which start at once, on a machine that has other work."""
 MOST_IN_LINE = 30
 BACKGROUND = 0.25
 """Of the runs are parked while the provider draws."""
@@ -296,5 +298,5 @@ async def storm(harness: FaultHarness, api: PaidAPI, server: Server, random: Ran
         for _ in range(DAEMONS):
             await it.add_daemon(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="storm-"))))
         for post in it.posts:
-            await post.daemon.started()
+            await post.daemon.started(timeout=STARTS)
         yield it
