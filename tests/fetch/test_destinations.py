@@ -22,7 +22,6 @@ from tests.support.hostile_servers import (
     unfit,
 )
 
-
 # Where nobody goes
 
 

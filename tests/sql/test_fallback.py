@@ -1,6 +1,5 @@
 """metadata.fallback: to which providers a run is rerouted, when, and what stays as it was."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -8,10 +7,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from daemon.worker.retries import LONGEST_RATE_LIMIT
 from tests.support.postgres import connect, signed_in
 from tests.support.protocol import Daemon, Db, events, insert_node, move_clock, new_daemon, node_data
-from tests.support.runs import WORKFLOW, event_names, insert_run, insert_runs, run_row
+from tests.support.runs import WORKFLOW, event_names, insert_run, run_row
 
 OPENAI, GOOGLE, STABILITY = "openai:gpt-image-2", "google:gemini-3-pro-image", "stability:core"
 DOWN = {"error": "OpenAI had a problem.", "code": "provider_unavailable", "hint": "Wait."}
@@ -21,6 +19,15 @@ DOWN = {"error": "OpenAI had a problem.", "code": "provider_unavailable", "hint"
 async def daemon(db: Db) -> Daemon:
     """Register a daemon that serves all three."""
     return await new_daemon(db, "openai", "google", "stability")
+
+
+@pytest.fixture
+async def crowd(database: str) -> AsyncIterator[list[Daemon]]:
+    """Register daemons that have a connection each."""
+    connections = [await connect(database) for _ in range(6)]
+    yield [await new_daemon(connection, "openai", "google") for connection in connections]
+    for connection in connections:
+        await connection.close()
 
 
 async def insert_with_fallback(db: Db, *fallback: str, processor: str = OPENAI, **metadata: Any) -> str:
@@ -260,248 +267,6 @@ async def test_members_see_the_requested_processor_of_a_rerouted_run(db: Db, dae
     async with signed_in(db, str(member)):
         shown = await db.fetchrow('select provider, model from image_jobs where "jobId" = $1', record["jobId"])
     assert tuple(shown) == ("openai", "gpt-image-2")
-
-
-# limits
-
-
-async def test_a_step_has_its_own_lane_and_counts_in_its_own_limit(db: Db, daemon: Daemon) -> None:
-    await close(db, "openai", "per_minute = 5, max_running = null")
-    await close(db, "google", "per_minute = 3")
-    await insert_runs(db, 20, processor=OPENAI, fallback=[GOOGLE])
-    first = await daemon.claim(100)
-    assert [claimed["processor"] for claimed in first] == [OPENAI] * 5
-    for claimed in first:
-        await fail_over(daemon, claimed)
-    assert [claimed["processor"] for claimed in await daemon.claim(100)] == [GOOGLE] * 3
-    await move_clock(db, "62 s")
-    processors = [claimed["processor"] for claimed in await daemon.claim(100)]
-    assert (processors.count(OPENAI), processors.count(GOOGLE)) == (5, 2)
-
-
-async def test_a_running_run_counts_for_the_provider_at_work(db: Db, daemon: Daemon) -> None:
-    await close(db, OPENAI, "max_running = 1")
-    await close(db, GOOGLE, "max_running = 2")
-    await insert_runs(db, 6, processor=OPENAI, fallback=[GOOGLE])
-    for number in range(1, 4):
-        mine = [claimed for claimed in await daemon.claim(100) if claimed["processor"] == OPENAI]
-        assert len(mine) == 1
-        await fail_over(daemon, mine[0])
-        at_work = await db.fetchval("select count(*) from runs where status = 'running' and routed_to = $1", GOOGLE)
-        assert at_work == min(number - 1, 2)
-    assert [claimed["processor"] for claimed in await daemon.claim(100)] == [OPENAI]
-
-
-async def test_rerouted_runs_do_not_delay_others(db: Db, daemon: Daemon) -> None:
-    crowd = await insert_runs(db, 20, processor=OPENAI, fallback=[GOOGLE])
-    for claimed in await daemon.claim(10):
-        await fail_over(daemon, claimed)
-    await close(db, "openai")
-    await daemon.sync()
-    one = await insert_run(db, processor=GOOGLE, workflow=UUID(int=7))
-    first = {claimed["id"] for claimed in await daemon.claim(4)}
-    assert one in first
-    assert len(first & set(crowd)) == 3
-
-
-async def test_a_model_limit_moves_waiting_runs_of_that_step(db: Db, daemon: Daemon) -> None:
-    run = await insert_with_fallback(db, GOOGLE)
-    await fail_over(daemon, await daemon.claim_one())
-    await close(db, GOOGLE, "max_running = 0")
-    assert (await run_row(db, run))["lane"] == GOOGLE
-    await db.execute("update image_jobs.provider_limits set max_running = 1 where model is not null")
-    assert (await daemon.claim_one())["id"] == run
-
-
-@pytest.fixture
-async def crowd(database: str) -> AsyncIterator[list[Daemon]]:
-    connections = [await connect(database) for _ in range(6)]
-    yield [await new_daemon(connection, "openai", "google") for connection in connections]
-    for connection in connections:
-        await connection.close()
-
-
-async def test_many_daemons_start_exactly_the_limit_of_each_step(db: Db, crowd: list[Daemon]) -> None:
-    await close(db, "openai", "per_minute = 20")
-    await close(db, "google", "per_minute = 7")
-    await insert_runs(db, 60, processor=OPENAI, fallback=[GOOGLE])
-    started: list[str] = []
-
-    async def work(daemon: Daemon) -> None:
-        for _ in range(6):
-            for claimed in await daemon.claim(4):
-                started.append(claimed["processor"])
-                if claimed["processor"] == OPENAI:
-                    while await fail_over(daemon, claimed) == "busy":
-                        pass
-
-    await asyncio.gather(*map(work, crowd))
-    assert (started.count(OPENAI), started.count(GOOGLE)) == (20, 7)
-
-
-# a provider that is closed
-
-
-async def block(db: Db, processor: str, seconds: float) -> None:
-    """Block a provider, or one model of it."""
-    provider, _, model = processor.partition(":")
-    await db.execute(
-        "select image_jobs.block_provider($1, $2, make_interval(secs => $3), 'Out of credit.')",
-        provider,
-        model or None,
-        seconds,
-    )
-
-
-@pytest.mark.parametrize("processor", ["openai", OPENAI])
-@pytest.mark.parametrize("how", ["paused", "blocked"])
-async def test_a_waiting_run_leaves_a_provider_or_model_that_is_closed(
-    db: Db, daemon: Daemon, how: str, processor: str
-) -> None:
-    stays = await insert_run(db, processor=OPENAI)
-    run = await insert_with_fallback(db, GOOGLE)
-    due = (await run_row(db, run))["due_at"]
-    await (block(db, processor, 600) if how == "blocked" else close(db, processor))
-    await daemon.sync()
-    assert await routed_to(db, run) == ("pending", GOOGLE)
-    assert await fallbacks(db, run) == [(OPENAI, GOOGLE, how)]
-    why = {"paused": f"{processor} is paused.", "blocked": "Out of credit."}[how]
-    assert (await run_row(db, run))["message"] == f"{why} Going on with {GOOGLE}."
-    assert (await run_row(db, run))["due_at"] == due, "it has waited since then"
-    claimed = await daemon.claim_one()
-    assert (claimed["id"], claimed["processor"], claimed["attempt"]) == (run, GOOGLE, 1)
-    assert await routed_to(db, stays) == ("pending", None)
-    assert await event_names(db, stays) == ["created"]
-
-
-@pytest.mark.parametrize("limit", ["per_minute = 0", "max_running = 0"])
-async def test_a_limit_of_nothing_is_a_pause(db: Db, daemon: Daemon, limit: str) -> None:
-    run = await insert_with_fallback(db, GOOGLE)
-    await close(db, "openai", limit)
-    await daemon.sync()
-    assert await fallbacks(db, run) == [(OPENAI, GOOGLE, "paused")]
-
-
-@pytest.mark.parametrize("limit", ["per_minute = 1", "max_running = 1", None])
-async def test_short_blocks_and_restarts_are_waited_for(db: Db, daemon: Daemon, limit: str | None) -> None:
-    await (close(db, "openai", limit) if limit else block(db, "openai", 29))
-    runs = [await insert_with_fallback(db, GOOGLE) for _ in range(2)]
-    await daemon.claim(10)
-    await daemon.sync()
-    assert [await fallbacks(db, run) for run in runs] == [[], []]
-
-
-async def test_sql_and_daemon_wait_equally_long_for_a_rate_limit(db: Db, daemon: Daemon) -> None:
-    for more, why in ((0, None), (1, "blocked")):
-        await block(db, "openai", LONGEST_RATE_LIMIT + more)
-        closed = await db.fetchval("select image_jobs.closed_reason($1)", OPENAI)
-        assert (closed and closed["code"]) == why
-
-
-async def test_a_run_that_is_not_due_waits_where_it_is(db: Db, daemon: Daemon) -> None:
-    run = await insert_with_fallback(db, GOOGLE)
-    await db.execute("update runs set due_at = now() + interval '1 hour'")
-    await close(db, "openai")
-    await daemon.sync()
-    assert await routed_to(db, run) == ("pending", None)
-    await move_clock(db, "61 min")
-    await daemon.beat()
-    await daemon.sync()
-    assert await routed_to(db, run) == ("pending", GOOGLE)
-
-
-async def test_an_unserved_provider_is_left_once_the_lease_is_over(db: Db) -> None:
-    run = await insert_with_fallback(db, GOOGLE)
-    having, other = await new_daemon(db, "openai"), await new_daemon(db, "google")
-    await db.execute("select image_jobs.leave($1)", having.id)
-    await other.sync(5)
-    assert await routed_to(db, run) == ("pending", None), "it may be a deploy"
-    await move_clock(db, "31 s")
-    await other.beat()
-    await other.sync(5)
-    assert await fallbacks(db, run) == [(OPENAI, GOOGLE, "not_served")]
-    assert (await other.claim_one())["processor"] == GOOGLE
-
-
-async def test_a_closed_step_is_skipped(db: Db, daemon: Daemon) -> None:
-    run = await insert_with_fallback(db, GOOGLE, "midjourney:v7", STABILITY)
-    await close(db, "openai")
-    await close(db, GOOGLE)
-    await daemon.sync()
-    assert await fallbacks(db, run) == [(OPENAI, STABILITY, "paused")]
-
-
-async def test_with_all_steps_closed_a_run_goes_with_the_first_to_open(db: Db, daemon: Daemon) -> None:
-    first, second = await insert_with_fallback(db, GOOGLE, STABILITY), await insert_with_fallback(db, GOOGLE, STABILITY)
-    for provider in ("openai", "google", "stability"):
-        await close(db, provider)
-    assert await daemon.claim(10) == []
-    assert await routed_to(db, first) == ("pending", None)
-
-    await close(db, "stability", "paused = false")
-    await db.execute("update runs set due_at = now() + interval '1 min' where id = $1", second)
-    await daemon.sync()
-    assert await routed_to(db, first) == ("pending", STABILITY)
-    await close(db, "openai", "paused = false")
-    await move_clock(db, "61 s")
-    await daemon.beat()
-    assert {claimed["processor"] for claimed in await daemon.claim(10)} == {OPENAI, STABILITY}
-
-
-async def test_a_last_step_waits_as_a_run_without_a_fallback_does(db: Db, daemon: Daemon) -> None:
-    run = await insert_with_fallback(db, GOOGLE)
-    await close(db, "openai")
-    await close(db, "google")
-    await daemon.sync()
-    await close(db, "google", "paused = false")
-    await daemon.sync()
-    await close(db, "google")
-    await close(db, "openai", "paused = false")
-    await daemon.sync(10)
-    assert await routed_to(db, run) == ("pending", GOOGLE)
-    await close(db, "google", "paused = false")
-    assert (await daemon.claim_one())["processor"] == GOOGLE
-
-
-async def test_hundreds_of_stuck_runs_do_not_block_a_movable_one(db: Db, daemon: Daemon) -> None:
-    await insert_runs(db, 250, processor=OPENAI, fallback=[GOOGLE])
-    run = await insert_with_fallback(db, STABILITY)
-    await close(db, "openai")
-    await close(db, "google")
-    await daemon.sync()
-    assert await routed_to(db, run) == ("pending", STABILITY)
-    assert await db.fetchval("select count(*) from runs where routed_to is not null") == 1
-
-
-async def test_a_reroute_wakes_idle_daemons(db: Db, daemon: Daemon, database: str) -> None:
-    await insert_with_fallback(db, GOOGLE)
-    await close(db, "openai")
-    heard = asyncio.Event()
-    listener = await connect(database)
-    await listener.add_listener("image_jobs_wake", lambda *_: heard.set())
-    await daemon.sync()
-    await asyncio.wait_for(heard.wait(), 10)
-    await listener.close()
-
-
-async def test_concurrent_daemons_reroute_a_run_once(db: Db, crowd: list[Daemon]) -> None:
-    runs = await insert_runs(db, 50, processor=OPENAI, fallback=[GOOGLE])
-    await close(db, "openai")
-    await asyncio.gather(*(daemon.sync() for daemon in crowd))
-    assert await db.fetchval("select count(*) from run_events where payload ->> 'event' = 'fallback'") == len(runs)
-
-
-async def test_rows_of_other_kinds_stay_where_they_are(db: Db, daemon: Daemon) -> None:
-    await db.execute(
-        "insert into runs (id, kind, subject_id, status, processor, metadata) values ('r', 'research', $1, 'pending', $2, $3)",
-        WORKFLOW,
-        OPENAI,
-        {"fallback": [GOOGLE]},
-    )
-    before = await db.fetchval("select to_jsonb(r) from runs r")
-    await close(db, "openai")
-    await daemon.sync(10)
-    assert await db.fetchval("select to_jsonb(r) from runs r") == before
 
 
 # what operators see
