@@ -1,12 +1,11 @@
 """Row level security: strangers, anon and members of another workflow reach nothing of a workflow."""
 
-import asyncio
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from tests.support.postgres import connect, signed_in
+from tests.support.postgres import signed_in
 
 pytestmark = pytest.mark.every_postgres
 
@@ -58,25 +57,6 @@ async def db(db):
 async def everything(db) -> dict[str, list[tuple[object, ...]]]:
     """Fetch all rows that clients could see, as an operator."""
     return {table: sorted(map(repr, await db.fetch(f"select * from {table}"))) for table in TABLES}
-
-
-async def test_the_first_user_of_a_new_workflow_becomes_its_member(db):
-    async with signed_in(db, ANN):
-        assert [tuple(row) for row in await db.fetch("select workflow_id, user_id from workflow_members")] == [
-            (ANNS, ANN)
-        ]
-
-
-@pytest.mark.parametrize("first", ["node", "run"])
-async def test_the_founder_gets_the_row_returned(db, first):
-    workflow = uuid4()
-    async with signed_in(db, ANN):
-        if first == "node":
-            row = await db.fetchrow(INSERT_NODE + " returning id, version", "n", workflow, {})
-            assert row["id"] == "n" and row["version"]
-        else:
-            row = await db.fetchrow(INSERT_RUN + " returning id, status, created_by", "r", workflow, asking("n"))
-            assert tuple(row) == ("r", "pending", ANN)
 
 
 async def test_a_member_sees_the_own_workflow_and_no_other(db):
@@ -264,115 +244,6 @@ async def test_a_node_never_shows_a_run_of_another_workflow(db):
         assert await db.fetchval("select node_data from workflow_nodes where id = 'later-node'") == {"label": "mine"}
 
 
-OWN_COLUMNS = {
-    "payload": '{"imageUrl": "https://evil.example/x.png"}',
-    "progress": "50",
-    "priority": "9",
-    "attempt": "-5",
-    "max_attempts": "99",
-    "claim": "1",
-    "ticket": "9223372036854775807",
-    "claimed_by": str(ANN),
-    "provider_job_id": "job",
-    "created_by": str(BOB),
-    "finished_at": "2020-01-01",
-    "message": "x",
-    "preview_url": "https://evil.example/x.png",
-    "lane": "x",
-    "rank": "-1",
-    "workflow_rank": "-1",
-    "submitted_at": "2020-01-01",
-    "refused_since": "2020-01-01",
-    "webhook": "came",
-    "routed_to": "google:gemini-3-pro-image",
-    "call": "1",
-    "unheld": "true",
-    "source_workflow": str(BOBS),
-    "queue_state": "pending",
-    "queued_at": "2020-01-01",
-    "requeued_by": str(BOBS),
-}
-
-
-async def test_a_member_forges_no_column_of_a_run(db):
-    for column, value in OWN_COLUMNS.items():
-        with pytest.raises(asyncpg.InvalidParameterValueError) as refused:
-            async with signed_in(db, ANN):
-                await db.execute(
-                    f"insert into runs (kind, subject_id, status, processor, metadata, {column}) "
-                    f"values ('image_gen', $1, 'pending', 'demo:painter', $2, '{value}')",
-                    ANNS,
-                    asking(),
-                )
-        assert refused.value.hint
-
-
-async def test_every_column_of_a_run_is_a_members_or_ours(db):
-    """A new column has to be put on one side or the other."""
-    columns = {
-        row[0] for row in await db.fetch("select column_name from information_schema.columns where table_name = 'runs'")
-    }
-    theirs = {"id", "kind", "subject_id", "status", "processor", "metadata", "due_at"}
-    overwritten = {"started_at", "created_at", "updated_at"}
-    assert columns == set(OWN_COLUMNS) | theirs | overwritten
-
-
-async def test_a_member_inserts_pending_runs_only(db):
-    for status in ("running", "completed", "failed", "cancelled", "research", ""):
-        with pytest.raises(asyncpg.InvalidParameterValueError):
-            async with signed_in(db, ANN):
-                await db.execute(
-                    "insert into runs (kind, subject_id, status, processor, metadata) "
-                    "values ('image_gen', $1, $2, 'demo:painter', $3)",
-                    ANNS,
-                    status,
-                    asking(),
-                )
-
-
-async def test_times_set_by_a_member_are_ignored(db):
-    async with signed_in(db, ANN):
-        row = await db.fetchrow(
-            "insert into runs (kind, subject_id, status, processor, metadata, created_at, updated_at, started_at) "
-            "values ('image_gen', $1, 'pending', 'demo:painter', $2, '2000-01-01', '2000-01-01', '2000-01-01') returning *",
-            ANNS,
-            asking(),
-        )
-    assert row["created_at"] == row["updated_at"] == row["started_at"]
-    assert row["created_at"].year > 2000
-
-
-async def test_a_member_inserts_no_run_of_another_kind(db):
-    with pytest.raises(DENIED):
-        async with signed_in(db, ANN):
-            await db.execute(
-                "insert into runs (id, kind, subject_id, status) values ('x', 'research', $1, 'pending')", ANNS
-            )
-
-
-@pytest.mark.parametrize("writer", ["projection", "daemon"])
-async def test_a_client_cannot_pose_as_the_projection(db, writer):
-    before = await db.fetchval("select node_data from workflow_nodes where id = 'ann-node'")
-    async with signed_in(db, ANN):
-        await db.execute("select set_config('image_jobs.writer', $1, true)", writer)
-        await db.execute(
-            "update workflow_nodes set node_data = node_data || $1, run_ticket = 0, version = 0",
-            {"status": "completed", "imageUrl": "https://evil.example/x.png"},
-        )
-        after = await db.fetchval("select node_data from workflow_nodes where id = 'ann-node'")
-    assert after == before
-
-
-async def test_a_client_that_poses_as_the_daemon_breaks_only_its_own(db):
-    before = await everything(db)
-    for call in ("cancel_run('ann-run')", "requeue_run('ann-run')"):
-        with pytest.raises(asyncpg.PostgresError):
-            async with signed_in(db, ANN):
-                await db.execute("select set_config('image_jobs.writer', 'daemon', true)")
-                await db.execute(f"select {call}")
-    assert await everything(db) == before
-
-
 async def test_members_work(db):
     async with signed_in(db, ANN):
         await db.execute(
@@ -419,92 +290,6 @@ async def test_a_former_member_sees_not_even_the_own_run(db):
             assert not await db.fetch(f"select * from {table}")
         with pytest.raises(asyncpg.PostgresError, match="There is no such run"):
             await db.execute("select cancel_run('own')")
-
-
-async def test_a_workflow_id_that_was_used_before_is_not_founded_again(db):
-    await db.execute("delete from workflow_members; delete from runs; delete from workflow_nodes")
-    for user in (ANN, BOB):
-        for insert in (INSERT_RUN, INSERT_NODE):
-            with pytest.raises(DENIED):
-                async with signed_in(db, user):
-                    await db.execute(insert, "again", ANNS, asking())
-
-
-async def test_a_workflow_first_used_by_an_operator_has_no_member(db):
-    workflow = uuid4()
-    await db.execute(INSERT_NODE, "ops", workflow, {})
-    with pytest.raises(DENIED):
-        async with signed_in(db, ANN):
-            await db.execute(INSERT_RUN, "r", workflow, asking("ops"))
-    await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", workflow, ANN)
-    async with signed_in(db, ANN):
-        await db.execute(INSERT_RUN, "r", workflow, asking("ops"))
-
-
-async def test_a_failed_attempt_founds_nothing(db):
-    workflow = uuid4()
-    with pytest.raises(asyncpg.InvalidParameterValueError):
-        async with signed_in(db, BOB):
-            await db.execute(INSERT_RUN, "r", workflow, {"promptSpec": {}})
-    with pytest.raises(asyncpg.CheckViolationError, match="base64"):
-        async with signed_in(db, BOB):
-            await db.execute(INSERT_RUN, "r", workflow, asking(x="data:image/png;base64,AAAA"))
-    async with signed_in(db, ANN):
-        await db.execute(INSERT_RUN, "r", workflow, asking())
-
-
-@pytest.mark.parametrize("outcome", ["commit", "rollback"])
-@pytest.mark.parametrize("insert", [INSERT_RUN, INSERT_NODE])
-async def test_of_two_founders_at_once_one_wins(database, outcome, insert):
-    workflow = uuid4()
-    first, second = await connect(database), await connect(database)
-    transaction = first.transaction()
-    await transaction.start()
-    async with signed_in(first, ANN):
-        await first.execute(insert, "first", workflow, asking())
-
-    async def follow() -> None:
-        async with signed_in(second, BOB):
-            await second.execute(insert, "second", workflow, asking())
-
-    pid = second.get_server_pid()
-    following = asyncio.create_task(follow())
-    while not await first.fetchval("select cardinality(pg_blocking_pids($1)) > 0", pid):
-        assert not following.done()
-    if outcome == "commit":
-        await transaction.commit()
-        with pytest.raises(DENIED):
-            await following
-        winner = ANN
-    else:
-        await transaction.rollback()
-        await following
-        winner = BOB
-    rows = await first.fetch("select user_id from workflow_members where workflow_id = $1", workflow)
-    assert [row[0] for row in rows] == [winner]
-    await first.close()
-    await second.close()
-
-
-async def test_eight_founders_at_once_leave_one_member(database):
-    connections = [await connect(database) for _ in range(8)]
-    for _ in range(5):
-        workflow = uuid4()
-
-        async def found(connection, workflow=workflow) -> bool:
-            try:
-                async with signed_in(connection):
-                    await connection.execute(INSERT_NODE, str(uuid4()), workflow, {})
-            except DENIED:
-                return False
-            return True
-
-        assert sum(await asyncio.gather(*map(found, connections))) == 1
-        assert (
-            await connections[0].fetchval("select count(*) from workflow_members where workflow_id = $1", workflow) == 1
-        )
-    for connection in connections:
-        await connection.close()
 
 
 @pytest.mark.parametrize("role", ["service_role", "postgres"])
