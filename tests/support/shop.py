@@ -16,7 +16,7 @@ from daemon.queue.heartbeat import Heartbeat, State
 from daemon.queue.lease import Lease
 from daemon.storage.client import Storage
 from tests.fakes.server import picture
-from tests.support.daemons import supabase
+from tests.support.daemons import Supabase, supabase
 from tests.support.postgres import wait_until
 from tests.support.runs import run_row
 from tests.support.storage_gate import StorageGate
@@ -72,6 +72,7 @@ class Shop:
     """A worker under way, with the storage and the provider it uses."""
 
     db: Db
+    project: Supabase
     gate: StorageGate
     lease: Lease
     kept: Storage
@@ -121,7 +122,7 @@ async def open_shop(database: str, db: Db, *, painter: Painter | None = None, **
         asyncio.TaskGroup() as group,
     ):
         it = await wired(queue, slots=1)
-        shop = Shop(db, gate, it.lease, kept, painter or Painter())
+        shop = Shop(db, project, gate, it.lease, kept, painter or Painter())
         providers = {"demo": shop.painter}
         worker = it.worker(
             group,

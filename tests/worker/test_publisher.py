@@ -1,12 +1,15 @@
 """Storing pictures: a worker in this process, a real database and storage, and a provider of the tests."""
 
 import asyncio
+import json
+import re
 import shutil
 import ssl
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import anyio
 import httpx
@@ -17,8 +20,9 @@ from daemon.providers import Generated, Reporter, Request
 from daemon.worker import publisher
 from daemon.worker.reporter import RunReporter
 from tests.fakes.server import picture
-from tests.support.postgres import wait_until
-from tests.support.runs import insert_run, run_row
+from tests.support.node import run_script
+from tests.support.postgres import ROOT, wait_until
+from tests.support.runs import WORKFLOW, insert_run, run_row
 from tests.support.shop import Draw, Shop, red_fox
 
 
@@ -195,6 +199,43 @@ async def test_unreadable_further_pictures_are_a_warning(shop: Shop) -> None:
     assert [url.partition("?")[0].endswith(f"/{path}") for url in row["payload"]["images"]] == [True]
     assert await shop.db.fetchval("select count(*) from storage.objects where bucket_id = 'images' and name = $1", path)
     assert [warning["data"]["field"] for warning in await shop.events(run, "warning")] == ["images"]
+
+
+async def test_further_private_pictures_are_signed_for_members(shop: Shop, tmp_path: Path) -> None:
+    """By the code that the canvas README gives to clients."""
+
+    async def three(request: Request, report: Reporter) -> Generated:
+        made = await red_fox(request, report)
+        return Generated(made.path, 0.05, extra=(made.path, made.path))
+
+    shop.painter.draw = three
+    await shop.db.execute("update storage.buckets set public = false where id = 'images'")
+    row = await shop.ended(await insert_run(shop.db))
+    payload = row["payload"]
+    assert ["/object/authenticated/" in url for url in payload["images"]] == [True, True]
+    member, stranger = uuid4(), uuid4()
+    await shop.db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", WORKFLOW, member)
+    (snippet,) = re.findall(
+        r"```ts\n([^`]*export async function sign\(.*?)```",
+        (ROOT / "daemon/dev/canvas/README.md").read_text(),
+        re.DOTALL,
+    )
+    sign = tmp_path / "sign.ts"
+    sign.write_text(snippet)
+    keys = shop.project.keys
+    tokens = [
+        keys.sign({"role": "authenticated", "sub": str(user), "exp": int(time.time()) + 600})
+        for user in (member, stranger)
+    ]
+    statuses = await run_script(
+        Path(__file__).with_name("further_pictures.mjs"),
+        SIGN=str(sign),
+        URL=shop.project.url,
+        KEY=keys.anon_key,
+        TOKENS=json.dumps(tokens),
+        PATHS=json.dumps([payload["imagePath"], *payload["imagePaths"]]),
+    )
+    assert statuses == [[200, 200, 200], [None, None, None]]
 
 
 async def test_preview_whose_upload_hangs_is_given_up(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
