@@ -1,5 +1,6 @@
 """Old runs are pruned, files of runs that are gone are removed, and users are erased."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -7,7 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from tests.support.postgres import connect, signed_in
+from tests.support.postgres import connect, signed_in, wait_until
 from tests.support.protocol import Daemon, Db, insert_node, move_clock, node_data, run_in
 from tests.support.runs import WORKFLOW, insert_run, insert_runs, run_row
 
@@ -408,6 +409,29 @@ async def test_forgetting_a_user_leaves_nothing_but_sums(db: Db, daemon: Daemon,
     assert [row["user_id"] for row in await db.fetch("select user_id from workflow_members")] == [other]
     assert [row["created_by"] for row in await db.fetch("select created_by from image_jobs.workflow_links")] == [other]
     assert await db.fetch("select run_id, user_id from image_jobs.calls") == [(mine, None)]
+
+
+@pytest.mark.one_postgres
+async def test_forgetting_a_user_deadlocks_with_no_settlement(db: Db, second: Db, database: str, member: UUID) -> None:
+    """Runs are locked before nodes: that of another, which the user has requeued, before the user's own are deleted."""
+    await insert_node(db, "n", WORKFLOW)
+    await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", WORKFLOW, uuid4())
+    own, requeued = await insert_run(db, nodeId="n"), await insert_run(db)
+    await db.execute("select set_config('image_jobs.writer', 'daemon', false)")
+    await db.execute("update runs set created_by = $1 where id = $2", member, own)
+    await db.execute("update runs set requeued_by = $1 where id = $2", member, requeued)
+    third = await connect(database)
+    try:
+        async with second.transaction():
+            await second.execute("select from runs where id = $1 for update", requeued)
+            forgetting = asyncio.create_task(third.fetchval("select image_jobs.forget_user($1)", member))
+            waiting = "select exists (select from pg_locks where not granted and pid = $1)"
+            await wait_until(lambda: db.fetchval(waiting, third.get_server_pid()))
+            await second.execute("update workflow_nodes set position = '{}' where id = 'n'")
+        assert (await forgetting)["runs"] == 1
+    finally:
+        await third.close()
+    assert [row["id"] for row in await db.fetch("select id from runs where requeued_by is null")] == [requeued]
 
 
 async def sources(db: Db) -> dict[str, list[str]]:
