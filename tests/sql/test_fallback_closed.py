@@ -5,15 +5,7 @@ import asyncio
 import pytest
 
 from daemon.worker.retries import LONGEST_RATE_LIMIT
-from tests.sql.test_fallback import (
-    GOOGLE,
-    OPENAI,
-    STABILITY,
-    close,
-    fallbacks,
-    insert_with_fallback,
-    routed_to,
-)
+from tests.sql.test_fallback import GOOGLE, OPENAI, STABILITY, close, fallbacks, insert_with_fallback, routed_to
 from tests.sql.test_fallback import crowd as crowd  # noqa: PLC0414 - a fixture
 from tests.sql.test_fallback import daemon as daemon  # noqa: PLC0414 - a fixture
 from tests.support.postgres import connect

@@ -3,13 +3,7 @@
 import asyncio
 from uuid import UUID
 
-from tests.sql.test_fallback import (
-    GOOGLE,
-    OPENAI,
-    close,
-    fail_over,
-    insert_with_fallback,
-)
+from tests.sql.test_fallback import GOOGLE, OPENAI, close, fail_over, insert_with_fallback
 from tests.sql.test_fallback import crowd as crowd  # noqa: PLC0414 - a fixture
 from tests.sql.test_fallback import daemon as daemon  # noqa: PLC0414 - a fixture
 from tests.support.protocol import Daemon, Db, move_clock

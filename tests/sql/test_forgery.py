@@ -1,4 +1,4 @@
-"""What a member may write of a run: no column that is ours, and none in the name of the daemon."""
+"""Members forge nothing: no column of a run that is ours, and no write in the name of the daemon."""
 
 import asyncpg
 import pytest

@@ -1,4 +1,4 @@
-"""Who founds a workflow: the first user of its id becomes its member, and no other one."""
+"""Founders of workflows: the first user of an id becomes its member, and no other one."""
 
 import asyncio
 from uuid import uuid4
