@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from daemon.dev.canvas.build import PAGES, SKIP, bundle
+from daemon.dev.canvas.build import PAGES, SHARED, SKIP, bundle
 from tests.support.postgres import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -43,6 +43,7 @@ def test_the_wheel_has_each_bundle_without_its_sources(wheel, page):
     assert {"__init__.py", "dist/index.html", *bundled} <= here
     assert {name for name in here if not name.startswith("dist/") and not name.endswith(".py")} == set()
     assert "build.py" not in here
+    assert not wheel & set(SHARED)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -168,8 +168,8 @@ async def test_a_websocket_is_closed():
     assert sent == [{"type": "websocket.close"}]
 
 
-async def test_the_page_has_nothing_inline():
-    page = (Path(__file__).parents[2] / "daemon/pages/dashboard/index.html").read_text()
+async def test_both_pages_have_nothing_inline():
+    page = (Path(__file__).parents[2] / "daemon/pages/index.html").read_text()
     assert re.findall(r"<style|\sstyle=|\son\w+=|<script>", page) == []
 
 

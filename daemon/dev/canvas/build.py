@@ -17,6 +17,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SKIP = "IMAGE_JOBS_SKIP_CANVAS"
 FETCHED = (".npmrc", "package.json", "package-lock.json", "tsconfig.json")
 PAGES = ("daemon/dev/canvas", "daemon/pages/dashboard")
+SHARED = ("daemon/pages/look.css", "daemon/pages/index.html")
+"""Files of both pages: `{page}` and `{title}` in the HTML are each one's name."""
 BUNDLE = (
     *("main.tsx", "--bundle", "--format=esm", "--target=es2022", "--minify", "--jsx=automatic", "--outdir=dist"),
     *(
@@ -87,20 +89,25 @@ def bundle(root: Path) -> None:
         shrunk = _run("node", "--eval", WEIGHTS, cwd=build)
         if shrunk.returncode != 0:
             raise RuntimeError(f"Node could not shrink the font. {_cure(shrunk)}")
+        for name in SHARED:
+            (build / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, build / name)
         for page in PAGES:
-            _bundle_page(root / page, build / Path(page).name)
+            _bundle_page(root, build, page)
 
 
-def _bundle_page(source: Path, build: Path) -> None:
-    """Bundle one page in `build`, which stands below what npm has fetched."""
+def _bundle_page(root: Path, scratch: Path, page: str) -> None:
+    """Bundle one page in `scratch`, where npm has put what it has fetched, at the same place as below `root`."""
+    source, build = root / page, scratch / page
     shutil.copytree(source, build, ignore=shutil.ignore_patterns("node_modules", "dist", "__pycache__", *FETCHED))
-    bundled = _run("node", "../node_modules/esbuild/bin/esbuild", *BUNDLE, cwd=build)
+    bundled = _run("node", str(scratch / "node_modules/esbuild/bin/esbuild"), *BUNDLE, cwd=build)
     if bundled.returncode != 0:
         raise RuntimeError(f"esbuild could not bundle {source.name}. {_cure(bundled)}")
     compressed = _run("node", "--eval", COMPRESS, cwd=build)
     if compressed.returncode != 0:
         raise RuntimeError(f"Node could not compress {source.name}. {_cure(compressed)}")
-    shutil.copy(build / "index.html", build / "dist")
+    html = (scratch / SHARED[1]).read_text().replace("{page}", source.name).replace("{title}", source.name.capitalize())
+    (build / "dist/index.html").write_text(html)
     shutil.rmtree(source / "dist", ignore_errors=True)
     shutil.copytree(build / "dist", source / "dist")
 

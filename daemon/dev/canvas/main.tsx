@@ -3,6 +3,7 @@ import { StrictMode, useEffect, useState } from "react";
 import { createRoot } from "react-dom/client";
 import "@fontsource-variable/geist/wght.css";
 import "@xyflow/react/dist/base.css";
+import "../../pages/look.css";
 import "./canvas.css";
 import { Canvas } from "./Canvas";
 import { signIn } from "./session";

@@ -2,6 +2,7 @@
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 import "@fontsource-variable/geist/wght.css";
+import "../look.css";
 import "./dashboard.css";
 import { Dashboard } from "./Dashboard";
 
