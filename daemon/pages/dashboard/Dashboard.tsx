@@ -5,10 +5,11 @@ import type { Line } from "./Chart";
 import { Dialog } from "./Dialog";
 import type { Question } from "./Dialog";
 import { Header, useTheme } from "./Header";
-import { Codes, Daemons, Failures, Lanes, Plumbing } from "./Sections";
+import { Codes, Daemons, Failures, Lanes, Plumbing, questionOf } from "./Sections";
 import { PERIODS, useBoard } from "./board";
 import type { Board, Period, Problem, Step } from "./board";
 import { ago, clock, count, dollars, duration, percent, plural, seconds } from "./format";
+import { nameOf } from "./operations";
 
 const THROUGHPUT: readonly Line[] = [
   { name: "done", colour: "--good", value: step => step.completed },
@@ -40,7 +41,7 @@ export function Dashboard() {
         {problem && <Outage problem={problem} board={board} />}
         {board && (
           <div className="board" data-old={problem !== undefined || shown !== period}>
-            <Alerts board={board} />
+            <Alerts board={board} onAsk={setQuestion} />
             <Figures board={board} period={PERIODS[shown]} />
             <Charts board={board} period={PERIODS[shown]} theme={theme} />
             <Lanes board={board} onAsk={setQuestion} />
@@ -76,7 +77,12 @@ function Outage({ problem, board }: { problem: Problem; board: Board | undefined
   );
 }
 
-function Alerts({ board: { alerts, at: now, totals } }: { board: Board }) {
+function Alerts({ board: { alerts, at: now, totals, queue, models }, onAsk }: { board: Board; onAsk: (question: Question) => void }) {
+  const lanes = new Map([...queue, ...models].map(lane => [nameOf(lane), lane]));
+  const manage = (subject: string) => {
+    const lane = lanes.get(subject);
+    return lane && <button className="button" data-small="true" aria-label={`See to it: ${subject}`} onClick={() => onAsk(questionOf(lane))}>See to it</button>;
+  };
   return (
     <section aria-label="Alerts">
       {alerts.length === 0
@@ -90,6 +96,7 @@ function Alerts({ board: { alerts, at: now, totals } }: { board: Board }) {
                 <p><span className="severity">{alert.severity === "critical" ? "Critical" : "Warning"}</span><b>{alert.sentence}</b></p>
                 <p>{alert.cure}</p>
                 <time dateTime={alert.since}>{ago(alert.since, now)}</time>
+                {manage(alert.subject)}
               </li>
             ))}
           </ul>

@@ -44,16 +44,16 @@ function Choose({ title, question: { lane, state, sentence }, onAsk, close }: {
         {known && closed && <Choice onClick={() => onAsk({ kind: "open", ...here })} name="Open" note="What waits may start at once" />}
         {known && state !== "paused" && <Choice onClick={() => onAsk({ kind: "pause", ...here })} name="Pause" note="Nothing new is started; what runs goes on" />}
         {known && <Choice onClick={() => onAsk({ kind: "limit", ...here, per_minute: null, max_running: null })} name="Change the limit" note="Starts a minute, and how many at a time" />}
-        <Choice onClick={() => onAsk({ kind: "cancel", state: "pending", ...here })} name="Cancel what waits" note="All that is in line" />
-        <Choice onClick={() => onAsk({ kind: "cancel", state: "running", ...here })} name="Cancel what runs" note="Also at the provider; it may be charged" />
+        <Choice onClick={() => onAsk({ kind: "cancel", state: "pending", ...here })} name="Cancel what waits" note="All that is in line" final />
+        <Choice onClick={() => onAsk({ kind: "cancel", state: "running", ...here })} name="Cancel what runs" note="Also at the provider; it may be charged" final />
       </div>
       <div className="dialog-foot"><button className="button" onClick={close}>Close</button></div>
     </div>
   );
 }
 
-function Choice({ name, note, onClick }: { name: string; note: string; onClick: () => void }) {
-  return <button className="choice" onClick={onClick}><b>{name}</b><span>{note}</span></button>;
+function Choice({ name, note, onClick, final = false }: { name: string; note: string; onClick: () => void; final?: boolean }) {
+  return <button className="choice" data-final={final} onClick={onClick}><b>{name}</b><span>{note}</span></button>;
 }
 
 function Confirm({ title, operation, onDone, close }: {
@@ -115,7 +115,7 @@ function Confirm({ title, operation, onDone, close }: {
     <form className="dialog-body" onSubmit={event => void carryOut(event)}>
       <h2 id={title} ref={heading} tabIndex={-1}>{words.title}</h2>
       <p role="status">
-        {found ? nothing ? "There is no such run any more." : words.sentence : problem ? "" : "Counting …"}
+        {found ? nothing ? "There is no such run." : words.sentence : problem ? "" : "Counting …"}
       </p>
       {operation.kind === "limit" && found && (
         <div className="limits">

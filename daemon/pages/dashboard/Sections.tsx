@@ -38,6 +38,11 @@ function providers(board: Board): Provider[] {
   }))].sort((one, other) => one.provider.localeCompare(other.provider));
 }
 
+/** What to do about a provider or a model. */
+export const questionOf = (lane: Provider | Model): Question => ({
+  kind: "lane", lane: { provider: lane.provider, model: "model" in lane ? lane.model : undefined }, state: lane.state, sentence: lane.sentence,
+});
+
 function laneRow(lane: Provider | Model, waiting: number, onAsk: (question: Question) => void, provider?: Provider): Row {
   const model = "model" in lane ? lane : undefined;
   const ended = lane.completed + lane.failed;
@@ -65,7 +70,7 @@ function laneRow(lane: Provider | Model, waiting: number, onAsk: (question: Ques
       lane.usd > 0 ? dollars(lane.usd) : "",
       manageable
         ? <button key="manage" className="button" data-small="true" aria-label={`Manage ${name}`}
-            onClick={() => onAsk({ kind: "lane", lane: { provider: lane.provider, model: model?.model }, state: lane.state, sentence: lane.sentence })}>Manage</button>
+            onClick={() => onAsk(questionOf(lane))}>Manage</button>
         : "",
     ],
   };
@@ -112,7 +117,7 @@ export function Codes({ board, period, onAsk }: Props & { period: Period }) {
 }
 
 function Sentence({ error, hint, run }: { error: string | null; hint: string | null; run?: string }) {
-  return <span className="sentence"><span>{error ?? "It says nothing."}</span>{hint && <small>{hint}</small>}{run && <code>{run}</code>}</span>;
+  return <span className="sentence"><span dir="auto">{error ?? "It says nothing."}</span>{hint && <small dir="auto">{hint}</small>}{run && <code>{run}</code>}</span>;
 }
 
 export function Failures({ board, onAsk }: Props) {

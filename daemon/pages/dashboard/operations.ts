@@ -58,7 +58,7 @@ export function wording(operation: Operation, found: number): Wording {
       const where = operation.code ? `waits after ${operation.code}` : operation.state === "pending" ? `waits for ${nameOf(operation)}` : `${nameOf(operation)} makes`;
       return {
         title: `Cancel what ${where}`,
-        sentence: `${plural(found, "run ends", "runs end")} as cancelled.${operation.state === "running" ? " What has begun may be charged." : ""}`,
+        sentence: `${plural(found, "run ends", "runs end")} as cancelled, and can be requeued one by one.${operation.state === "running" ? " What has begun may be charged." : ""}`,
         button: `Cancel ${plural(found, "run")}`,
         runs: true,
         final: true,
