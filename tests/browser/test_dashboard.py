@@ -9,11 +9,11 @@ import pytest
 from playwright.async_api import Browser, Expect, Locator, Page, Route
 
 from daemon.pages.dashboard import dashboard_app
-from tests.support.axe import findings
 from tests.support.busy_project import HOSTILE, fill
+from tests.support.looks import faults
 from tests.support.postgres import Cluster, connect
 from tests.support.servers import served
-from tests.support.window import SCREENSHOTS, Window, opened
+from tests.support.window import opened
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -22,7 +22,6 @@ Db = asyncpg.Connection
 expect = Expect()  # of this file alone
 expect.set_options(timeout=20_000)
 
-WIDTHS = {1440: 900, 390: 844}
 TOKEN = "the-token-of-this-start"
 
 
@@ -63,21 +62,6 @@ async def press(button: Locator) -> None:
     await button.press("Enter")
 
 
-async def in_every_look(window: Window, name: str) -> None:
-    """See that axe finds nothing, and nothing is wider than the screen; in both themes and widths. Keep screenshots."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page = window.page
-    for width, height in WIDTHS.items():
-        await page.set_viewport_size({"width": width, "height": height})
-        for scheme in ("light", "dark"):
-            await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            await expect(page.locator("html")).to_have_css("color-scheme", scheme)
-            assert await findings(page) == []
-            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            await page.screenshot(path=SCREENSHOTS / f"dashboard-{name}-{width}-{scheme}.png")
-    await page.set_viewport_size({"width": 1440, "height": WIDTHS[1440]})
-
-
 async def test_an_operator_sees_what_is_wrong_and_how_it_goes(browser: Browser, address: str):
     async with opened(browser, address) as window:
         page = window.page
@@ -110,7 +94,7 @@ async def test_an_operator_sees_what_is_wrong_and_how_it_goes(browser: Browser, 
         steps = page.get_by_role("table", name="Throughput").get_by_role("row")
         assert await steps.count() > 30
         assert await page.locator(".scroll").count() == 1  # those that nobody opens are not made anew every two seconds
-        await in_every_look(window, "busy")
+        assert await faults(window, "dashboard-busy") == []
         await page.get_by_role("radio", name="15 min").check()
         await expect(now).to_contain_text("in 15 min")
 
@@ -122,7 +106,7 @@ async def test_an_operator_does_what_the_recipes_do_by_keyboard(browser: Browser
         failed = await operator.fetchval("select count(*) from runs where payload ->> 'code' = 'timeout'")
         await press(page.get_by_role("button", name="Requeue these: timeout"))
         await expect(dialog).to_contain_text(f"{failed} runs go back in line")
-        await in_every_look(window, "requeue")
+        assert await faults(window, "dashboard-requeue") == []
         await press(dialog.get_by_role("button", name="Leave it"))
         assert await operator.fetchval("select count(*) from runs where status = 'pending'") == 60
         await press(page.get_by_role("button", name="Requeue these: timeout"))
@@ -132,7 +116,7 @@ async def test_an_operator_does_what_the_recipes_do_by_keyboard(browser: Browser
         assert await operator.fetchval("select count(*) from runs where status = 'pending'") == 60 + failed
 
         await press(page.get_by_role("button", name="Manage google", exact=True))
-        await in_every_look(window, "lane")
+        assert await faults(window, "dashboard-lane") == []
         await press(dialog.get_by_role("button", name="Open"))
         await expect(dialog).to_contain_text("Pauses and blocks of its models end, too.")
         await press(dialog.get_by_role("button", name="Open for"))
@@ -142,7 +126,7 @@ async def test_an_operator_does_what_the_recipes_do_by_keyboard(browser: Browser
         await press(page.get_by_role("button", name="Manage openai:gpt-image-2", exact=True))
         await press(dialog.get_by_role("button", name="Change the limit"))
         await expect(dialog.get_by_label("Starts a minute")).to_have_value("20")
-        assert await findings(page) == []
+        assert await faults(window, "dashboard-limit") == []
         await dialog.get_by_label("Starts a minute").fill("5")
         await dialog.get_by_label("At a time").press("Enter")
         await expect(row(page, "gpt-image-2")).to_contain_text("5 a minute, 8 at a time")
@@ -162,7 +146,7 @@ async def test_an_operator_does_what_the_recipes_do_by_keyboard(browser: Browser
         await page.route("**/api/act", holding(held))
         await press(dialog.get_by_role("button", name=f"Cancel {waiting} runs"))
         await expect(dialog.get_by_role("progressbar")).to_be_visible()
-        assert await findings(page) == []
+        assert await faults(window, "dashboard-progress") == []
         await operator.execute(
             "update runs set status = 'cancelled' where id = (select id from runs where status = 'pending' and processor like 'openai:%' limit 1)"
         )
@@ -178,7 +162,7 @@ async def test_an_operator_does_what_the_recipes_do_by_keyboard(browser: Browser
         window.expected = "503"  # Chromium's own line about the response
         await press(dialog.get_by_role("button", name="Requeue"))
         await expect(dialog.get_by_role("alert")).to_contain_text("Not on sundays.")
-        assert await findings(page) == []
+        assert await faults(window, "dashboard-refused") == []
 
 
 async def test_figures_that_are_old_stay_and_say_so(browser: Browser, address: str, database: str, postgres: Cluster):
@@ -193,7 +177,7 @@ async def test_figures_that_are_old_stay_and_say_so(browser: Browser, address: s
         await expect(outage).to_contain_text("What stands below is of")
         await expect(window.page.locator(".connection")).to_contain_text("Old figures")
         await expect(window.page.get_by_role("region", name="Now")).to_contain_text("In line60")
-        await in_every_look(window, "old")
+        assert await faults(window, "dashboard-old") == []
         await postgres.sudo(f"alter database {name} allow_connections true")
         await expect(window.page.locator(".connection")).to_contain_text("Live")
         await expect(outage).to_have_count(0)
@@ -249,17 +233,18 @@ HIDE = """hidden => {
 async def test_each_obstacle_is_a_sentence(browser: Browser, database: str):
     stranger = database.replace("postgres@", "stranger:wrong@")
     nowhere = "postgresql://postgres@127.0.0.1:1/postgres"
-    for dsn, token, sentence, status in (
-        (database, TOKEN, "no daemon is running yet: start one with image-jobs run.", None),
+    for name, dsn, token, sentence, status in (
+        ("empty", database, TOKEN, "no daemon is running yet: start one with image-jobs run.", None),
         (
+            "wrong",
             database,
             "wrong",
             "does not have the token of the running dashboard: open the address that was printed.",
             "401",
         ),
-        (database, "", "does not have the token of the running dashboard", "401"),
-        (nowhere, TOKEN, "There is no database at 127.0.0.1:1", "503"),
-        (stranger, TOKEN, "Correct them in DATABASE_URL.", "503"),
+        ("no-token", database, "", "does not have the token of the running dashboard", "401"),
+        ("nowhere", nowhere, TOKEN, "There is no database at 127.0.0.1:1", "503"),
+        ("stranger", stranger, TOKEN, "Correct them in DATABASE_URL.", "503"),
     ):
         async with (
             dashboard_app(dsn, TOKEN) as app,
@@ -270,4 +255,4 @@ async def test_each_obstacle_is_a_sentence(browser: Browser, database: str):
             await window.page.goto(f"{url}/dashboard#{token}")
             await expect(window.page.get_by_role("main")).to_contain_text(sentence)
             await expect(window.page.locator(".connection")).to_contain_text("No figures" if status else "Live")
-            assert await findings(window.page) == []
+            assert await faults(window, f"dashboard-{name}") == []

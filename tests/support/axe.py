@@ -5,8 +5,9 @@ from playwright.async_api import Page
 from tests.support.postgres import ROOT
 
 SOURCE = ROOT / ".cache/axe/node_modules/axe-core/axe.min.js"
-RUN = """async () => (await axe.run()).violations.flatMap(
+RUN = """async () => (await axe.run({ resultTypes: ["violations"] })).violations.flatMap(
   ({ id, help, nodes }) => nodes.map(({ target, failureSummary }) => `${id}: ${help}\n${target}\n${failureSummary}`))"""
+"""All rules run: what passes is only not listed, which takes half of the time."""
 
 
 async def findings(page: Page) -> list[str]:
