@@ -16,7 +16,8 @@ from daemon.errors import RunError
 from daemon.queue.client import FileRemoval, Queue
 from daemon.queue.outage import Outage
 from daemon.queue.signals import Signals
-from daemon.storage.client import SOURCES, Storage
+from daemon.storage.addresses import SOURCES
+from daemon.storage.client import Storage
 
 log = structlog.stdlib.get_logger()
 

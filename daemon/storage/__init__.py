@@ -1,6 +1,9 @@
 """Store images in Supabase Storage.
 
-* `client.py`: `Storage`, one bucket: upload, download, find, public URL. Retries and time limits are here.
+* `client.py`: `Storage`, one bucket: upload, download, find, public URL, with time limits.
+* `tries.py`: how often a request is tried, and with which pauses.
+* `objects.py`: an object as Storage describes it, and a file that is read for as long as the lease lasts.
+* `addresses.py`: which object of ours a URL names, if it names one.
 * `keys.py`: the keys of a run's objects; all are below its workflow's id.
 * `errors.py`: Storage's errors as `RunError`, with codes `storage_…`.
 

@@ -12,48 +12,38 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from io import FileIO
 from pathlib import Path
-from typing import Any, Self, TypeVar
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from typing import Self, TypeVar
+from urllib.parse import quote
 
 import anyio
 import httpx
 import structlog
-from pydantic import BaseModel
 from storage3 import AsyncStorageClient
 from storage3.exceptions import StorageApiError
 from storage3.types import FileOptions
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
-from tenacity.wait import wait_exponential_jitter
 
 from daemon.errors import ImageJobsError, Refused, Retryable, RunError, is_disk_error
 from daemon.http_clients import client
-from daemon.storage.breaker import LEASE_CODE, Breaker
+from daemon.storage.addresses import key_of, may_name
+from daemon.storage.breaker import Breaker
 from daemon.storage.errors import not_understood, of_file, parsed, translated, unreachable
+from daemon.storage.objects import ClaimLost, FencedFile, Info, StoredObject
+from daemon.storage.tries import persist
 
 log = structlog.stdlib.get_logger()
 
 T = TypeVar("T")
 
-TRIES = 3
-"""At least, of each request whose error is retryable."""
-LONGEST_PAUSE = 10.0
-"""Seconds between two tries, unless Storage asks for more."""
 YEAR = "31536000"
 """Seconds a browser may keep an image: its URL changes with its bytes."""
 PRIVATE = "600, private"
 """The same of a private image: no cache in between, and no longer than its signature. The client writes `max-age=` before it."""
-SOURCES = "image-sources"
-"""The bucket of pictures that users upload to start from; `image_jobs.storage_steps` names it like this."""
 _CHUNK = 1 << 20
 _TRANSPORT_ERRORS = (httpx.HTTPError, ssl.SSLError, anyio.EndOfStream)
 """All that the HTTP library raises when a request fails; the last two slip through it."""
-_WAYS = ("public", "authenticated", "sign")
-"""How Storage's addresses of an object say who may read it."""
 
 PROBE = "image-jobs-probe.png"
 """The key of the object that `probe` uploads."""
@@ -66,54 +56,6 @@ VISIBILITY_AGE = 60.0
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
-
-
-class ClaimLost(Exception):
-    """The claim was lost before the upload: nothing was written (fencing)."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """An object in storage. `size` is in bytes; `metadata` was given to `upload`."""
-
-    key: str
-    content_type: str
-    size: int
-    metadata: Mapping[str, str]
-
-
-class _Fenced(FileIO):
-    """A file that is read for as long as the lease lasts."""
-
-    def __init__(self, file: Path, may_go_on: Callable[[], bool]) -> None:
-        super().__init__(file, "rb")
-        self._may_go_on = may_go_on
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read a piece.
-
-        Raises:
-            Retryable: If the lease has lapsed.
-        """
-        if not self._may_go_on():
-            raise Retryable("The daemon was held up while it stored the image.", code=LEASE_CODE, hint="")
-        return super().read(size) or b""
-
-
-class _Info(BaseModel):
-    """An object as Storage describes it. pydantic's errors are ValueErrors."""
-
-    content_type: str | None = None
-    size: int | None = None
-    metadata: dict[str, Any] | None = None
-
-
-def _split(url: str) -> SplitResult | None:
-    """Return the parts of a URL; None if it cannot be read."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return None
 
 
 class Storage:
@@ -260,7 +202,7 @@ class Storage:
 
     async def _put(self, key: str, file: Path, options: FileOptions, may_go_on: Callable[[], bool]) -> None:
         try:
-            with _Fenced(file, may_go_on) as fenced:
+            with FencedFile(file, may_go_on) as fenced:
                 await self._storage.from_(self._bucket).upload(key, fenced, options)
         except OSError as error:
             if not is_disk_error(error):
@@ -369,9 +311,9 @@ class Storage:
             Retryable, Refused: With a code `storage_…`.
         """
 
-        async def once() -> _Info | None:
+        async def once() -> Info | None:
             try:
-                return _Info.model_validate(await self._storage.from_(self._bucket).info(key))
+                return Info.model_validate(await self._storage.from_(self._bucket).info(key))
             except StorageApiError as error:
                 if error.code == "not_found":
                     return None
@@ -413,31 +355,12 @@ class Storage:
         await self._persist(once)
 
     def owns(self, url: str, *, bucket: str | None = None) -> str | None:
-        """Return the key, if `url` is the plain address of an object in our bucket, public, authenticated or signed; else None.
-
-        Args:
-            url: Of whatever a user has written.
-            bucket: Another one than this.
-
-        `image_jobs.pictured_workflow` reads the workflow from every URL of which this returns a key below one.
-        """
-        ours, theirs = urlsplit(self._url), _split(url)
-        if theirs is None or (theirs.scheme, theirs.netloc.lower()) != (ours.scheme, ours.netloc.lower()):
-            return None
-        for way in _WAYS:
-            prefix = f"{ours.path}/storage/v1/object/{way}/{bucket or self._bucket}/"
-            if theirs.path.startswith(prefix):
-                key = unquote(theirs.path.removeprefix(prefix))
-                return key if not {"", ".", ".."} & set(key.split("/")) else None
-        return None
+        """Return the key, if `url` is the plain address of an object in our bucket, or in another one; else None."""
+        return key_of(url, self._url, bucket or self._bucket)
 
     def may_hold(self, url: str) -> bool:
         """Return whether `url` may name anything in our bucket, or in that of sources, however it is written."""
-        ours, theirs = urlsplit(self._url), _split(url)
-        if theirs is None or (theirs.hostname or "").rstrip(".") != ours.hostname:
-            return False
-        segments = {segment.lower() for segment in unquote(theirs.path).replace("\\", "/").split("/")}
-        return "storage" in segments and not segments.isdisjoint({self._bucket.lower(), SOURCES})
+        return may_name(url, self._url, self._bucket)
 
     async def check(self) -> None:
         """Check for `doctor` that the server is up, the bucket exists, and the key may write into it.
@@ -492,29 +415,8 @@ class Storage:
         waiting: Callable[[], None] = lambda: None,
     ) -> T:
         """Run `once` until it succeeds, is refused, or has failed three times and patience is over; map its errors."""
-        growing = wait_exponential_jitter(initial=self._first_wait, jitter=self._first_wait, max=LONGEST_PAUSE)
-
-        def over(state: RetryCallState) -> bool:
-            return state.attempt_number >= TRIES and patience() <= 0
-
-        def pause(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome is not None else None
-            wanted = error.retry_in if isinstance(error, Retryable) else None
-            seconds = growing(state) if wanted is None else max(wanted.total_seconds(), self._first_wait)
-            # The last try is made when patience ends.
-            return min(seconds, patience() if patience() > 0 else LONGEST_PAUSE)
-
-        def before_sleep(state: RetryCallState) -> None:
-            if state.attempt_number == TRIES:
-                waiting()
 
         async def attempt() -> T:
             return await self._mapped(once)
 
-        return await AsyncRetrying(
-            stop=over,
-            wait=pause,
-            retry=retry_if_exception_type(Retryable),
-            before_sleep=before_sleep,
-            reraise=True,
-        )(attempt)
+        return await persist(attempt, first_wait=self._first_wait, patience=patience, waiting=waiting)

@@ -8,7 +8,8 @@ from daemon.fetch.client import Fetcher
 from daemon.prompt import PromptSpec
 from daemon.providers import Conversational, Provider, Reporter
 from daemon.run import ClaimedRun
-from daemon.storage.client import SOURCES, Storage
+from daemon.storage.addresses import SOURCES
+from daemon.storage.client import Storage
 from daemon.storage.keys import conversation_key_of
 from daemon.worker.inspector import Inspector
 

@@ -17,8 +17,9 @@ import structlog
 
 from daemon.errors import RunError
 from daemon.run import ClaimedRun
-from daemon.storage.client import ClaimLost, Storage, StoredObject
+from daemon.storage.client import Storage
 from daemon.storage.keys import copy_key
+from daemon.storage.objects import ClaimLost, StoredObject
 from daemon.worker import object_metadata
 from daemon.worker.workdirs import Workdirs
 

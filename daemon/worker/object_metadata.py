@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from daemon.calls import Call
 from daemon.images import ImageInfo
 from daemon.run import ClaimedRun
-from daemon.storage.client import StoredObject
+from daemon.storage.objects import StoredObject
 from daemon.worker.outcomes import Picture
 
 

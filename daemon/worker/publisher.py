@@ -20,8 +20,9 @@ from daemon.providers import Generated
 from daemon.providers.catalogue import Resolved
 from daemon.queue.lease import Lease
 from daemon.run import ClaimedRun
-from daemon.storage.client import ClaimLost, Storage, StoredObject
+from daemon.storage.client import Storage
 from daemon.storage.keys import object_key, preview_key, thumbnail_key
+from daemon.storage.objects import ClaimLost, StoredObject
 from daemon.worker import object_metadata
 from daemon.worker.inspector import Inspection, Inspector
 from daemon.worker.keeper import Keeper

@@ -18,8 +18,9 @@ from daemon.providers import Generated
 from daemon.queue.lease import Lease
 from daemon.queue.outbox import Outbox
 from daemon.run import ClaimedRun
-from daemon.storage.client import ClaimLost, Storage
+from daemon.storage.client import Storage
 from daemon.storage.keys import conversation_key, extra_key, thumbnail_key
+from daemon.storage.objects import ClaimLost
 from daemon.worker import object_metadata
 from daemon.worker.inspector import Inspection, Inspector
 from daemon.worker.late_uploads import LateUploads

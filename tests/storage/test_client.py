@@ -14,9 +14,10 @@ import pytest
 from daemon.dev.supabase.keys import Keys, make_keys
 from daemon.dev.supabase.storage import storage_app
 from daemon.errors import ImageJobsError, Refused, Retryable, RunError
-from daemon.storage.client import ClaimLost, Storage
+from daemon.storage.client import Storage
 from daemon.storage.errors import public_key
 from daemon.storage.keys import conversation_key_of, extra_key, object_key, preview_key, thumbnail_key
+from daemon.storage.objects import ClaimLost
 from tests.support.servers import scripted, served
 from tests.support.storage_responses import DOWN, OK, QUICK, read_request, response
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from daemon.run import ClaimedRun
-from daemon.storage.client import ClaimLost, Storage
+from daemon.storage.client import Storage
 from daemon.storage.keys import copy_key
+from daemon.storage.objects import ClaimLost
 from daemon.worker import late_uploads
 from daemon.worker.late_uploads import LateUploads
 from daemon.worker.workdirs import Workdirs

@@ -13,7 +13,8 @@ async def check_storage(settings: Settings) -> list[Finding]:
     if settings.supabase_url is None or key is None:
         cure = "Both are in the project's API settings."
         return [Finding("storage", "problem", "SUPABASE_URL or SUPABASE_SERVICE_ROLE_KEY is not set.", cure)]
-    from daemon.storage.client import SOURCES, Storage
+    from daemon.storage.addresses import SOURCES
+    from daemon.storage.client import Storage
 
     url = settings.supabase_url
     beside = {
