@@ -56,8 +56,7 @@ declare
     "workflow_nodes": ["idx_nodes_workflow"],
     "workflow_members": ["workflow_members_of_a_user"]}';
   v_constraints constant text[] := array[
-    'runs_are_sound', 'runs_payload_holds_no_base64',
-    'runs_metadata_holds_no_base64', 'run_events_kind_is_known', 'run_events_payload_holds_no_base64',
+    'runs_payload_holds_no_base64', 'runs_metadata_holds_no_base64', 'run_events_kind_is_known', 'run_events_payload_holds_no_base64',
     'workflow_nodes_node_data_holds_no_base64', 'workflow_nodes_position_holds_no_base64'];
   v_policies constant text[] := array[
     'Rows of other kinds stay as open as they were', 'Events of other kinds stay as open as they were',
@@ -789,8 +788,8 @@ end if;
 -- runs: one row, one request for an image. The table is shared with other orchestrators:
 -- rows of another kind are never touched, which is why every check begins with the kind.
 
--- Returns true, or raises the rule that a run of ours breaks, by its name. One function for all rules: a statement that writes
--- rows of other kinds pays for each check that it has to look at, though none of them is about those.
+-- Returns true, or raises the rule that a run of ours breaks, by its name. Called by the triggers after each statement and not by a
+-- check: a statement about rows of other kinds reads the text of each check anew, 12 µs for one that names ten columns.
 create or replace function image_jobs.is_sound(
   p_id varchar, p_status varchar, p_finished_at timestamptz, p_claimed_by uuid, p_payload jsonb, p_progress integer, p_webhook text,
   p_ticket bigint, p_queue_state text)
@@ -938,13 +937,9 @@ end
 $$;
 
 alter table public.runs
-  drop constraint if exists runs_are_sound,
   drop constraint if exists runs_payload_holds_no_base64,
   drop constraint if exists runs_metadata_holds_no_base64;
 alter table public.runs
-  add constraint runs_are_sound
-    check (kind is distinct from 'image_gen' or image_jobs.is_sound(
-      id, status, finished_at, claimed_by, payload, progress, webhook, ticket, queue_state)) not valid,
   add constraint runs_payload_holds_no_base64
     check (kind is distinct from 'image_gen' or not image_jobs.has_base64(payload)) not valid,
   add constraint runs_metadata_holds_no_base64
@@ -1005,43 +1000,44 @@ comment on column public.runs.queue_state is
 -- On large tables `image-jobs migrate` makes these itself, afterwards and concurrently (daemon/indexes.py).
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 create index if not exists idx_runs_subject on public.runs (subject_id, kind);
--- The newest of a workflow, for clients. Of all kinds: where others are open, no condition of a client's query implies ours. None
--- stands in the order of time alone: a query for the newest would walk it past everybody else's.
-create index if not exists runs_of_a_workflow on public.runs (subject_id, created_at);
+-- The newest of a workflow, for clients. The members' policy implies the condition; where rows of other kinds are open, clients
+-- name the kind, else all that the workflow has is sorted: in the index, those cost their writers a third more. None stands in
+-- the order of time alone: a query for the newest would walk it past everybody else's.
+create index if not exists runs_of_a_workflow on public.runs (subject_id, created_at) where kind = 'image_gen';
 -- Of the partial ones each names first what is null in rows of other kinds, which are written without a look at the rest.
 -- The claim walks this one and nothing else.
 create index if not exists runs_ready on public.runs (lane, priority, rank, ticket)
-  where queue_state = 'pending' and kind = 'image_gen' and rank is not null;
+  where queue_state = 'pending' and rank is not null;
 -- And this one while a model of the lane is blocked.
 create index if not exists runs_ready_by_name on public.runs (lane, priority, (coalesce(routed_to, processor)), rank, ticket)
-  where queue_state = 'pending' and kind = 'image_gen' and rank is not null;
+  where queue_state = 'pending' and rank is not null;
 create index if not exists runs_delayed on public.runs (due_at)
-  where queue_state = 'pending' and kind = 'image_gen' and rank is null;
+  where queue_state = 'pending' and rank is null;
 -- Parked runs by the time of their next check; held ones have no due_at and stand at the end.
 create index if not exists runs_running on public.runs (lane, due_at)
-  where queue_state = 'running' and kind = 'image_gen';
+  where queue_state = 'running';
 create index if not exists runs_held on public.runs (claimed_by) where claimed_by is not null;
 -- Places of a user, and of one of the user's workflows; what operators insert for nobody counts by its workflow.
 -- Only a query that names a user implies the last condition: without statistics others would take one of these for runs_ready.
 create index if not exists runs_last_in_line on public.runs ((coalesce(created_by, subject_id)), lane, priority, rank)
-  where rank is not null and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+  where rank is not null and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_last_of_workflow
   on public.runs ((coalesce(created_by, subject_id)), subject_id, lane, priority, workflow_rank)
   where kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
 create index if not exists runs_waiting_of_user
   on public.runs ((coalesce(created_by, subject_id)), (num_nulls(rank)), lane, priority, workflow_rank, ticket)
-  where queue_state = 'pending' and kind = 'image_gen' and coalesce(created_by, subject_id) is not null;
+  where queue_state = 'pending' and coalesce(created_by, subject_id) is not null;
 -- Which runs start from pictures of a workflow: those are not pruned.
 create index if not exists runs_that_refine on public.runs (source_workflow)
-  where queue_state is not null and kind = 'image_gen' and source_workflow is not null;
+  where queue_state is not null and source_workflow is not null;
 -- Runs that count on who requeued them, beside those that the user has made.
 create index if not exists runs_requeued_by on public.runs (requeued_by, queue_state)
-  where requeued_by is not null and kind = 'image_gen';
+  where requeued_by is not null;
 create index if not exists runs_node on public.runs ((metadata ->> 'nodeId'), subject_id, ticket)
-  where ticket is not null and kind = 'image_gen';
+  where ticket is not null;
 -- Ended runs, for operators: a run ends soon after its last claim. By columns of ours alone, so that others' updates stay HOT.
 create index if not exists runs_ended_by_claim on public.runs (claim)
-  where queue_state is null and ticket is not null and kind = 'image_gen';
+  where queue_state is null and ticket is not null;
 -- And what is older than the migration, which may hold what is forbidden by now.
 create index if not exists runs_from_before on public.runs (id)
   where ticket is null and kind = 'image_gen';
@@ -1245,7 +1241,7 @@ alter table public.run_events
   drop constraint if exists run_events_payload_holds_no_base64;
 alter table public.run_events
   add constraint run_events_kind_is_known
-    check (run_kind is distinct from 'image_gen' or kind in ('progress', 'log', 'error', 'webhook')) not valid,
+    check (run_kind is distinct from 'image_gen' or kind ~ '^(progress|log|error|webhook)$') not valid,
   add constraint run_events_payload_holds_no_base64
     check (run_kind is distinct from 'image_gen' or not image_jobs.has_base64(payload)) not valid;
 
@@ -1301,16 +1297,25 @@ begin
 end
 $$;
 
--- write_events runs as the schema's owner, who alone may draw a number: a client's own setting of the variable is not enough.
+-- Returns true while write_events writes. It runs as the schema's owner, who alone may draw a number: a client's own setting of
+-- the variable is not enough. A function, since each statement reads the text of a trigger's condition anew; and given the
+-- sequence, whose name a writer without rights on the schema may not look up.
+create or replace function image_jobs.writes_numbered_events(p_numbers regclass)
+returns boolean language plpgsql stable set search_path = ''
+as $$
+begin
+  return coalesce(current_setting('image_jobs.writer', true), '') = 'events'
+    and has_sequence_privilege(p_numbers, 'usage');
+end
+$$;
+
 create or replace trigger image_jobs_events_inserted after insert on public.run_events
   referencing new table as new_rows for each statement
-  when (coalesce(current_setting('image_jobs.writer', true), '') <> 'events'
-    or not has_sequence_privilege('image_jobs.event_numbers'::regclass, 'usage'))
+  when (not image_jobs.writes_numbered_events('image_jobs.event_numbers'))
   execute function image_jobs.stamp_events();
 create or replace trigger image_jobs_events_updated after update on public.run_events
   referencing new table as new_rows for each statement
-  when (coalesce(current_setting('image_jobs.writer', true), '') <> 'events'
-    or not has_sequence_privilege('image_jobs.event_numbers'::regclass, 'usage'))
+  when (not image_jobs.writes_numbered_events('image_jobs.event_numbers'))
   execute function image_jobs.stamp_events();
 
 -- An event to be written. id: null for a new one.
@@ -1380,6 +1385,7 @@ create or replace function image_jobs.delete_events()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  perform set_config('image_jobs.touched', 'runs', true);
   delete from public.run_events e where e.run_id = old.id;
   return old;
 end
@@ -3439,6 +3445,9 @@ create or replace function image_jobs.guard_run()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if current_setting('image_jobs.touched', true) is distinct from 'runs' then
+    perform set_config('image_jobs.touched', 'runs', true);
+  end if;
   if old.claimed_by is not null and old.ticket = new.ticket and new.claimed_by is null and new.provider_job_id is null
     and (new.status = 'pending'
       or new.status = 'failed' and new.payload ->> 'code' in ('outcome_unknown', 'timeout', 'storage_disk'))
@@ -3582,8 +3591,11 @@ $$;
 
 -- Triggers fire in the order of their names: 2 undoes what an outside writer did to our columns, before 3 reads the status.
 -- They stand on a table that others may share, so each has a name of ours: `create or replace` must not replace one of theirs.
+-- A run that would leave our kind has a trigger of its own, which costs nothing where no kind is set.
+create or replace trigger image_jobs_1_guard_kind before update of kind on public.runs
+  for each row when (old.kind = 'image_gen' and new.kind is distinct from 'image_gen') execute function image_jobs.guard_run();
 create or replace trigger image_jobs_2_guard_columns before update on public.runs
-  for each row when (old.kind = 'image_gen' or new.kind = 'image_gen') execute function image_jobs.guard_run();
+  for each row when (new.kind = 'image_gen') execute function image_jobs.guard_run();
 create or replace trigger image_jobs_3_guard_status before update of status on public.runs
   for each row when (old.kind = 'image_gen') execute function image_jobs.guard_status();
 
@@ -4085,6 +4097,9 @@ begin
   if not exists (select from new_rows n where n.kind = 'image_gen') then
     return null;
   end if;
+  perform image_jobs.is_sound(
+    n.id, n.status, n.finished_at, n.claimed_by, n.payload, n.progress, n.webhook, n.ticket, n.queue_state)
+  from new_rows n where n.kind = 'image_gen';
   -- Limits lead the lock order. When the rows are there: a repeat of an idempotencyKey has added none, and is not refused.
   if not image_jobs.is_operator() then
     perform image_jobs.check_usage(
@@ -4117,10 +4132,9 @@ declare
   v_nestloop text := current_setting('enable_nestloop');
   v_hashjoin text := current_setting('enable_hashjoin');
 begin
-  if not exists (select from new_rows n where n.kind = 'image_gen') then
-    return null;
-  end if;
-  -- Not as settings of the function, which a statement about rows of other kinds would pay for.
+  perform image_jobs.is_sound(
+    n.id, n.status, n.finished_at, n.claimed_by, n.payload, n.progress, n.webhook, n.ticket, n.queue_state)
+  from new_rows n where n.kind = 'image_gen';
   perform set_config('enable_nestloop', 'off', true), set_config('enable_hashjoin', 'on', true);
   -- One slice at a time, as above: a requeue of 80,000 runs was one array of 305 MB.
   open v_slices for
@@ -4222,12 +4236,25 @@ $$;
 create or replace trigger image_jobs_run_moved after update of metadata on public.runs
   for each row when (new.kind = 'image_gen' and old.metadata ->> 'nodeId' is distinct from new.metadata ->> 'nodeId')
   execute function image_jobs.run_moved();
+
+-- Returns true once a run of ours was updated or deleted in this transaction: triggers by the row have noted it. Else a statement
+-- is about rows of other kinds, and is not looked at. (Clients, who may insert alone, could undo that note in a `returning`.)
+create or replace function image_jobs.touched_runs()
+returns boolean language plpgsql stable set search_path = ''
+as $$
+begin
+  return current_setting('image_jobs.touched', true) = 'runs';
+end
+$$;
+
 create or replace trigger image_jobs_runs_inserted after insert on public.runs
   referencing new table as new_rows for each statement execute function image_jobs.runs_inserted();
 create or replace trigger image_jobs_runs_updated after update on public.runs
-  referencing old table as old_rows new table as new_rows for each statement execute function image_jobs.runs_updated();
+  referencing old table as old_rows new table as new_rows for each statement when (image_jobs.touched_runs())
+  execute function image_jobs.runs_updated();
 create or replace trigger image_jobs_runs_deleted after delete on public.runs
-  referencing old table as old_rows for each statement execute function image_jobs.runs_deleted();
+  referencing old table as old_rows for each statement when (image_jobs.touched_runs())
+  execute function image_jobs.runs_deleted();
 
 -- Broadcast from the database: changed nodes go out on the private topic workflow:<uuid>, event nodes_changed.
 --
@@ -4456,7 +4483,7 @@ if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 -- Waiting runs by that. Runs without a fallback are not in it.
 create index if not exists runs_may_be_rerouted
   on public.runs (lane, (image_jobs.route_hash(metadata, processor, routed_to)), due_at)
-  where queue_state = 'pending' and kind = 'image_gen' and metadata ? 'fallback';
+  where queue_state = 'pending' and metadata ? 'fallback';
 end if;
 
 -- Returns why nothing will start soon at a provider, or at one model of it: {error, code}; null if it is open. Neither a block of
@@ -7637,7 +7664,7 @@ comment on column image_jobs.webhook_counters.slot is '0 counts good calls, 1 to
 if current_setting('image_jobs.indexes', true) is distinct from 'later' then
 -- Finds the run whose provider job a delivery is about.
 create index if not exists runs_provider_job on public.runs (provider_job_id)
-  where provider_job_id is not null and kind = 'image_gen';
+  where provider_job_id is not null;
 end if;
 
 -- Match open deliveries to their runs: those of one provider job, or all (null), which the daemons' sweeps do. A locked
@@ -8996,6 +9023,7 @@ revoke all on function
   image_jobs.starts_of(bigint), image_jobs.stay_awake(uuid, double precision), image_jobs.due_from(text, boolean),
   image_jobs.move_due_mark(text, timestamptz), image_jobs.keep_claimant(),
   image_jobs.stamp_events(), image_jobs.storage_path(text),
+  image_jobs.touched_runs(), image_jobs.writes_numbered_events(regclass),
   image_jobs.start_runs(varchar[], uuid), image_jobs.sweep_webhooks(),
   image_jobs.sync(uuid, integer, boolean, jsonb, jsonb, bigint[], double precision, text[], bigint),
   image_jobs.take_cancellations(text[], integer), image_jobs.take_over(uuid),
@@ -9082,7 +9110,7 @@ begin
       -- The rules of adopted tables call these, with the rights of whoever writes.
       select 'function ' || p.oid::regprocedure
       from pg_proc p
-      where p.pronamespace = 'image_jobs'::regnamespace and p.proname not in ('has_base64', 'is_sound', 'is_image_run')
+      where p.pronamespace = 'image_jobs'::regnamespace and p.proname not in ('has_base64', 'is_image_run', 'touched_runs', 'writes_numbered_events')
         or p.pronamespace = 'public'::regnamespace and starts_with(obj_description(p.oid, 'pg_proc'), 'Image Job Orchestrator: ')
     loop
       execute format('revoke all on %s from %s cascade', v_object, v_role);
@@ -9093,10 +9121,9 @@ $$;
 
 grant usage on schema image_jobs to anon, authenticated, service_role;
 
--- Functions that the checks, the defaults and the policies of these tables call run with the rights of the writer. The checks are
--- looked up for rows of other kinds, too, whoever writes them; who may not use the schema cannot call these by name.
-grant execute on function image_jobs.has_base64(jsonb),
-  image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text) to public;
+-- Functions that the checks, the triggers' conditions and the policies of these tables call run with the rights of the writer. They
+-- are looked up for rows of other kinds, too, whoever writes them; who may not use the schema cannot call these by name.
+grant execute on function image_jobs.has_base64(jsonb), image_jobs.touched_runs(), image_jobs.writes_numbered_events(regclass) to public;
 -- On tables that were there before, the writer may be anybody.
 do $$
 begin

@@ -23,8 +23,7 @@ declare
     "workflow_nodes": ["idx_nodes_workflow"],
     "workflow_members": ["workflow_members_of_a_user"]}';
   v_constraints constant text[] := array[
-    'runs_are_sound', 'runs_payload_holds_no_base64',
-    'runs_metadata_holds_no_base64', 'run_events_kind_is_known', 'run_events_payload_holds_no_base64',
+    'runs_payload_holds_no_base64', 'runs_metadata_holds_no_base64', 'run_events_kind_is_known', 'run_events_payload_holds_no_base64',
     'workflow_nodes_node_data_holds_no_base64', 'workflow_nodes_position_holds_no_base64'];
   v_policies constant text[] := array[
     'Rows of other kinds stay as open as they were', 'Events of other kinds stay as open as they were',

@@ -13,7 +13,7 @@ create table public.run_events (
 
 alter table public.run_events
   add constraint run_events_kind_is_known
-    check (run_kind is distinct from 'image_gen' or kind in ('progress', 'log', 'error', 'webhook')) not valid,
+    check (run_kind is distinct from 'image_gen' or kind ~ '^(progress|log|error|webhook)$') not valid,
   add constraint run_events_payload_holds_no_base64
     check (run_kind is distinct from 'image_gen' or not image_jobs.has_base64(payload)) not valid;
 
@@ -59,16 +59,25 @@ begin
 end
 $$;
 
--- write_events runs as the schema's owner, who alone may draw a number: a client's own setting of the variable is not enough.
+-- Returns true while write_events writes. It runs as the schema's owner, who alone may draw a number: a client's own setting of
+-- the variable is not enough. A function, since each statement reads the text of a trigger's condition anew; and given the
+-- sequence, whose name a writer without rights on the schema may not look up.
+create or replace function image_jobs.writes_numbered_events(p_numbers regclass)
+returns boolean language plpgsql stable set search_path = ''
+as $$
+begin
+  return coalesce(current_setting('image_jobs.writer', true), '') = 'events'
+    and has_sequence_privilege(p_numbers, 'usage');
+end
+$$;
+
 create or replace trigger image_jobs_events_inserted after insert on public.run_events
   referencing new table as new_rows for each statement
-  when (coalesce(current_setting('image_jobs.writer', true), '') <> 'events'
-    or not has_sequence_privilege('image_jobs.event_numbers'::regclass, 'usage'))
+  when (not image_jobs.writes_numbered_events('image_jobs.event_numbers'))
   execute function image_jobs.stamp_events();
 create or replace trigger image_jobs_events_updated after update on public.run_events
   referencing new table as new_rows for each statement
-  when (coalesce(current_setting('image_jobs.writer', true), '') <> 'events'
-    or not has_sequence_privilege('image_jobs.event_numbers'::regclass, 'usage'))
+  when (not image_jobs.writes_numbered_events('image_jobs.event_numbers'))
   execute function image_jobs.stamp_events();
 
 -- An event to be written. id: null for a new one.
@@ -132,6 +141,7 @@ create or replace function image_jobs.delete_events()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  perform set_config('image_jobs.touched', 'runs', true);
   delete from public.run_events e where e.run_id = old.id;
   return old;
 end

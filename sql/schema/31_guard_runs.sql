@@ -10,6 +10,9 @@ create or replace function image_jobs.guard_run()
 returns trigger language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if current_setting('image_jobs.touched', true) is distinct from 'runs' then
+    perform set_config('image_jobs.touched', 'runs', true);
+  end if;
   if old.claimed_by is not null and old.ticket = new.ticket and new.claimed_by is null and new.provider_job_id is null
     and (new.status = 'pending'
       or new.status = 'failed' and new.payload ->> 'code' in ('outcome_unknown', 'timeout', 'storage_disk'))
@@ -153,7 +156,10 @@ $$;
 
 -- Triggers fire in the order of their names: 2 undoes what an outside writer did to our columns, before 3 reads the status.
 -- They stand on a table that others may share, so each has a name of ours: `create or replace` must not replace one of theirs.
+-- A run that would leave our kind has a trigger of its own, which costs nothing where no kind is set.
+create or replace trigger image_jobs_1_guard_kind before update of kind on public.runs
+  for each row when (old.kind = 'image_gen' and new.kind is distinct from 'image_gen') execute function image_jobs.guard_run();
 create or replace trigger image_jobs_2_guard_columns before update on public.runs
-  for each row when (old.kind = 'image_gen' or new.kind = 'image_gen') execute function image_jobs.guard_run();
+  for each row when (new.kind = 'image_gen') execute function image_jobs.guard_run();
 create or replace trigger image_jobs_3_guard_status before update of status on public.runs
   for each row when (old.kind = 'image_gen') execute function image_jobs.guard_status();

@@ -343,6 +343,9 @@ begin
   if not exists (select from new_rows n where n.kind = 'image_gen') then
     return null;
   end if;
+  perform image_jobs.is_sound(
+    n.id, n.status, n.finished_at, n.claimed_by, n.payload, n.progress, n.webhook, n.ticket, n.queue_state)
+  from new_rows n where n.kind = 'image_gen';
   -- Limits lead the lock order. When the rows are there: a repeat of an idempotencyKey has added none, and is not refused.
   if not image_jobs.is_operator() then
     perform image_jobs.check_usage(
@@ -375,10 +378,9 @@ declare
   v_nestloop text := current_setting('enable_nestloop');
   v_hashjoin text := current_setting('enable_hashjoin');
 begin
-  if not exists (select from new_rows n where n.kind = 'image_gen') then
-    return null;
-  end if;
-  -- Not as settings of the function, which a statement about rows of other kinds would pay for.
+  perform image_jobs.is_sound(
+    n.id, n.status, n.finished_at, n.claimed_by, n.payload, n.progress, n.webhook, n.ticket, n.queue_state)
+  from new_rows n where n.kind = 'image_gen';
   perform set_config('enable_nestloop', 'off', true), set_config('enable_hashjoin', 'on', true);
   -- One slice at a time, as above: a requeue of 80,000 runs was one array of 305 MB.
   open v_slices for
@@ -480,9 +482,22 @@ $$;
 create or replace trigger image_jobs_run_moved after update of metadata on public.runs
   for each row when (new.kind = 'image_gen' and old.metadata ->> 'nodeId' is distinct from new.metadata ->> 'nodeId')
   execute function image_jobs.run_moved();
+
+-- Returns true once a run of ours was updated or deleted in this transaction: triggers by the row have noted it. Else a statement
+-- is about rows of other kinds, and is not looked at. (Clients, who may insert alone, could undo that note in a `returning`.)
+create or replace function image_jobs.touched_runs()
+returns boolean language plpgsql stable set search_path = ''
+as $$
+begin
+  return current_setting('image_jobs.touched', true) = 'runs';
+end
+$$;
+
 create or replace trigger image_jobs_runs_inserted after insert on public.runs
   referencing new table as new_rows for each statement execute function image_jobs.runs_inserted();
 create or replace trigger image_jobs_runs_updated after update on public.runs
-  referencing old table as old_rows new table as new_rows for each statement execute function image_jobs.runs_updated();
+  referencing old table as old_rows new table as new_rows for each statement when (image_jobs.touched_runs())
+  execute function image_jobs.runs_updated();
 create or replace trigger image_jobs_runs_deleted after delete on public.runs
-  referencing old table as old_rows for each statement execute function image_jobs.runs_deleted();
+  referencing old table as old_rows for each statement when (image_jobs.touched_runs())
+  execute function image_jobs.runs_deleted();

@@ -43,7 +43,7 @@ $$;
 -- Waiting runs by that. Runs without a fallback are not in it.
 create index if not exists runs_may_be_rerouted
   on public.runs (lane, (image_jobs.route_hash(metadata, processor, routed_to)), due_at)
-  where queue_state = 'pending' and kind = 'image_gen' and metadata ? 'fallback';
+  where queue_state = 'pending' and metadata ? 'fallback';
 
 -- Returns why nothing will start soon at a provider, or at one model of it: {error, code}; null if it is open. Neither a block of
 -- less than 30 s (LONGEST_RATE_LIMIT in daemon/worker/retries.py) nor a daemon that restarts within its lease closes anything,

@@ -47,7 +47,7 @@ comment on column image_jobs.webhook_counters.slot is '0 counts good calls, 1 to
 
 -- Finds the run whose provider job a delivery is about.
 create index if not exists runs_provider_job on public.runs (provider_job_id)
-  where provider_job_id is not null and kind = 'image_gen';
+  where provider_job_id is not null;
 
 -- Match open deliveries to their runs: those of one provider job, or all (null), which the daemons' sweeps do. A locked
 -- run is left for the next sweep. A held run is left to the park that follows: only then it can be checked again.

@@ -82,6 +82,7 @@ revoke all on function
   image_jobs.starts_of(bigint), image_jobs.stay_awake(uuid, double precision), image_jobs.due_from(text, boolean),
   image_jobs.move_due_mark(text, timestamptz), image_jobs.keep_claimant(),
   image_jobs.stamp_events(), image_jobs.storage_path(text),
+  image_jobs.touched_runs(), image_jobs.writes_numbered_events(regclass),
   image_jobs.start_runs(varchar[], uuid), image_jobs.sweep_webhooks(),
   image_jobs.sync(uuid, integer, boolean, jsonb, jsonb, bigint[], double precision, text[], bigint),
   image_jobs.take_cancellations(text[], integer), image_jobs.take_over(uuid),
@@ -168,7 +169,7 @@ begin
       -- The rules of adopted tables call these, with the rights of whoever writes.
       select 'function ' || p.oid::regprocedure
       from pg_proc p
-      where p.pronamespace = 'image_jobs'::regnamespace and p.proname not in ('has_base64', 'is_sound', 'is_image_run')
+      where p.pronamespace = 'image_jobs'::regnamespace and p.proname not in ('has_base64', 'is_image_run', 'touched_runs', 'writes_numbered_events')
         or p.pronamespace = 'public'::regnamespace and starts_with(obj_description(p.oid, 'pg_proc'), 'Image Job Orchestrator: ')
     loop
       execute format('revoke all on %s from %s cascade', v_object, v_role);
@@ -179,10 +180,9 @@ $$;
 
 grant usage on schema image_jobs to anon, authenticated, service_role;
 
--- Functions that the checks, the defaults and the policies of these tables call run with the rights of the writer. The checks are
--- looked up for rows of other kinds, too, whoever writes them; who may not use the schema cannot call these by name.
-grant execute on function image_jobs.has_base64(jsonb),
-  image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text) to public;
+-- Functions that the checks, the triggers' conditions and the policies of these tables call run with the rights of the writer. They
+-- are looked up for rows of other kinds, too, whoever writes them; who may not use the schema cannot call these by name.
+grant execute on function image_jobs.has_base64(jsonb), image_jobs.touched_runs(), image_jobs.writes_numbered_events(regclass) to public;
 -- As are the keys of an index.
 grant execute on function image_jobs.remaining_fallbacks(jsonb, varchar, varchar),
   image_jobs.route_hash(jsonb, varchar, varchar) to authenticated, service_role;

@@ -105,7 +105,9 @@ async def clients(cluster: Cluster, name: str, db: Db, title: str, *, unfiltered
         workflow = await workflow_of(db, number)
         async with signed_in_over_rest(cluster, name, await db.fetchval(f"select {user(number)}")) as http:
             for query, (path, column) in QUERIES.items():
-                for filters in ("", f"&{column}=eq.{workflow}"):
+                # Where other kinds are open, a client says which it wants: see sql/README.md.
+                kind = "&kind=eq.image_gen" if path.startswith("/runs") and not unfiltered else ""
+                for filters in ("", f"&{column}=eq.{workflow}{kind}"):
                     if filters or (unfiltered and number == 1):
                         where = "in a workflow" if filters else "no filter"
                         rows.append(

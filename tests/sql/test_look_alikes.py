@@ -147,8 +147,8 @@ OURS = {
         "public.runs_node",
     ),
     "constraint": (
-        APPLICATION + "alter table public.runs add constraint runs_are_sound check (status <> '')",
-        "constraint runs_are_sound on runs",
+        APPLICATION + "alter table public.runs add constraint runs_payload_holds_no_base64 check (status <> '')",
+        "constraint runs_payload_holds_no_base64 on runs",
     ),
     "policy": (
         APPLICATION + """create policy "Nobody else touches nodes" on public.workflow_nodes using (true)""",
@@ -357,5 +357,5 @@ async def test_our_triggers_on_shared_tables_have_our_prefix(db) -> None:
             and tgrelid in ('public.runs'::regclass, 'public.run_events'::regclass, 'public.workflow_nodes'::regclass)
         """
     )
-    assert len(names) == 16
+    assert len(names) == 17
     assert [row["tgname"] for row in names if not row["tgname"].startswith("image_jobs_")] == []

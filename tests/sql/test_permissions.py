@@ -217,7 +217,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.is_image_run": EVERYBODY,
     "image_jobs.is_operator": NOBODY,
     "image_jobs.is_signed": NOBODY,
-    "image_jobs.is_sound": {"PUBLIC"},
+    "image_jobs.is_sound": NOBODY,
     "image_jobs.is_too_old": NOBODY,
     "image_jobs.oldest_daemon": NOBODY,
     "image_jobs.json_or_null": NOBODY,
@@ -288,6 +288,8 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.settle_runs": NOBODY,
     "image_jobs.project_nodes": NOBODY,
     "image_jobs.stamp_events": NOBODY,
+    "image_jobs.touched_runs": {"PUBLIC"},
+    "image_jobs.writes_numbered_events": {"PUBLIC"},
     "image_jobs.remaining_fallbacks": SIGNED_IN,
     "image_jobs.sweep_webhooks": NOBODY,
     "image_jobs.delete_delivery": NOBODY,
@@ -421,7 +423,7 @@ async def test_api_roles_create_nothing_in_our_schemas(project):
 
 
 async def test_no_other_role_has_rights_on_what_is_ours(project):
-    rules = {"has_base64", "is_sound", "is_image_run"}
+    rules = {"has_base64", "is_image_run", "touched_runs", "writes_numbered_events"}
     granted_to_others = await project.fetch(
         """
         select c.relname as name from pg_class c cross join aclexplode(c.relacl) a
