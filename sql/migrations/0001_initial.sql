@@ -8638,9 +8638,11 @@ begin
   from public.workflow_members m
   where m.user_id = p_user_id
     and not exists (select from public.workflow_members o where o.workflow_id = m.workflow_id and o.user_id <> p_user_id);
-  -- Before a run is deleted: nodes are locked after runs.
+  -- All of them before the first is deleted: nodes are locked after runs.
   perform set_config('image_jobs.writer', 'daemon', true);
-  perform from public.runs r where r.requeued_by = p_user_id and r.kind = 'image_gen' order by r.id for update;
+  perform from public.runs r
+  where r.kind = 'image_gen' and (r.requeued_by = p_user_id or r.created_by = p_user_id or r.subject_id = any (v_own))
+  order by r.id for update;
   update public.runs r set requeued_by = null where r.requeued_by = p_user_id and r.kind = 'image_gen';
   perform set_config('image_jobs.writer', v_writer, true);
   loop

@@ -412,23 +412,28 @@ async def test_forgetting_a_user_leaves_nothing_but_sums(db: Db, daemon: Daemon,
 
 
 @pytest.mark.one_postgres
-async def test_forgetting_a_user_deadlocks_with_no_settlement(db: Db, second: Db, database: str, member: UUID) -> None:
-    """Runs are locked before nodes: that of another, which the user has requeued, before the user's own are deleted."""
+@pytest.mark.parametrize("held", ["own", "requeued"])
+async def test_forgetting_a_user_deadlocks_with_no_settlement(
+    db: Db, second: Db, database: str, member: UUID, held: str
+) -> None:
+    """All runs are locked before nodes: the last of more than a slice of the user's own, and that of another, which the user
+    has requeued."""
     await insert_node(db, "n", WORKFLOW)
     await db.execute("insert into workflow_members (workflow_id, user_id) values ($1, $2)", WORKFLOW, uuid4())
     own, requeued = await insert_run(db, nodeId="n"), await insert_run(db)
+    more = await insert_runs(db, 1000 if held == "own" else 0)
     await db.execute("select set_config('image_jobs.writer', 'daemon', false)")
-    await db.execute("update runs set created_by = $1 where id = $2", member, own)
+    await db.execute("update runs set created_by = $1 where id = any ($2)", member, [own, *more])
     await db.execute("update runs set requeued_by = $1 where id = $2", member, requeued)
     third = await connect(database)
     try:
         async with second.transaction():
-            await second.execute("select from runs where id = $1 for update", requeued)
+            await second.execute("select from runs where id = $1 for update", more[-1] if more else requeued)
             forgetting = asyncio.create_task(third.fetchval("select image_jobs.forget_user($1)", member))
             waiting = "select exists (select from pg_locks where not granted and pid = $1)"
             await wait_until(lambda: db.fetchval(waiting, third.get_server_pid()))
             await second.execute("update workflow_nodes set position = '{}' where id = 'n'")
-        assert (await forgetting)["runs"] == 1
+        assert (await forgetting)["runs"] == 1 + len(more)
     finally:
         await third.close()
     assert [row["id"] for row in await db.fetch("select id from runs where requeued_by is null")] == [requeued]
