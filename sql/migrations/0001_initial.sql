@@ -3669,6 +3669,13 @@ begin
   if (tg_op = 'INSERT' or new.node_data is distinct from old.node_data) and octet_length(new.node_data::text) > 1048576 then
     perform image_jobs.refuse('node_data is larger than 1 MiB.', 'Upload what is large and give its URL.');
   end if;
+  -- Each write of a node checks both again, those of daemons, too: 24 MiB took a claim ten seconds.
+  if (tg_op = 'INSERT' or new.position is distinct from old.position) and octet_length(new.position::text) > 8192 then
+    perform image_jobs.refuse('position is larger than 8 KiB.', 'Set it to {"x": 0, "y": 0}, and keep the rest in node_data.');
+  end if;
+  if (tg_op = 'INSERT' or new.node_type is distinct from old.node_type) and octet_length(new.node_type) > 1024 then
+    perform image_jobs.refuse('node_type is longer than 1,024 bytes.', 'Name the type, and keep the rest in node_data.');
+  end if;
   if jsonb_typeof(new.node_data) is distinct from 'object' then
     perform image_jobs.refuse('node_data must be an object.', 'Set it to {} if there is nothing to say.');
   end if;
@@ -4902,8 +4909,8 @@ end
 $$;
 
 -- Returns the processors that runs in a provider's lane wait for and whose model is not blocked; null where none is blocked.
--- At most 100: more than a provider has models, and the names of others may be anything. Goes from one name to the next in
--- runs_ready_by_name, so that it costs nothing how many runs wait for each.
+-- The models on offer, and at most 100 others: their names may be anything, and must not stand before those. Goes from one name to
+-- the next in runs_ready_by_name, so that it costs nothing how many runs wait for each.
 create or replace function image_jobs.unblocked_names(p_lane image_jobs.lanes)
 returns varchar[] language plpgsql volatile set search_path = ''
 as $$
@@ -4911,21 +4918,27 @@ declare
   v_now timestamptz := image_jobs.now();
   v_blocked text[];
   v_name varchar := '';
-  v_names varchar[] := '{}';
+  v_names varchar[];
+  v_offered integer;
 begin
   select array_agg(b.model) into v_blocked from image_jobs.provider_blocks b
   where b.provider = p_lane.lane and b.model is not null and b.until > v_now;
   if v_blocked is null then
     return null;
   end if;
+  v_names := array(
+    select n.name from image_jobs.models m
+    cross join lateral (select p_lane.lane || ':' || m.model as name) n
+    where m.provider = p_lane.lane and image_jobs.drawing_model(n.name) <> all (v_blocked));
+  v_offered := cardinality(v_names);
   for v_look in 1..1000 loop
     v_name := (
       select coalesce(r.routed_to, r.processor) from public.runs r
       where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
         and r.lane = p_lane.lane and r.priority = p_lane.priority and coalesce(r.routed_to, r.processor) > v_name
       order by coalesce(r.routed_to, r.processor) limit 1);
-    exit when v_name is null or cardinality(v_names) = 100;
-    if image_jobs.drawing_model(v_name) <> all (v_blocked) then
+    exit when v_name is null or cardinality(v_names) = v_offered + 100;
+    if v_name <> all (v_names) and image_jobs.drawing_model(v_name) <> all (v_blocked) then
       v_names := v_names || v_name;
     end if;
   end loop;

@@ -16,13 +16,20 @@ PROMPT = {"promptSpec": {"basePrompt": "a red fox"}}
 
 
 async def insert_for(
-    db: Db, user: UUID | None, count: int = 1, *, workflow: UUID | None = None, ids: str = "", due_in: float = 0
+    db: Db,
+    user: UUID | None,
+    count: int = 1,
+    *,
+    workflow: UUID | None = None,
+    ids: str = "",
+    due_in: float = 0,
+    processors: str = "",
 ) -> list[str]:
     """Insert runs of a user in one statement, as a server does; each in a workflow of its own if none is given."""
     rows = await db.fetch(
         """insert into runs (id, kind, subject_id, processor, metadata, created_by, due_at)
         select coalesce(nullif($5, '') || n, 'run-' || gen_random_uuid()), 'image_gen',
-            coalesce($3::uuid, gen_random_uuid()), 'demo:painter', $4, $1,
+            coalesce($3::uuid, gen_random_uuid()), coalesce(nullif($7, '') || n, 'demo:painter'), $4, $1,
             image_jobs.now() + make_interval(secs => $6)
         from generate_series(1, $2) n returning id""",
         user,
@@ -31,6 +38,7 @@ async def insert_for(
         PROMPT,
         ids,
         due_in,
+        processors,
     )
     return [row["id"] for row in rows]
 
@@ -44,6 +52,15 @@ async def claim_each(daemon: Daemon, count: int, *, full_scan: bool = False) -> 
 async def test_500_fresh_workflows_of_a_user_delay_nobody(db: Db, daemon: Daemon, at_once: int) -> None:
     await insert_for(db, uuid4(), 500)
     await daemon.claim(at_once, full_scan=False)
+    (victim,) = await insert_for(db, uuid4())
+    assert victim in await claim_each(daemon, 3)
+
+
+async def test_500_names_of_models_delay_nobody(db: Db, daemon: Daemon) -> None:
+    """Where a model is blocked, claims look at each name by itself: at those on offer, and a hundred others."""
+    await db.execute("insert into image_jobs.models (provider, model) values ('demo', 'painter'), ('demo', 'sculptor')")
+    await db.execute("select image_jobs.block_provider('demo', 'sculptor', '1 hour', 'Slow down.')")
+    await insert_for(db, uuid4(), 500, processors="demo:!")
     (victim,) = await insert_for(db, uuid4())
     assert victim in await claim_each(daemon, 3)
 

@@ -1,5 +1,6 @@
 """Sizes: a row so large that no sync could write it is refused, and many rows are dealt with in slices."""
 
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -37,6 +38,16 @@ async def test_node_data_above_1_mib_is_refused(db: Db) -> None:
         await db.execute(
             """update workflow_nodes set node_data = node_data || jsonb_build_object('more', repeat('y ', 1000))"""
         )
+
+
+@pytest.mark.parametrize(("column", "most"), [("position", json.dumps(4095 * "x ")), ("node_type", 512 * "x ")])
+async def test_other_columns_of_a_node_are_measured(db: Db, column: str, most: str) -> None:
+    """A position of 24 MiB, which each write of the node checked again, took a claim ten seconds."""
+    await insert_node(db, 10)
+    write = f"update workflow_nodes set {column} = $1::text::{'jsonb' if column == 'position' else 'text'}"
+    await db.execute(write, most)
+    with pytest.raises(REFUSED, match=column):
+        await db.execute(write, most.replace("x", "xx", 1))
 
 
 async def test_an_old_node_above_1_mib_may_be_moved(db: Db) -> None:
