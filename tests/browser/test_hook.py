@@ -100,6 +100,41 @@ async def test_a_second_press_after_lost_news_pays_for_nothing(window, db, silen
     await node.get_by_role("button", name="Cancel").click()
 
 
+async def test_two_windows_pay_once_and_lose_no_word(url: str, window, open_window, db):
+    """Both press Generate before either sees the other's run; then one deletes what the other is typing at."""
+    await put(db, window.workflow, "A valley")
+    await window.page.reload()
+    other = await open_window(f"{url}#{window.workflow}")
+    await window.connected()
+    await other.connected()
+    held, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        held.set()
+        await may_go_on.wait()
+        await route.continue_()
+
+    await window.page.route("**/rpc/start_image_job", hold)
+    await window.node("A valley").get_by_role("button", name="Generate").click()
+    await asyncio.wait_for(held.wait(), 20)
+    await other.node("A valley").get_by_role("button", name="Generate").click()
+    await other.has_image(other.node("A valley"))
+    async with window.page.expect_response("**/rpc/start_image_job"):
+        may_go_on.set()
+    await window.has_image(window.node("A valley"))
+    assert await db.fetchval("select count(*) from runs where subject_id = $1", window.workflow) == 1
+
+    await window.node("A valley").locator(".image-node-prompt").fill("A valley at dusk, with a river")
+    await expect(other.node("A valley at dusk")).to_be_visible(timeout=20_000)
+    await other.node("A valley at dusk").locator("..").focus()
+    await other.page.keyboard.press("Delete")
+    await expect(window.toast).to_contain_text("was deleted in another window.", timeout=20_000)
+    await window.button("Bring it back").click()
+    for each in (window, other):
+        await expect(each.node("A valley at dusk, with a river")).to_be_visible(timeout=20_000)
+    await other.has_image(other.node("A valley at dusk"))
+
+
 async def test_late_and_duplicate_messages_change_nothing(window, db):
     await put(db, window.workflow, "A valley")
     await window.page.reload()

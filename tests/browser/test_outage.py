@@ -44,6 +44,9 @@ select r.metadata #>> '{promptSpec,basePrompt}' as prompt, e.payload ->> 'event'
 from run_events e join runs r on r.id = e.run_id where r.subject_id = $1 group by 1, 2
 """
 
+ASKS = "!dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+"""Whether the browser asks before the page is left."""
+
 
 @pytest.mark.timeout(300)
 async def test_a_long_outage_loses_and_doubles_nothing(directory: Path, open_window: Open):
@@ -86,6 +89,7 @@ async def test_a_long_outage_loses_and_doubles_nothing(directory: Path, open_win
         assert events[BOAT, "submitted"] == 1
         assert place["y"] > 100
         await window.keep_screenshot("back")
+        assert not await window.page.evaluate(ASKS)
         await window.page.reload()
         await expect(window.nodes).to_have_count(4)
         await expect(window.node(MILL_LATER)).to_be_visible()
@@ -108,6 +112,7 @@ async def edit_offline(window: Window) -> None:
     await expect(window.node(MILL_LATER).get_by_role("status")).to_have_text("Starts once the server is back")
     await expect(connection).to_have_text("Offline · 4 changes kept, sent once it is back")
     await window.keep_screenshot("away")
+    assert await window.page.evaluate(ASKS)
 
 
 async def counted(db: Any, query: str, *arguments: object) -> dict[tuple[str, str], int]:

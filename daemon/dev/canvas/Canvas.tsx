@@ -18,6 +18,7 @@ import { formatLeft, nearestLimit } from "./budget";
 import { keepDraft, settleDraft } from "./drafts";
 import { isReachable, useEdges } from "./edges";
 import { useKeys } from "./keys";
+import { useLeaveGuard } from "./leaving";
 import { canGenerate, generateOrRetry, hasImage, isUnfinished } from "./nodes";
 import type { NodeInput, Position, Problem, WorkflowNode } from "./nodes";
 import { NODE_SIZE, placeAfter } from "./places";
@@ -49,7 +50,9 @@ export function Canvas(props: Props) {
 
 function Flow({ supabase, workflowId, refusal }: Props) {
   const { toasts, addToast, dismiss } = useToasts();
-  const onProblem = useCallback((problem: Problem) => addToast({ tone: "bad", ...problem }), [addToast]);
+  const onProblem = useCallback(({ restore, ...problem }: Problem) => addToast({
+    tone: "bad", ...problem, ...(restore && { action: { label: "Bring it back", run: restore } }),
+  }), [addToast]);
   const workflow = useWorkflow(supabase, workflowId, { onProblem });
   const { nodes: rows, models, isLoading, error, unsent } = workflow;
   const actions = useUndo(workflow.actions);
@@ -125,6 +128,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     if (first) void flow.fitView({ nodes: [{ id: first }], ...FIT_VIEW });
   }, [isLoading, first, flow]);
 
+  useLeaveGuard(unsent, workflow.connection === "live", uploading.size > 0);
   const remove = useCallback((removed: WorkflowNode[]) => {
     if (removed.length === 0) return;
     for (const row of removed) void actions.remove(row.id);

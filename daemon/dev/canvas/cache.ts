@@ -38,10 +38,12 @@ export class NodeCache {
   /** A node that has not changed keeps its object, and is not rendered again. */
   #rendered = new Map<string, RenderedNode>();
   #onFailure: (node: WorkflowNode) => void;
+  #onDeleted: (node: WorkflowNode) => void;
 
-  /** `onFailure` is called with each row whose run has just failed. */
-  constructor(onFailure: (node: WorkflowNode) => void) {
+  /** `onFailure` is called with each row whose run has just failed, `onDeleted` with each node that a message says is deleted. */
+  constructor(onFailure: (node: WorkflowNode) => void, onDeleted: (node: WorkflowNode) => void = () => {}) {
     this.#onFailure = onFailure;
+    this.#onDeleted = onDeleted;
   }
 
   /** The node as the user sees it: its row with the local edit on top. */
@@ -77,8 +79,11 @@ export class NodeCache {
     const incomplete: string[] = [];
     for (const message of messages) {
       if (message.deleted && this.#edits.get(message.id)?.insert) continue; // put back here since
-      if (message.deleted) this.markDeleted(message.id, message.version);
-      else if (!message.partial) this.mergeRow(message as WorkflowNode);
+      if (message.deleted) {
+        const seen = this.get(message.id);
+        this.markDeleted(message.id, message.version);
+        if (seen && !this.#rows.has(message.id)) this.#onDeleted(seen);
+      } else if (!message.partial) this.mergeRow(message as WorkflowNode);
       else if (this.#mergeState(message)) incomplete.push(message.id);
     }
     return incomplete;

@@ -2,7 +2,7 @@
 import type { Json } from "./database.types";
 import type { PromptSpec } from "./nodes";
 
-/** What start_image_job takes. Its idempotencyKey makes one picture of it, also if it was received before. */
+/** What start_image_job takes. Its idempotencyKey, which it has once it is sent, makes one picture of it, also if it was received before. */
 export interface StartRequest {
   nodeId: string;
   workflowId: string;
@@ -10,7 +10,7 @@ export interface StartRequest {
   model: string | undefined;
   promptSpec: PromptSpec;
   metadata: Record<string, unknown> | undefined;
-  idempotencyKey: string;
+  idempotencyKey?: string;
 }
 
 export class Kept {

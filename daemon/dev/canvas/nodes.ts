@@ -157,6 +157,8 @@ export interface Problem {
   nodeId?: string;
   message: string;
   hint?: string;
+  /** Of a node that was lost: puts it back, as it was seen last. */
+  restore?: () => void;
 }
 
 export interface Snapshot {

@@ -54,7 +54,6 @@ export class Starts {
       model,
       promptSpec: { basePrompt: "", ...promptSpec, ...(previousImage && { previousImage }) },
       metadata,
-      idempotencyKey: crypto.randomUUID(), // one click, one image, also if the request is repeated
     };
     this.kept.keep(request); // until it is known to have arrived
     const outcome = await this.#send(request);
@@ -80,6 +79,9 @@ export class Starts {
   async #send(request: StartRequest): Promise<"started" | "refused" | "away"> {
     await this.#writes.write(request.nodeId);
     const version = this.#store.nodes.row(request.nodeId)?.version;
+    // Of a node that has not changed meanwhile, two windows of a user ask for the same picture: whoever is second gets that run.
+    if (version && !this.#store.nodes.pendingEdit(request.nodeId)) request.idempotencyKey ??= `${request.nodeId} ${version}`;
+    request.idempotencyKey ??= crypto.randomUUID();
     const { data, error, status } = await this.#store.supabase.rpc("start_image_job", { request: toJson(request) });
     // A 500 with a code is the database's own: it would come again.
     if (error && isAway({ error, status }) && !(error.code && status === 500)) return "away";

@@ -47,13 +47,15 @@ const CANVAS = "canvas";
 const PAGE_SIZE = 500;
 /** Milliseconds without messages until a refetch. */
 const STALE_AFTER = 10_000;
+/** Milliseconds for which a node counts as being edited. */
+const EDITING = 60_000;
 
 export class Workflow implements Actions {
   readonly id: string;
   /** Any client will do, typed by your own Database or not. */
   readonly #supabase: SupabaseClient<Database>;
   readonly #nodes = new NodeCache(({ id, node_data: { error, message } }) =>
-    this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }));
+    this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }), node => this.#tellLost(node));
   readonly #pictures: Pictures;
   readonly #availability: Availability;
   readonly #clock = new Clock();
@@ -74,6 +76,7 @@ export class Workflow implements Actions {
   /** Grows when a user signs out or leaves: rows that were asked for before are not shown to the next one. */
   #era = 0;
   #lastMessageAt = 0;
+  #edited: { id: string; at: number } | undefined;
   #listeners = new Set<() => void>();
   #problemListeners = new Set<(problem: Problem) => void>();
   #runListeners = new Set<(runs: readonly RunMessage[]) => void>();
@@ -447,11 +450,17 @@ export class Workflow implements Actions {
 
   restore = (node: WorkflowNode): void => this.#removals.restore(this.#pictures.original(node));
 
+  #tellLost(node: WorkflowNode): void {
+    if (this.#edited?.id !== node.id || Date.now() - this.#edited.at > EDITING) return;
+    this.#tell({ message: "The picture that you were changing was deleted in another window.", restore: () => this.restore(node) });
+  }
+
   edit = (id: string, change: NodeInputPatch | ((now: NodeInput) => NodeInputPatch)): void => {
     const now = this.#nodes.get(id)?.node_data; // with the latest edit, which may not be rendered yet
     if (!now) return;
     this.#writes.edit(id, { input: applyPatch(now, typeof change === "function" ? change(now) : change) });
     this.#writes.writeSoon(id);
+    this.#edited = { id, at: Date.now() };
   };
 
   move = (id: string, position: Position): void => {
