@@ -1,6 +1,6 @@
 """Bundles the canvas and the dashboard while the package is built: `npm ci`, esbuild, Brotli and gzip, into `dist/` beside each.
 
-One list of packages for both. What a page does not use stays out of it: supabase-js's client for auth (`auth.ts`), and the
+One list of packages for both. What a page does not use stays out of it: parts of supabase-js (`unused.ts`), and the
 weights of the font that no style has. Node comes as a wheel, with the build's requirements. IMAGE_JOBS_SKIP_CANVAS=1 leaves the pages
 out, where only the daemon is wanted. Git has neither the bundles nor anything that npm fetches.
 """
@@ -25,7 +25,7 @@ BUNDLE = (
         "--define:process.env.NODE_ENV='production'",
         "--loader:.woff2=file",
         "--asset-names=[name]",
-        "--alias:@supabase/auth-js=./auth.ts",
+        *(f"--alias:{each}=./unused.ts" for each in ("@supabase/auth-js", "@supabase/functions-js", "iceberg-js")),
         "--log-level=warning",
     ),
 )
