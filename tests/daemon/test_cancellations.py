@@ -29,7 +29,7 @@ async def test_cancelling_a_parked_run_cancels_its_provider_job(
     run = await harness.insert_run()
     await harness.wait_until_parked(run)
     await harness.cancel(run)
-    await wait_until(lambda: cancels(midjourney_api) == ["/mj/task/1000/cancel"], timeout=2)
+    await wait_until(lambda: cancels(midjourney_api) == ["/mj/task/1000/cancel"])
     await harness.wait_for_event(run, "provider_job_cancelled")
     assert (await run_row(harness.db, run))["status"] == "cancelled"
     assert await harness.db.fetchval("select count(*) from image_jobs.cancellations") == 0

@@ -49,9 +49,9 @@ async def test_a_network_dark_after_connect_is_given_up(database: str, pooler: P
     pooler.silent = True
     task = asyncio.create_task(listener.run())
     try:
-        await wait_until(lambda: pooler.sessions >= 2, timeout=5)
+        await wait_until(lambda: pooler.sessions >= 2, timeout=20)
         pooler.silent = False
-        await wait_until(lambda: listener.hears, timeout=10)
+        await wait_until(lambda: listener.hears, timeout=20)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

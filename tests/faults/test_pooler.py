@@ -67,7 +67,7 @@ async def test_sigterm_ends_a_start_that_waits(harness: FaultHarness, pooler: Po
         await wait_until(lambda: len(pooler.refused) >= 2 or it.process.returncode is not None, timeout=20)
         assert it.process.returncode is None, "\n".join(it.raw[-5:])
         it.signal(signal.SIGTERM)
-        assert await it.ended(timeout=5) == 0
+        assert await it.ended(timeout=20) == 0
 
 
 @pytest.mark.parametrize("sqlstate", ["28P01", "28000", "3D000"])

@@ -119,5 +119,5 @@ async def test_the_third_signal_ends_a_daemon_at_once(harness: FaultHarness) -> 
         for _ in range(3):
             it.signal(signal.SIGTERM)
             await asyncio.sleep(0.5)
-        assert await it.ended(timeout=3) == 1
+        assert await it.ended(timeout=8) == 1
         assert it.logged("daemon.cut_off")

@@ -186,7 +186,7 @@ async def test_beat_without_a_reply_is_given_up_in_time(proxy: Proxy, monkeypatc
             started = time.monotonic()
             with pytest.raises(TimeoutError):
                 await queue.heartbeat(daemon, in_flight=0, session_lock=False, draining=False)
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 10
 
 
 async def test_a_hundred_throttled_runs_do_not_delay_the_beat(database: str, db: Db) -> None:
