@@ -2936,6 +2936,16 @@ begin
 end
 $$;
 
+-- Returns the likely cost in USD of a run that may go to any of these processors: of the dearest. Its first one may be closed, or
+-- have no known price, and where it goes from there no limit is asked again.
+create or replace function image_jobs.dearest_cost(p_processors varchar[], p_spec jsonb)
+returns numeric language plpgsql volatile set search_path = ''
+as $$
+begin
+  return (select max(image_jobs.estimate_cost(p.name, p_spec)) from unnest(p_processors) as p (name));
+end
+$$;
+
 -- Returns what a user, or a workflow, has used since the beginning of a day or month, with what waits. Equal requests are
 -- priced once.
 create or replace function image_jobs.used_since(
@@ -2951,9 +2961,11 @@ begin
     where c.opened_at >= p_since and c.state <> 'free'
       and (p_user is null or c.user_id = p_user) and (p_workflow is null or c.workflow_id = p_workflow)
     union all
-    select w.images, w.images * coalesce(image_jobs.estimate_cost(w.processor, w.spec), 0)
+    select w.images, w.images * coalesce(image_jobs.dearest_cost(w.processors, w.spec), 0)
     from (
-      select count(*) as images, coalesce(r.routed_to, r.processor) as processor, jsonb_build_object(
+      select count(*) as images, coalesce(r.routed_to, r.processor) || case when r.metadata ? 'fallback'
+          then image_jobs.remaining_fallbacks(r.metadata, r.processor, r.routed_to) else '{}'::varchar[] end as processors,
+        jsonb_build_object(
         'quality', r.metadata #> '{promptSpec,quality}', 'size', r.metadata #> '{promptSpec,size}',
         'aspectRatio', r.metadata #> '{promptSpec,aspectRatio}') as spec
       from (
@@ -7124,7 +7136,9 @@ begin
   -- Limits before the row, as inserts have it: of the caller, as whose the run counts from now on. Whatever the status is: it may be
   -- another one when the row is locked.
   if not v_operator then
-    select r.subject_id, image_jobs.estimate_cost(r.processor, r.metadata -> 'promptSpec') as usd into v_run from public.runs r
+    select r.subject_id, image_jobs.dearest_cost(
+      r.processor || image_jobs.remaining_fallbacks(r.metadata, r.processor, null), r.metadata -> 'promptSpec') as usd
+    into v_run from public.runs r
     where r.id = p_run_id and r.kind = 'image_gen' and image_jobs.can_access_workflow(r.subject_id);
     if found then
       perform image_jobs.check_usage(
@@ -9081,7 +9095,7 @@ revoke all on function
   image_jobs.used_since(uuid, uuid, timestamptz), image_jobs.used_together(timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function
-  image_jobs.carry_limits(), image_jobs.has_streaks(), image_jobs.limits_of(text), image_jobs.lock_limits(text[]),
+  image_jobs.carry_limits(), image_jobs.dearest_cost(varchar[], jsonb), image_jobs.has_streaks(), image_jobs.limits_of(text), image_jobs.lock_limits(text[]),
   image_jobs.streak_of(text), image_jobs.write_streak(image_jobs.provider_streaks),
   image_jobs.has_waiting(text), image_jobs.limit_reached(image_jobs.provider_limits), image_jobs.limits_changed(),
   image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),

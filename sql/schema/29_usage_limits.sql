@@ -95,6 +95,16 @@ begin
 end
 $$;
 
+-- Returns the likely cost in USD of a run that may go to any of these processors: of the dearest. Its first one may be closed, or
+-- have no known price, and where it goes from there no limit is asked again.
+create or replace function image_jobs.dearest_cost(p_processors varchar[], p_spec jsonb)
+returns numeric language plpgsql volatile set search_path = ''
+as $$
+begin
+  return (select max(image_jobs.estimate_cost(p.name, p_spec)) from unnest(p_processors) as p (name));
+end
+$$;
+
 -- Returns what a user, or a workflow, has used since the beginning of a day or month, with what waits. Equal requests are
 -- priced once.
 create or replace function image_jobs.used_since(
@@ -110,9 +120,11 @@ begin
     where c.opened_at >= p_since and c.state <> 'free'
       and (p_user is null or c.user_id = p_user) and (p_workflow is null or c.workflow_id = p_workflow)
     union all
-    select w.images, w.images * coalesce(image_jobs.estimate_cost(w.processor, w.spec), 0)
+    select w.images, w.images * coalesce(image_jobs.dearest_cost(w.processors, w.spec), 0)
     from (
-      select count(*) as images, coalesce(r.routed_to, r.processor) as processor, jsonb_build_object(
+      select count(*) as images, coalesce(r.routed_to, r.processor) || case when r.metadata ? 'fallback'
+          then image_jobs.remaining_fallbacks(r.metadata, r.processor, r.routed_to) else '{}'::varchar[] end as processors,
+        jsonb_build_object(
         'quality', r.metadata #> '{promptSpec,quality}', 'size', r.metadata #> '{promptSpec,size}',
         'aspectRatio', r.metadata #> '{promptSpec,aspectRatio}') as spec
       from (

@@ -29,7 +29,9 @@ begin
   -- Limits before the row, as inserts have it: of the caller, as whose the run counts from now on. Whatever the status is: it may be
   -- another one when the row is locked.
   if not v_operator then
-    select r.subject_id, image_jobs.estimate_cost(r.processor, r.metadata -> 'promptSpec') as usd into v_run from public.runs r
+    select r.subject_id, image_jobs.dearest_cost(
+      r.processor || image_jobs.remaining_fallbacks(r.metadata, r.processor, null), r.metadata -> 'promptSpec') as usd
+    into v_run from public.runs r
     where r.id = p_run_id and r.kind = 'image_gen' and image_jobs.can_access_workflow(r.subject_id);
     if found then
       perform image_jobs.check_usage(

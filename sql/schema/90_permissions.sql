@@ -125,7 +125,7 @@ revoke all on function
   image_jobs.used_since(uuid, uuid, timestamptz), image_jobs.used_together(timestamptz)
   from public, anon, authenticated, service_role;
 revoke all on function
-  image_jobs.carry_limits(), image_jobs.has_streaks(), image_jobs.limits_of(text), image_jobs.lock_limits(text[]),
+  image_jobs.carry_limits(), image_jobs.dearest_cost(varchar[], jsonb), image_jobs.has_streaks(), image_jobs.limits_of(text), image_jobs.lock_limits(text[]),
   image_jobs.streak_of(text), image_jobs.write_streak(image_jobs.provider_streaks),
   image_jobs.has_waiting(text), image_jobs.limit_reached(image_jobs.provider_limits), image_jobs.limits_changed(),
   image_jobs.note_provider_states(), image_jobs.provider_name(text), image_jobs.provider_status(),

@@ -64,6 +64,16 @@ async def insert_as(db: Db, user: UUID, count: int = 1, workflow: UUID | None = 
         await db.execute(INSERT, workflow or uuid4(), PROMPT, count)
 
 
+async def insert_with(db: Db, processor: str, *fallback: str) -> None:
+    async with signed_in(db, USER):
+        await db.execute(
+            "insert into runs (kind, subject_id, processor, metadata) values ('image_gen', $1, $2, $3)",
+            uuid4(),
+            processor,
+            PROMPT | {"fallback": list(fallback)},
+        )
+
+
 async def refused(attempt: Awaitable[Any]) -> dict[str, str]:
     """Return the error of what a limit refuses."""
     with pytest.raises(Refusal) as error:
@@ -76,6 +86,24 @@ async def refused(attempt: Awaitable[Any]) -> dict[str, str]:
 async def usage(db: Db, user: UUID = USER) -> list[asyncpg.Record]:
     async with signed_in(db, user):
         return await db.fetch("select * from image_usage order by scope, period, workflow_id")
+
+
+async def test_a_run_counts_as_the_dearest_it_may_become(db: Db) -> None:
+    """A provider without a known price, that may be closed, is no way around a budget."""
+    await limit(db, usd_per_day=0.1)
+    for _ in range(2):
+        await insert_with(db, "demo:unpriced", "demo:cheap", "demo:painter")
+    await refused(insert_with(db, "demo:unpriced", "demo:painter"))
+    await insert_with(db, "demo:unpriced", "demo:cheap")
+    await db.execute("update runs set status = 'cancelled'")
+    await limit(db, usd_per_day=0.03)
+    run = await db.fetchval("select id from runs where metadata -> 'fallback' ? 'demo:painter' limit 1")
+    await db.execute(
+        "insert into workflow_members (workflow_id, user_id) select subject_id, $1 from runs on conflict do nothing",
+        USER,
+    )
+    async with signed_in(db, USER):
+        await refused(db.fetchval("select requeue_run($1)", run))
 
 
 BUDGETS = [

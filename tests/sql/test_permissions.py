@@ -94,6 +94,7 @@ EVERYBODY = set(API_ROLES)
 FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.abandon_each": NOBODY,
     "image_jobs.carry_limits": NOBODY,
+    "image_jobs.dearest_cost": NOBODY,
     "image_jobs.has_streaks": NOBODY,
     "image_jobs.limits_of": NOBODY,
     "image_jobs.lock_limits": NOBODY,
