@@ -30,7 +30,8 @@ FOCUSED = """() => {
 CONTROLS = """() => [...document.querySelectorAll("button, summary, input:checked")].map(
   it => it.getAttribute("aria-label") ?? it.labels?.[0]?.textContent ?? it.textContent)"""
 """All that Tab comes to, in the order of the page; of the periods the chosen one."""
-MOVING = "() => document.getAnimations().filter(it => it.effect.getComputedTiming().duration > 0).length"
+MOVING = """() => [...document.querySelectorAll("*")].map(it => getComputedStyle(it)).filter(
+  it => it.animationName !== "none" || it.transitionDuration !== "0s").length"""
 
 
 @pytest.fixture
