@@ -113,5 +113,7 @@ async def test_without_its_server_the_figures_stay(window: Window) -> None:
     await expect(outage).to_contain_text("What stands below is of")
     await window.page.get_by_role("button", name="Manage openai", exact=True).press("Enter")
     await window.page.get_by_role("dialog").get_by_role("button", name="Pause").press("Enter")
-    await expect(window.page.get_by_role("dialog").get_by_role("alert")).to_contain_text("cannot be reached")
+    dialog = window.page.get_by_role("dialog")
+    await expect(dialog.get_by_role("alert")).to_contain_text("cannot be reached")
+    await expect(dialog.get_by_role("button")).to_have_text(["Leave it"])  # there is nothing to confirm
     assert await faults(window, "dashboard-unreachable", HALF) == []

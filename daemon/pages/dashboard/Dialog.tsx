@@ -135,7 +135,7 @@ function Confirm({ title, operation, onDone, close }: {
         <button className="button" type="button" onClick={() => { if (busy) stopped.current = true; else close(); }}>
           {busy ? "Stop" : nothing ? "Close" : "Leave it"}
         </button>
-        {!nothing && (
+        {!nothing && (found || !problem) && (
           <button className="button" data-strong="true" data-final={words.final} disabled={!found || busy}>
             {found ? words.button : "…"}
           </button>

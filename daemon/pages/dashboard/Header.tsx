@@ -54,7 +54,7 @@ export function Header({ board, problem, period, onPeriod, theme, onTheme }: Pro
 export function useTheme(): readonly [string, () => void] {
   const [system] = useState(() => matchMedia("(prefers-color-scheme: dark)"));
   const [chosen, setChosen] = useState(() => localStorage.getItem("theme"));
-  const [dark, setDark] = useState(system.matches);
+  const [dark, setDark] = useState(() => system.matches); // once: Chromium tells of no change that was read before
   useEffect(() => {
     const onChange = () => setDark(system.matches);
     system.addEventListener("change", onChange);
