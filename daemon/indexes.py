@@ -64,6 +64,9 @@ async def build_indexes(connection: Connection, sql: str, *, timeout: float) -> 
 
 async def _missing(connection: Connection, sql: str) -> dict[str, tuple[str, str]]:
     wanted = {name: (unique, rest) for unique, name, rest in _INDEX.findall(sql)}
-    valid = "select indexrelid::regclass::text from pg_index where indisvalid and indexrelid = any (array(select to_regclass('public.' || name) from unnest($1::text[]) name))"
-    there = {str(row[0]).rpartition(".")[2] for row in await connection.fetch(valid, list(wanted))}
+    valid = (
+        "select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid where i.indisvalid "
+        "and c.oid = any (array(select to_regclass('public.' || name) from unnest($1::text[]) name))"
+    )
+    there = {str(row[0]) for row in await connection.fetch(valid, list(wanted))}
     return {name: definition for name, definition in wanted.items() if name not in there}

@@ -80,6 +80,8 @@ declare
   v_tables oid[];
   v_found jsonb := '[]';
 begin
+  -- Of this transaction: names are compared as they are written without quotes, here and in the three that follow.
+  perform set_config('quote_all_identifiers', 'off', true);
   select n.nspowner into v_owner from pg_namespace n where n.oid = v_schema;
   if v_schema is not null then
     v_ours := starts_with(coalesce(obj_description(v_schema, 'pg_namespace'), ''), v_marker)
@@ -1497,7 +1499,11 @@ create table if not exists image_jobs.provider_limits (
   per_minute integer check (per_minute >= 0),
   max_running integer check (max_running >= 0),
   paused boolean not null default false,
-  constraint provider_limits_one_row_each unique nulls not distinct (provider, model)
+  constraint provider_limits_one_row_each unique nulls not distinct (provider, model),
+  -- Written otherwise it would limit nothing.
+  constraint provider_limits_name_a_provider check (provider ~ '^[a-z0-9_.-]+$'),
+  constraint provider_limits_name_a_model_without_provider
+    check (model <> '' and model !~ '[[:space:]]' and not starts_with(model, provider || ':'))
 );
 comment on table image_jobs.provider_limits is 'Change by SQL at any time. model null: all models. A null limit: unlimited.';
 comment on column image_jobs.provider_limits.per_minute is 'Starts in any 60 seconds, over all daemons; exact.';
@@ -1672,13 +1678,14 @@ create table if not exists image_jobs.due_marks (
 comment on column image_jobs.due_marks.activity is 'How many claims and stale nodes there had been: while there are no more, nothing is gained by moving it.';
 comment on table image_jobs.due_marks is 'From when on something has fallen due that is not done; the newest version holds.';
 
--- Returns from when on a scan looks: somewhat before the mark, since who has made a run due may commit later than others.
+-- Returns from when on a scan looks: somewhat before the mark, since who has made a run due may commit later than others. A mark
+-- that lies ahead is of a clock that was wrong for a while.
 create or replace function image_jobs.due_from(p_queue text, p_full_scan boolean)
 returns timestamptz language plpgsql volatile set search_path = ''
 as $$
 begin
   return coalesce((
-    select m.due_at - interval '10 s' from image_jobs.due_marks m
+    select case when m.due_at <= image_jobs.now() then m.due_at - interval '10 s' end from image_jobs.due_marks m
     where m.queue = p_queue and not p_full_scan order by m.version desc limit 1), '-infinity');
 end
 $$;
@@ -1693,7 +1700,9 @@ declare
   v_activity bigint;
 begin
   select m.* into v_mark from image_jobs.due_marks m where m.queue = p_queue order by m.version desc limit 1;
-  if found and coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
+  if v_mark.due_at > image_jobs.now() then
+    v_mark.activity := null;
+  elsif found and coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
     return;
   end if;
   v_activity := (select c.last_value from image_jobs.claims c) + (select s.last_value from image_jobs.stale_nodes_id_seq s);
@@ -2054,7 +2063,8 @@ create table if not exists image_jobs.provider_blocks (
   model text,
   until timestamptz not null,
   reason text,
-  constraint provider_blocks_one_row_each unique nulls not distinct (provider, model)
+  constraint provider_blocks_one_row_each unique nulls not distinct (provider, model),
+  constraint provider_blocks_name_a_provider check (provider ~ '^[a-z0-9_.-]+$')
 );
 -- Claims read from now on, however many there were before.
 create index if not exists provider_blocks_until on image_jobs.provider_blocks (provider, until);
@@ -2853,8 +2863,11 @@ begin
       workflow_id uuid,
       max_waiting integer check (max_waiting >= 0),
       images_per_day integer check (images_per_day >= 0),
-      usd_per_day numeric check (usd_per_day >= 0),
-      usd_per_month numeric check (usd_per_month >= 0),
+      usd_per_day numeric,
+      usd_per_month numeric,
+      -- NaN is greater than any number: such a limit would limit nothing.
+      constraint usage_limits_in_usd_are_amounts
+        check (usd_per_day >= 0 and usd_per_day < 'infinity' and usd_per_month >= 0 and usd_per_month < 'infinity'),
       constraint usage_limits_name_what_they_apply_to
         check ((user_id is not null) = (applies_to = 'user') and (workflow_id is not null) = (applies_to = 'workflow')),
       constraint usage_limits_one_row_each unique nulls not distinct (applies_to, user_id, workflow_id)
@@ -2895,17 +2908,26 @@ as $$
   select ((image_jobs.period_start(p_period) at time zone 'UTC') + ('1 ' || p_period)::interval) at time zone 'UTC'
 $$;
 
--- Add up the hours of this month that have been over for ten minutes, in which no transaction began that is not done yet.
+-- Returns the beginning of the first hour that is not over, or has not been for ten minutes: in those before it no transaction
+-- began that is not done yet.
+create or replace function image_jobs.first_open_hour()
+returns timestamptz language sql volatile set search_path = ''
+as $$
+  select date_trunc('hour', image_jobs.now() - interval '10 minutes', 'UTC')
+$$;
+
+-- Add up the hours of this month that are over. One that a clock which was wrong for a while has added up too early is taken back.
 create or replace function image_jobs.add_up_hours()
 returns void language sql volatile set search_path = ''
 as $$
+  delete from image_jobs.used_hours d where d.hour >= (select image_jobs.first_open_hour());
   insert into image_jobs.used_hours (hour, images, usd, unsettled)
   select h.hour, count(*) filter (where c.state = 'charged' and c.image),
     coalesce(sum(coalesce(c.cost, c.estimate, 0)) filter (where c.state = 'charged'), 0),
     coalesce(array_agg(c.id) filter (where c.state in ('open', 'unknown')), '{}')
   from generate_series(
     greatest(image_jobs.period_start('month'), (select max(d.hour) + interval '1 hour' from image_jobs.used_hours d)),
-    date_trunc('hour', image_jobs.now() - interval '10 minutes', 'UTC') - interval '1 hour', interval '1 hour') as h (hour)
+    image_jobs.first_open_hour() - interval '1 hour', interval '1 hour') as h (hour)
   left join image_jobs.calls c on c.opened_at >= h.hour and c.opened_at < h.hour + interval '1 hour'
   group by h.hour
   on conflict (hour) do nothing
@@ -2917,17 +2939,19 @@ language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
 declare
-  v_from timestamptz := greatest(p_since, (select max(h.hour) + interval '1 hour' from image_jobs.used_hours h where h.hour >= p_since));
+  v_open timestamptz := image_jobs.first_open_hour();
+  v_from timestamptz := greatest(p_since, (
+    select max(h.hour) + interval '1 hour' from image_jobs.used_hours h where h.hour >= p_since and h.hour < v_open));
 begin
   select coalesce(sum(u.images), 0), coalesce(sum(u.usd), 0) into images, usd
   from (
-    select h.images, h.usd from image_jobs.used_hours h where h.hour >= p_since
+    select h.images, h.usd from image_jobs.used_hours h where h.hour >= p_since and h.hour < v_open
     union all
     select case when c.state <> 'charged' or c.image then 1 else 0 end, coalesce(c.cost, c.estimate, 0)
     from image_jobs.used_hours h
     cross join lateral unnest(h.unsettled) as o (id)
     join image_jobs.calls c on c.id = o.id
-    where h.hour >= p_since and c.state <> 'free'
+    where h.hour >= p_since and h.hour < v_open and c.state <> 'free'
     union all
     select case when c.state <> 'charged' or c.image then 1 else 0 end, coalesce(c.cost, c.estimate, 0)
     from image_jobs.calls c
@@ -3487,6 +3511,10 @@ begin
   new.attempt := old.attempt;
   new.created_at := old.created_at;
   new.created_by := old.created_by;
+  -- Forgotten while the provider has it, a job would be made and paid a second time. A requeue is what asks for another.
+  if old.status = 'running' and old.provider_job_id is not null then
+    new.provider_job_id := old.provider_job_id;
+  end if;
   -- A provider job that an operator names is timed from now on: without that it would never time out.
   new.submitted_at := case
     when new.provider_job_id is distinct from old.provider_job_id and new.provider_job_id is not null then image_jobs.now()
@@ -3509,6 +3537,8 @@ begin
   -- Without a time it would never be claimed again.
   if new.due_at is null and old.due_at is not null and old.status in ('pending', 'running') then
     new.due_at := image_jobs.now();
+  elsif new.due_at = 'infinity' and old.due_at is distinct from new.due_at then
+    perform image_jobs.refuse('due_at must be a point in time.', 'Set it to now() to start at once, or set status to cancelled.');
   end if;
   if old.status = 'pending' and old.ticket is not null then
     new.lane := image_jobs.lane_of(coalesce(new.routed_to, new.processor));
@@ -4099,7 +4129,7 @@ begin
           select from image_jobs.wake w
           where w.provider = coalesce(
               (select p.name from image_jobs.providers p where p.name = split_part(c.processor, ':', 1)), '?')
-            and w.awake_until > v_now))
+            and w.awake_until > v_now and w.awake_until < v_now + interval '1 min'))
   then
     perform pg_notify('image_jobs_wake', '');
   end if;
@@ -4705,7 +4735,7 @@ begin
       select v_limit.per_minute - coalesce(sum(recent.starts), 0) into v_left
       from image_jobs.starts_of(v_limit.id) last
       cross join lateral unnest(last.at, last.starts) as recent (at, starts)
-      where recent.at >= v_second - 60;
+      where recent.at between v_second - 60 and v_second + 60;
       v_least := least(v_least, v_left);
     end if;
     if v_limit.max_running is not null then
@@ -4737,7 +4767,7 @@ begin
     from (
       select r.at, sum(r.starts) as starts
       from (select * from unnest(v_last.at, v_last.starts) union all select v_second, p_starts) r (at, starts)
-      where r.at >= v_second - 60
+      where r.at between v_second - 60 and v_second + 60
       group by r.at
     ) s;
   end loop;
@@ -5807,7 +5837,7 @@ begin
     select '?' union select unnest(c.providers) from image_jobs.claimants c where c.daemon = p_daemon order by 1
   loop
     select w.awake_until into v_until from image_jobs.wake w where w.provider = v_provider order by w.awake_until desc limit 1;
-    continue when v_until >= v_now + make_interval(secs => p_awake / 2);
+    continue when v_until >= v_now + make_interval(secs => p_awake / 2) and v_until < v_now + interval '1 min';
     perform from image_jobs.wake w where w.provider = v_provider and w.awake_until = v_until for update skip locked;
     if found then
       delete from image_jobs.wake w where w.provider = v_provider and w.awake_until = v_until;
@@ -5939,7 +5969,7 @@ declare
   v_now timestamptz := image_jobs.now();
 begin
   update image_jobs.daemons d
-  set fresh_since = case when v_now - d.seen_at > d.lease / 2 then v_now else d.fresh_since end,
+  set fresh_since = case when v_now - d.seen_at > d.lease / 2 or d.fresh_since > v_now then v_now else d.fresh_since end,
     seen_at = v_now, in_flight = p_in_flight, session_lock = p_session_lock, draining = p_draining
   where d.id = p_daemon and d.ended_at is null;
   if not found then
@@ -6032,6 +6062,11 @@ begin
   ) then
     return 0;
   end if;
+  -- Seen by a clock that was ahead for a while: its lease begins now.
+  update image_jobs.daemons d set seen_at = v_now
+  where d.id = any (array(
+    select o.id from image_jobs.daemons o
+    where o.ended_at is null and o.id <> p_daemon and o.seen_at > v_now + o.lease order by o.id for update skip locked));
   for v_silent in
     select d.id, d.seen_at, d.seen_at < v_now - d.lease as lapsed from image_jobs.daemons d
     where d.ended_at is null and d.id <> p_daemon
@@ -6156,7 +6191,7 @@ begin
   if p_limit.per_minute is not null then
     select sum(s.starts), min(s.at) into v_starts, v_first
     from image_jobs.starts_of(p_limit.id) last
-    cross join lateral unnest(last.at, last.starts) as s (at, starts) where s.at >= v_second - 60;
+    cross join lateral unnest(last.at, last.starts) as s (at, starts) where s.at between v_second - 60 and v_second + 60;
     if v_starts >= p_limit.per_minute then
       return query select to_timestamp(v_first + 61), format(
         '%s may start %s image%s a minute here, and this minute''s are used up. What waits starts by itself.',
@@ -6245,7 +6280,8 @@ begin
     from living v where s.provider = any (v.providers)
     having bool_and(v.storage_closed_at is not null)
     union all
-    (select 5, 'blocked', null, b.until,
+    -- An end that is none, or in a year of five digits, which JavaScript and Python cannot read: until it is opened.
+    (select 5, 'blocked', null, case when b.until < '10000-01-01Z' then b.until end,
       coalesce(b.reason, format('%s is closed for a while. Images wait, and start by themselves.', concat_ws(' ', named.name, b.model)))
     from image_jobs.provider_blocks b
     where b.provider = s.provider and b.until > v_now
@@ -6660,19 +6696,21 @@ begin
     union all
     -- For a minute at least: 429s of seconds come and go.
     select 'provider_blocked', concat_ws(':', b.provider, b.model), 'warning', state.since,
-      format('%s is closed to all daemons until %s UTC: %s', concat_ws(':', b.provider, b.model),
-        to_char(b.until at time zone 'utc', 'YYYY-MM-DD HH24:MI'), left(coalesce(b.reason, 'no reason was given.'), 300)),
+      format('%s is closed to all daemons until %s: %s', concat_ws(':', b.provider, b.model),
+        case when b.until < '10000-01-01Z' then to_char(b.until at time zone 'utc', 'YYYY-MM-DD HH24:MI "UTC"') else 'it is opened' end,
+        left(coalesce(b.reason, 'no reason was given.'), 300)),
       'Do what the reason says. Deleting its row of image_jobs.provider_blocks opens it at once.'
     from image_jobs.provider_blocks b
     left join image_jobs.provider_states state
       on state.provider = b.provider and state.model is not distinct from b.model and state.state = 'blocked'
-    where b.until > v_now and b.until - coalesce(state.since, v_now) >= interval '1 min'
+    where b.until > v_now and b.until >= coalesce(state.since, v_now) + interval '1 min'
     union all
     select 'provider_unreachable', n.provider, 'critical', n.since,
       format('No daemon can connect to %s.', n.provider),
       'Look at the daemons'' network, and at the provider''s status page. Runs wait, or go on to their fallback.'
     from image_jobs.provider_states n
     where n.model is null and n.state = 'blocked' and n.until is null and n.since <= v_now - interval '1 min' and v_living > 0
+      and not exists (select from image_jobs.provider_blocks b where b.provider = n.provider and b.model is null and b.until > v_now)
     union all
     -- Longer than a minute altogether: 4 + 8 + 16 + 32 + 60 s.
     select 'provider_down', s.provider, 'critical', null::timestamptz,
@@ -7408,6 +7446,9 @@ create or replace function image_jobs.unshare_workflow(p_workflow uuid)
 returns void language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if p_workflow is null then
+    perform image_jobs.refuse('workflow_id is missing.', 'Name the workflow whose links are to be revoked.');
+  end if;
   perform image_jobs.require_member(p_workflow);
   perform image_jobs.lock_members(p_workflow);
   delete from image_jobs.workflow_links l where l.workflow_id = p_workflow;
@@ -7558,6 +7599,17 @@ create or replace function image_jobs.set_webhook_secrets(p_secrets jsonb)
 returns void language plpgsql volatile set search_path = ''
 as $$
 begin
+  if jsonb_typeof(p_secrets) is distinct from 'object' then
+    perform image_jobs.refuse('The webhook secrets must be an object of arrays.', 'Write them like {"openai": ["whsec_…"]}.');
+  end if;
+  if exists (
+    select from jsonb_each(p_secrets) p
+    cross join lateral jsonb_array_elements_text(case jsonb_typeof(p.value) when 'array' then p.value else '[]' end) s
+    where s.value is not null and image_jobs.webhook_key(p.key, s.value) is null)
+  then
+    perform image_jobs.refuse('A webhook secret is no base64 behind whsec_.',
+      'Copy it again from the provider, with all that it ends in.');
+  end if;
   if exists (
     select from jsonb_each(p_secrets) p
     where jsonb_typeof(p.value) <> 'array' or p.value = '[]' or exists (
@@ -7575,12 +7627,29 @@ begin
 end
 $$;
 
--- Returns a text as JSON; null if it is none, or none that jsonb can hold.
+-- Returns a text as JSON; of one that jsonb cannot hold (\u0000, half a surrogate pair, a number too large) only what a delivery is
+-- about. Null if it is none.
 create or replace function image_jobs.json_or_null(p_text text)
 returns jsonb language plpgsql immutable parallel safe set search_path = ''
 as $$
+declare
+  v_text text := p_text;
+  v_json json;
 begin
-  return p_text::jsonb;
+  begin
+    return p_text::jsonb;
+  exception when data_exception or statement_too_complex or program_limit_exceeded then
+    null;
+  end;
+  -- Twice: of two escapes in a row the first pass leaves the second. Whole pairs go, too: no id has one.
+  for pass in 1..2 loop
+    v_text := regexp_replace(
+      v_text, '(^|[^\\])((?:\\\\)*)\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F][0-9a-fA-F])', '\1\2\\ufffd', 'g');
+  end loop;
+  v_json := v_text::json;
+  return jsonb_build_object('id', v_json ->> 'id', 'job_id', v_json ->> 'job_id', 'type', v_json ->> 'type',
+    'status', v_json ->> 'status', 'state', v_json ->> 'state',
+    'data', jsonb_build_object('id', v_json #>> '{data,id}', 'job_id', v_json #>> '{data,job_id}'));
 exception when data_exception or statement_too_complex or program_limit_exceeded then
   return null;
 end
@@ -7618,11 +7687,11 @@ declare
 begin
   case p_provider
     when 'hmac' then
-      if image_jobs.is_signed(p_provider, p_body, array[v_signature], '', 'hex') then
+      if image_jobs.is_signed(p_provider, p_body, array[lower(v_signature)], '', 'hex') then
         return encode(sha256(convert_to(p_body, 'UTF8')), 'hex');
       end if;
     when 'midjourney' then
-      if image_jobs.is_signed(p_provider, split_part(v_state, '.', 1), array[split_part(v_state, '.', 2)], '', 'hex')
+      if image_jobs.is_signed(p_provider, split_part(v_state, '.', 1), array[lower(split_part(v_state, '.', 2))], '', 'hex')
         and v_state = split_part(v_state, '.', 1) || '.' || split_part(v_state, '.', 2)
       then
         return encode(sha256(convert_to(p_body, 'UTF8')), 'hex');
@@ -8661,6 +8730,9 @@ declare
   v_memberships integer;
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
+  if p_user_id is null then
+    perform image_jobs.refuse('forget_user needs the id of a user.', 'It stands in auth.users.');
+  end if;
   select coalesce(array_agg(m.workflow_id), '{}') into v_own
   from public.workflow_members m
   where m.user_id = p_user_id
@@ -8726,6 +8798,8 @@ $$;
 -- and the policies. Columns as of check_set_up.
 create or replace function image_jobs.storage_steps(p_bucket text, p_private boolean)
 returns table (step text, state text, note text, command text) language plpgsql stable set search_path = ''
+  -- Policies are compared as they are written without quotes.
+  set quote_all_identifiers = off
 as $$
 declare
   v_sources constant text := 'image-sources';
@@ -9087,7 +9161,8 @@ revoke all on image_jobs.provider_states, image_jobs.used_hours, public.image_pr
   from public, anon, authenticated, service_role;
 revoke all on sequence image_jobs.provider_states_id_seq from public, anon, authenticated, service_role;
 revoke all on function
-  image_jobs.add_up_hours(), image_jobs.budget_left(), image_jobs.check_limit(image_jobs.usage_limits, uuid, uuid, integer, numeric),
+  image_jobs.add_up_hours(), image_jobs.first_open_hour(), image_jobs.budget_left(),
+  image_jobs.check_limit(image_jobs.usage_limits, uuid, uuid, integer, numeric),
   image_jobs.count_waiting(uuid, uuid, bigint), image_jobs.has_budget(),
   image_jobs.images_together(timestamptz, bigint), image_jobs.limits_of_user(uuid),
   image_jobs.opens_again(text, numeric), image_jobs.period_end(text), image_jobs.period_start(text),

@@ -47,6 +47,8 @@ declare
   v_tables oid[];
   v_found jsonb := '[]';
 begin
+  -- Of this transaction: names are compared as they are written without quotes, here and in the three that follow.
+  perform set_config('quote_all_identifiers', 'off', true);
   select n.nspowner into v_owner from pg_namespace n where n.oid = v_schema;
   if v_schema is not null then
     v_ours := starts_with(coalesce(obj_description(v_schema, 'pg_namespace'), ''), v_marker)

@@ -7,7 +7,11 @@ create table if not exists image_jobs.provider_limits (
   per_minute integer check (per_minute >= 0),
   max_running integer check (max_running >= 0),
   paused boolean not null default false,
-  constraint provider_limits_one_row_each unique nulls not distinct (provider, model)
+  constraint provider_limits_one_row_each unique nulls not distinct (provider, model),
+  -- Written otherwise it would limit nothing.
+  constraint provider_limits_name_a_provider check (provider ~ '^[a-z0-9_.-]+$'),
+  constraint provider_limits_name_a_model_without_provider
+    check (model <> '' and model !~ '[[:space:]]' and not starts_with(model, provider || ':'))
 );
 comment on table image_jobs.provider_limits is 'Change by SQL at any time. model null: all models. A null limit: unlimited.';
 comment on column image_jobs.provider_limits.per_minute is 'Starts in any 60 seconds, over all daemons; exact.';
@@ -179,13 +183,14 @@ create table if not exists image_jobs.due_marks (
 comment on column image_jobs.due_marks.activity is 'How many claims and stale nodes there had been: while there are no more, nothing is gained by moving it.';
 comment on table image_jobs.due_marks is 'From when on something has fallen due that is not done; the newest version holds.';
 
--- Returns from when on a scan looks: somewhat before the mark, since who has made a run due may commit later than others.
+-- Returns from when on a scan looks: somewhat before the mark, since who has made a run due may commit later than others. A mark
+-- that lies ahead is of a clock that was wrong for a while.
 create or replace function image_jobs.due_from(p_queue text, p_full_scan boolean)
 returns timestamptz language plpgsql volatile set search_path = ''
 as $$
 begin
   return coalesce((
-    select m.due_at - interval '10 s' from image_jobs.due_marks m
+    select case when m.due_at <= image_jobs.now() then m.due_at - interval '10 s' end from image_jobs.due_marks m
     where m.queue = p_queue and not p_full_scan order by m.version desc limit 1), '-infinity');
 end
 $$;
@@ -200,7 +205,9 @@ declare
   v_activity bigint;
 begin
   select m.* into v_mark from image_jobs.due_marks m where m.queue = p_queue order by m.version desc limit 1;
-  if found and coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
+  if v_mark.due_at > image_jobs.now() then
+    v_mark.activity := null;
+  elsif found and coalesce(p_first - interval '1 s', image_jobs.now() - interval '1 min') <= v_mark.due_at then
     return;
   end if;
   v_activity := (select c.last_value from image_jobs.claims c) + (select s.last_value from image_jobs.stale_nodes_id_seq s);

@@ -9,7 +9,8 @@ create table if not exists image_jobs.provider_blocks (
   model text,
   until timestamptz not null,
   reason text,
-  constraint provider_blocks_one_row_each unique nulls not distinct (provider, model)
+  constraint provider_blocks_one_row_each unique nulls not distinct (provider, model),
+  constraint provider_blocks_name_a_provider check (provider ~ '^[a-z0-9_.-]+$')
 );
 -- Claims read from now on, however many there were before.
 create index if not exists provider_blocks_until on image_jobs.provider_blocks (provider, until);

@@ -15,8 +15,11 @@ create table if not exists image_jobs.usage_limits (
   workflow_id uuid,
   max_waiting integer check (max_waiting >= 0),
   images_per_day integer check (images_per_day >= 0),
-  usd_per_day numeric check (usd_per_day >= 0),
-  usd_per_month numeric check (usd_per_month >= 0),
+  usd_per_day numeric,
+  usd_per_month numeric,
+  -- NaN is greater than any number: such a limit would limit nothing.
+  constraint usage_limits_in_usd_are_amounts
+    check (usd_per_day >= 0 and usd_per_day < 'infinity' and usd_per_month >= 0 and usd_per_month < 'infinity'),
   constraint usage_limits_name_what_they_apply_to
     check ((user_id is not null) = (applies_to = 'user') and (workflow_id is not null) = (applies_to = 'workflow')),
   constraint usage_limits_one_row_each unique nulls not distinct (applies_to, user_id, workflow_id)
@@ -54,17 +57,26 @@ as $$
   select ((image_jobs.period_start(p_period) at time zone 'UTC') + ('1 ' || p_period)::interval) at time zone 'UTC'
 $$;
 
--- Add up the hours of this month that have been over for ten minutes, in which no transaction began that is not done yet.
+-- Returns the beginning of the first hour that is not over, or has not been for ten minutes: in those before it no transaction
+-- began that is not done yet.
+create or replace function image_jobs.first_open_hour()
+returns timestamptz language sql volatile set search_path = ''
+as $$
+  select date_trunc('hour', image_jobs.now() - interval '10 minutes', 'UTC')
+$$;
+
+-- Add up the hours of this month that are over. One that a clock which was wrong for a while has added up too early is taken back.
 create or replace function image_jobs.add_up_hours()
 returns void language sql volatile set search_path = ''
 as $$
+  delete from image_jobs.used_hours d where d.hour >= (select image_jobs.first_open_hour());
   insert into image_jobs.used_hours (hour, images, usd, unsettled)
   select h.hour, count(*) filter (where c.state = 'charged' and c.image),
     coalesce(sum(coalesce(c.cost, c.estimate, 0)) filter (where c.state = 'charged'), 0),
     coalesce(array_agg(c.id) filter (where c.state in ('open', 'unknown')), '{}')
   from generate_series(
     greatest(image_jobs.period_start('month'), (select max(d.hour) + interval '1 hour' from image_jobs.used_hours d)),
-    date_trunc('hour', image_jobs.now() - interval '10 minutes', 'UTC') - interval '1 hour', interval '1 hour') as h (hour)
+    image_jobs.first_open_hour() - interval '1 hour', interval '1 hour') as h (hour)
   left join image_jobs.calls c on c.opened_at >= h.hour and c.opened_at < h.hour + interval '1 hour'
   group by h.hour
   on conflict (hour) do nothing
@@ -76,17 +88,19 @@ language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
 declare
-  v_from timestamptz := greatest(p_since, (select max(h.hour) + interval '1 hour' from image_jobs.used_hours h where h.hour >= p_since));
+  v_open timestamptz := image_jobs.first_open_hour();
+  v_from timestamptz := greatest(p_since, (
+    select max(h.hour) + interval '1 hour' from image_jobs.used_hours h where h.hour >= p_since and h.hour < v_open));
 begin
   select coalesce(sum(u.images), 0), coalesce(sum(u.usd), 0) into images, usd
   from (
-    select h.images, h.usd from image_jobs.used_hours h where h.hour >= p_since
+    select h.images, h.usd from image_jobs.used_hours h where h.hour >= p_since and h.hour < v_open
     union all
     select case when c.state <> 'charged' or c.image then 1 else 0 end, coalesce(c.cost, c.estimate, 0)
     from image_jobs.used_hours h
     cross join lateral unnest(h.unsettled) as o (id)
     join image_jobs.calls c on c.id = o.id
-    where h.hour >= p_since and c.state <> 'free'
+    where h.hour >= p_since and h.hour < v_open and c.state <> 'free'
     union all
     select case when c.state <> 'charged' or c.image then 1 else 0 end, coalesce(c.cost, c.estimate, 0)
     from image_jobs.calls c

@@ -40,6 +40,10 @@ begin
   new.attempt := old.attempt;
   new.created_at := old.created_at;
   new.created_by := old.created_by;
+  -- Forgotten while the provider has it, a job would be made and paid a second time. A requeue is what asks for another.
+  if old.status = 'running' and old.provider_job_id is not null then
+    new.provider_job_id := old.provider_job_id;
+  end if;
   -- A provider job that an operator names is timed from now on: without that it would never time out.
   new.submitted_at := case
     when new.provider_job_id is distinct from old.provider_job_id and new.provider_job_id is not null then image_jobs.now()
@@ -62,6 +66,8 @@ begin
   -- Without a time it would never be claimed again.
   if new.due_at is null and old.due_at is not null and old.status in ('pending', 'running') then
     new.due_at := image_jobs.now();
+  elsif new.due_at = 'infinity' and old.due_at is distinct from new.due_at then
+    perform image_jobs.refuse('due_at must be a point in time.', 'Set it to now() to start at once, or set status to cancelled.');
   end if;
   if old.status = 'pending' and old.ticket is not null then
     new.lane := image_jobs.lane_of(coalesce(new.routed_to, new.processor));

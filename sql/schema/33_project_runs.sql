@@ -326,7 +326,7 @@ begin
           select from image_jobs.wake w
           where w.provider = coalesce(
               (select p.name from image_jobs.providers p where p.name = split_part(c.processor, ':', 1)), '?')
-            and w.awake_until > v_now))
+            and w.awake_until > v_now and w.awake_until < v_now + interval '1 min'))
   then
     perform pg_notify('image_jobs_wake', '');
   end if;

@@ -51,7 +51,7 @@ begin
       select v_limit.per_minute - coalesce(sum(recent.starts), 0) into v_left
       from image_jobs.starts_of(v_limit.id) last
       cross join lateral unnest(last.at, last.starts) as recent (at, starts)
-      where recent.at >= v_second - 60;
+      where recent.at between v_second - 60 and v_second + 60;
       v_least := least(v_least, v_left);
     end if;
     if v_limit.max_running is not null then
@@ -83,7 +83,7 @@ begin
     from (
       select r.at, sum(r.starts) as starts
       from (select * from unnest(v_last.at, v_last.starts) union all select v_second, p_starts) r (at, starts)
-      where r.at >= v_second - 60
+      where r.at between v_second - 60 and v_second + 60
       group by r.at
     ) s;
   end loop;

@@ -112,7 +112,7 @@ begin
     select '?' union select unnest(c.providers) from image_jobs.claimants c where c.daemon = p_daemon order by 1
   loop
     select w.awake_until into v_until from image_jobs.wake w where w.provider = v_provider order by w.awake_until desc limit 1;
-    continue when v_until >= v_now + make_interval(secs => p_awake / 2);
+    continue when v_until >= v_now + make_interval(secs => p_awake / 2) and v_until < v_now + interval '1 min';
     perform from image_jobs.wake w where w.provider = v_provider and w.awake_until = v_until for update skip locked;
     if found then
       delete from image_jobs.wake w where w.provider = v_provider and w.awake_until = v_until;

@@ -55,7 +55,7 @@ declare
   v_now timestamptz := image_jobs.now();
 begin
   update image_jobs.daemons d
-  set fresh_since = case when v_now - d.seen_at > d.lease / 2 then v_now else d.fresh_since end,
+  set fresh_since = case when v_now - d.seen_at > d.lease / 2 or d.fresh_since > v_now then v_now else d.fresh_since end,
     seen_at = v_now, in_flight = p_in_flight, session_lock = p_session_lock, draining = p_draining
   where d.id = p_daemon and d.ended_at is null;
   if not found then
@@ -148,6 +148,11 @@ begin
   ) then
     return 0;
   end if;
+  -- Seen by a clock that was ahead for a while: its lease begins now.
+  update image_jobs.daemons d set seen_at = v_now
+  where d.id = any (array(
+    select o.id from image_jobs.daemons o
+    where o.ended_at is null and o.id <> p_daemon and o.seen_at > v_now + o.lease order by o.id for update skip locked));
   for v_silent in
     select d.id, d.seen_at, d.seen_at < v_now - d.lease as lapsed from image_jobs.daemons d
     where d.ended_at is null and d.id <> p_daemon

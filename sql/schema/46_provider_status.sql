@@ -52,7 +52,7 @@ begin
   if p_limit.per_minute is not null then
     select sum(s.starts), min(s.at) into v_starts, v_first
     from image_jobs.starts_of(p_limit.id) last
-    cross join lateral unnest(last.at, last.starts) as s (at, starts) where s.at >= v_second - 60;
+    cross join lateral unnest(last.at, last.starts) as s (at, starts) where s.at between v_second - 60 and v_second + 60;
     if v_starts >= p_limit.per_minute then
       return query select to_timestamp(v_first + 61), format(
         '%s may start %s image%s a minute here, and this minute''s are used up. What waits starts by itself.',
@@ -141,7 +141,8 @@ begin
     from living v where s.provider = any (v.providers)
     having bool_and(v.storage_closed_at is not null)
     union all
-    (select 5, 'blocked', null, b.until,
+    -- An end that is none, or in a year of five digits, which JavaScript and Python cannot read: until it is opened.
+    (select 5, 'blocked', null, case when b.until < '10000-01-01Z' then b.until end,
       coalesce(b.reason, format('%s is closed for a while. Images wait, and start by themselves.', concat_ws(' ', named.name, b.model)))
     from image_jobs.provider_blocks b
     where b.provider = s.provider and b.until > v_now

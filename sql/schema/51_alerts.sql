@@ -90,19 +90,21 @@ begin
     union all
     -- For a minute at least: 429s of seconds come and go.
     select 'provider_blocked', concat_ws(':', b.provider, b.model), 'warning', state.since,
-      format('%s is closed to all daemons until %s UTC: %s', concat_ws(':', b.provider, b.model),
-        to_char(b.until at time zone 'utc', 'YYYY-MM-DD HH24:MI'), left(coalesce(b.reason, 'no reason was given.'), 300)),
+      format('%s is closed to all daemons until %s: %s', concat_ws(':', b.provider, b.model),
+        case when b.until < '10000-01-01Z' then to_char(b.until at time zone 'utc', 'YYYY-MM-DD HH24:MI "UTC"') else 'it is opened' end,
+        left(coalesce(b.reason, 'no reason was given.'), 300)),
       'Do what the reason says. Deleting its row of image_jobs.provider_blocks opens it at once.'
     from image_jobs.provider_blocks b
     left join image_jobs.provider_states state
       on state.provider = b.provider and state.model is not distinct from b.model and state.state = 'blocked'
-    where b.until > v_now and b.until - coalesce(state.since, v_now) >= interval '1 min'
+    where b.until > v_now and b.until >= coalesce(state.since, v_now) + interval '1 min'
     union all
     select 'provider_unreachable', n.provider, 'critical', n.since,
       format('No daemon can connect to %s.', n.provider),
       'Look at the daemons'' network, and at the provider''s status page. Runs wait, or go on to their fallback.'
     from image_jobs.provider_states n
     where n.model is null and n.state = 'blocked' and n.until is null and n.since <= v_now - interval '1 min' and v_living > 0
+      and not exists (select from image_jobs.provider_blocks b where b.provider = n.provider and b.model is null and b.until > v_now)
     union all
     -- Longer than a minute altogether: 4 + 8 + 16 + 32 + 60 s.
     select 'provider_down', s.provider, 'critical', null::timestamptz,

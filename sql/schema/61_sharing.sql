@@ -170,6 +170,9 @@ create or replace function image_jobs.unshare_workflow(p_workflow uuid)
 returns void language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if p_workflow is null then
+    perform image_jobs.refuse('workflow_id is missing.', 'Name the workflow whose links are to be revoked.');
+  end if;
   perform image_jobs.require_member(p_workflow);
   perform image_jobs.lock_members(p_workflow);
   delete from image_jobs.workflow_links l where l.workflow_id = p_workflow;

@@ -49,6 +49,17 @@ create or replace function image_jobs.set_webhook_secrets(p_secrets jsonb)
 returns void language plpgsql volatile set search_path = ''
 as $$
 begin
+  if jsonb_typeof(p_secrets) is distinct from 'object' then
+    perform image_jobs.refuse('The webhook secrets must be an object of arrays.', 'Write them like {"openai": ["whsec_…"]}.');
+  end if;
+  if exists (
+    select from jsonb_each(p_secrets) p
+    cross join lateral jsonb_array_elements_text(case jsonb_typeof(p.value) when 'array' then p.value else '[]' end) s
+    where s.value is not null and image_jobs.webhook_key(p.key, s.value) is null)
+  then
+    perform image_jobs.refuse('A webhook secret is no base64 behind whsec_.',
+      'Copy it again from the provider, with all that it ends in.');
+  end if;
   if exists (
     select from jsonb_each(p_secrets) p
     where jsonb_typeof(p.value) <> 'array' or p.value = '[]' or exists (
@@ -66,12 +77,29 @@ begin
 end
 $$;
 
--- Returns a text as JSON; null if it is none, or none that jsonb can hold.
+-- Returns a text as JSON; of one that jsonb cannot hold (\u0000, half a surrogate pair, a number too large) only what a delivery is
+-- about. Null if it is none.
 create or replace function image_jobs.json_or_null(p_text text)
 returns jsonb language plpgsql immutable parallel safe set search_path = ''
 as $$
+declare
+  v_text text := p_text;
+  v_json json;
 begin
-  return p_text::jsonb;
+  begin
+    return p_text::jsonb;
+  exception when data_exception or statement_too_complex or program_limit_exceeded then
+    null;
+  end;
+  -- Twice: of two escapes in a row the first pass leaves the second. Whole pairs go, too: no id has one.
+  for pass in 1..2 loop
+    v_text := regexp_replace(
+      v_text, '(^|[^\\])((?:\\\\)*)\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F][0-9a-fA-F])', '\1\2\\ufffd', 'g');
+  end loop;
+  v_json := v_text::json;
+  return jsonb_build_object('id', v_json ->> 'id', 'job_id', v_json ->> 'job_id', 'type', v_json ->> 'type',
+    'status', v_json ->> 'status', 'state', v_json ->> 'state',
+    'data', jsonb_build_object('id', v_json #>> '{data,id}', 'job_id', v_json #>> '{data,job_id}'));
 exception when data_exception or statement_too_complex or program_limit_exceeded then
   return null;
 end
@@ -109,11 +137,11 @@ declare
 begin
   case p_provider
     when 'hmac' then
-      if image_jobs.is_signed(p_provider, p_body, array[v_signature], '', 'hex') then
+      if image_jobs.is_signed(p_provider, p_body, array[lower(v_signature)], '', 'hex') then
         return encode(sha256(convert_to(p_body, 'UTF8')), 'hex');
       end if;
     when 'midjourney' then
-      if image_jobs.is_signed(p_provider, split_part(v_state, '.', 1), array[split_part(v_state, '.', 2)], '', 'hex')
+      if image_jobs.is_signed(p_provider, split_part(v_state, '.', 1), array[lower(split_part(v_state, '.', 2))], '', 'hex')
         and v_state = split_part(v_state, '.', 1) || '.' || split_part(v_state, '.', 2)
       then
         return encode(sha256(convert_to(p_body, 'UTF8')), 'hex');

@@ -374,6 +374,9 @@ declare
   v_memberships integer;
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
+  if p_user_id is null then
+    perform image_jobs.refuse('forget_user needs the id of a user.', 'It stands in auth.users.');
+  end if;
   select coalesce(array_agg(m.workflow_id), '{}') into v_own
   from public.workflow_members m
   where m.user_id = p_user_id

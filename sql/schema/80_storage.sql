@@ -28,6 +28,8 @@ $$;
 -- and the policies. Columns as of check_set_up.
 create or replace function image_jobs.storage_steps(p_bucket text, p_private boolean)
 returns table (step text, state text, note text, command text) language plpgsql stable set search_path = ''
+  -- Policies are compared as they are written without quotes.
+  set quote_all_identifiers = off
 as $$
 declare
   v_sources constant text := 'image-sources';

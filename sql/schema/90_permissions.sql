@@ -117,7 +117,8 @@ revoke all on image_jobs.provider_states, image_jobs.used_hours, public.image_pr
   from public, anon, authenticated, service_role;
 revoke all on sequence image_jobs.provider_states_id_seq from public, anon, authenticated, service_role;
 revoke all on function
-  image_jobs.add_up_hours(), image_jobs.budget_left(), image_jobs.check_limit(image_jobs.usage_limits, uuid, uuid, integer, numeric),
+  image_jobs.add_up_hours(), image_jobs.first_open_hour(), image_jobs.budget_left(),
+  image_jobs.check_limit(image_jobs.usage_limits, uuid, uuid, integer, numeric),
   image_jobs.count_waiting(uuid, uuid, bigint), image_jobs.has_budget(),
   image_jobs.images_together(timestamptz, bigint), image_jobs.limits_of_user(uuid),
   image_jobs.opens_again(text, numeric), image_jobs.period_end(text), image_jobs.period_start(text),

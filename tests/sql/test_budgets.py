@@ -418,3 +418,10 @@ async def test_hours_that_were_added_up_count_as_before(db: Db, daemon: Daemon) 
     assert before is not None
     assert after is not None
     assert (after["images"], after["usd"]) == (before["images"] - 1, before["usd"] - Decimal("0.04"))
+
+
+@pytest.mark.parametrize("column", ["usd_per_day", "usd_per_month"])
+@pytest.mark.parametrize("amount", ["NaN", "Infinity", "-1"])
+async def test_a_budget_that_is_no_amount_is_refused(db: Db, column: str, amount: str) -> None:
+    with pytest.raises(asyncpg.CheckViolationError, match="usage_limits_in_usd_are_amounts"):
+        await db.execute(f"update image_jobs.usage_limits set {column} = '{amount}'")

@@ -234,6 +234,25 @@ async def test_a_run_whose_due_at_is_emptied_is_due_now(db: Db, daemon: Daemon, 
         assert (await daemon.claim_one())["id"] == run
 
 
+@pytest.mark.one_postgres
+@pytest.mark.parametrize("state", ["pending", "parked"])
+async def test_a_run_is_not_put_off_for_ever(db: Db, daemon: Daemon, state: str) -> None:
+    run = await run_in(db, daemon, state)
+    before = await run_row(db, run)
+    with pytest.raises(REFUSED, match="due_at must be a point in time"):
+        await db.execute("update runs set due_at = 'infinity' where id = $1", run)
+    assert await run_row(db, run) == before
+
+
+@pytest.mark.one_postgres
+@pytest.mark.parametrize("status", ["running", "cancelled"])
+@pytest.mark.parametrize("job", ["null", "''", "'other'"])
+async def test_a_job_under_way_is_not_forgotten(db: Db, daemon: Daemon, status: str, job: str) -> None:
+    run = await run_in(db, daemon, "parked")
+    await db.execute(f"update runs set provider_job_id = {job}, status = '{status}' where id = $1", run)
+    assert (await run_row(db, run))["provider_job_id"] == "order-1"
+
+
 async def test_an_operator_moves_a_run_forward(db: Db, daemon: Daemon) -> None:
     await insert_run(db)
     urgent = await insert_run(db)

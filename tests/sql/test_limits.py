@@ -332,3 +332,13 @@ async def test_the_functions_that_run_most_have_their_plans_pinned(db):
             "used_together",
         )
     ]
+
+
+@pytest.mark.one_postgres
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [("OpenAI", None), ("", None), ("openai ", None), ("openai", ""), ("openai", "a b"), ("openai", "openai:dall-e-3")],
+)
+async def test_a_limit_that_names_nothing_is_refused(db, provider, model):
+    with pytest.raises(asyncpg.CheckViolationError, match="provider_limits_name_a_"):
+        await db.execute("insert into image_jobs.provider_limits (provider, model) values ($1, $2)", provider, model)

@@ -252,6 +252,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "image_jobs.due_checks": NOBODY,
     "image_jobs.route_hash": SIGNED_IN,
     "image_jobs.add_up_hours": NOBODY,
+    "image_jobs.first_open_hour": NOBODY,
     "image_jobs.budget_left": NOBODY,
     "image_jobs.check_limit": NOBODY,
     "image_jobs.check_usage": NOBODY,

@@ -94,6 +94,22 @@ async def test_a_block_says_until_when_and_why(db: Db, daemon: Daemon) -> None:
     assert (await status(db))["state"] == "open"
 
 
+@pytest.mark.every_postgres
+@pytest.mark.parametrize("until", ["infinity", "20000-01-01"])
+async def test_a_block_without_end_holds_until_opened(db: Db, daemon: Daemon, until: str) -> None:
+    await db.execute(
+        f"insert into image_jobs.provider_blocks (provider, until, reason) values ('openai', '{until}', 'No money.')"
+    )
+    row = await status(db)
+    assert (row["state"], row["until"], row["sentence"]) == ("blocked", None, "No money.")
+    await move_clock(db, "2 min")
+    await daemon.beat()
+    alerts = await db.fetch("select name, sentence from image_jobs.alerts where name like 'provider%'")
+    assert [tuple(alert) for alert in alerts] == [
+        ("provider_blocked", "openai is closed to all daemons until it is opened: No money.")
+    ]
+
+
 async def test_a_blocked_model_closes_its_other_names_alone(db: Db, daemon: Daemon) -> None:
     retired = {"retired": "2026-01-01", "successor": "large"}
     await publish(db, "openai", {"model": "large"}, {"model": "small"}, {"model": "old", **retired})

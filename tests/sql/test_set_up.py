@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from daemon.indexes import build_indexes
 from daemon.migrate import Migrated, migrate
 from tests.support.postgres import MIGRATIONS, SUPABASE, Cluster, connect, wait_until
 from tests.support.protocol import new_daemon, run_in
@@ -175,3 +176,15 @@ async def test_of_two_at_once_the_second_finds_it_made(postgres: Cluster, projec
     states = sorted(step.state for done in await asyncio.gather(*both) for step in done.steps if step.step == POLICY)
     assert states == ["made", "there"]
     await first.close()
+
+
+@pytest.mark.one_postgres
+async def test_quoted_identifiers_make_no_difference(postgres: Cluster, project: str) -> None:
+    await postgres.sudo(f"alter database {project.rpartition('/')[2]} set quote_all_identifiers = on")
+    await migrate(project)
+    again = await migrate(project)
+    assert {step.state for step in again.steps} == {"there"}
+    db = await connect(project)
+    sql = max(MIGRATIONS.glob("*.sql")).read_text()
+    assert await build_indexes(db, sql, timeout=60) == []
+    await db.close()

@@ -297,6 +297,14 @@ async def test_an_older_snapshot_counts_no_members(database: str, db: Db) -> Non
     assert await members(db) == {ANN}
 
 
+@pytest.mark.one_postgres
+@pytest.mark.parametrize("function", ["public.share_workflow", "public.unshare_workflow", "image_jobs.forget_user"])
+async def test_operators_have_to_name_whom_they_mean(db: Db, function: str) -> None:
+    with pytest.raises(asyncpg.InvalidParameterValueError) as refused:
+        await db.fetchval(f"select {function}(null)")
+    assert refused.value.hint
+
+
 @pytest.mark.parametrize("function", ["share_workflow", "unshare_workflow", "leave_workflow", "join_workflow"])
 async def test_callers_without_a_user_id_are_refused(db: Db, function: str) -> None:
     argument = await share(db) if function == "join_workflow" else ANNS

@@ -81,6 +81,27 @@ async def test_a_signed_body_that_jsonb_cannot_hold_is_received(db: Db, body: st
     assert await bodies_kept(db) == [body]
 
 
+NAMED = """{"state":"%s","job_id":"run","type":"done",%s,"data":{"id":"order-1","job_id":"x"}}"""
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '"t":"\\u0000"', '"t":"\\ud800"', '"t":"\\uDFFF\\ud83e\\udd8a\\u0000"', '"t":"\\\\\\u0000"', '"\\u0000\\u0000":0',
+        '"n":1e999999', '"t":"\\\\u0000\\ud83e"',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("provider", ["hmac", "openai", "midjourney"])
+async def test_any_signed_body_names_its_job(db: Db, provider: str, odd: str) -> None:
+    body = NAMED % (f"run.{hex_hmac('run')}", odd)
+    headers = {"webhook-signature": hex_hmac(body)} if provider == "hmac" else signed(body)
+    assert (await by_sql(db)(provider, body, headers))[0] == 200
+    kept = await db.fetchrow("select provider_job_id, type, body from image_jobs.webhook_deliveries")
+    assert kept is not None
+    assert tuple(kept) == ("order-1", "done", body)
+
+
 @pytest.mark.usefixtures("secrets")
 async def test_a_mebibyte_is_received_and_a_byte_more_is_not(db: Db, post: Post) -> None:
     full = json.dumps({"text": ("word " * 209_715)[: 1_048_576 - len('{"text": ""}')]})
