@@ -1,11 +1,31 @@
-"""Undo the compression of a body, asked for or not: its first bytes say whether there is one, its headers do not."""
+"""Undo the compression of a body, and its character set, asked for or not: its first bytes say which, its headers do not."""
 
+import codecs
+import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
+
+from daemon.magic import image_type, is_text
 
 _GZIP = b"\x1f\x8b"
 _EITHER = zlib.MAX_WBITS | 32
 """Either container, by its header."""
+_NEITHER = -zlib.MAX_WBITS
+"""Deflate without a container (RFC 1951), as some servers send it."""
+_HEAD = 1024
+"""Bytes after which a body without a container has shown whether it is compressed."""
+_TELLING = 8
+"""Bytes that are a text by chance no more."""
+_READABLE = re.compile(rb'\s*[{["]|(?:data|event|id|retry|):|\s*<')
+_WIDE = (
+    *((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),  # before UTF-16, whose mark begins alike
+    *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
+    *((mark + b"\0\0\0", "utf-32-le") for mark in (b"{", b"[", b'"')),
+    *((b"\0\0\0" + mark, "utf-32-be") for mark in (b"{", b"[", b'"')),
+    *((mark + b"\0", "utf-16-le") for mark in (b"{", b"[", b'"')),
+    *((b"\0" + mark, "utf-16-be") for mark in (b"{", b"[", b'"')),
+)
+"""How JSON begins in other encodings of Unicode than UTF-8."""
 _MOST_LAYERS = 2
 _PIECE = 1 << 16
 """Bytes that are made at once of compressed ones, of which a few may stand for a thousand times as many."""
@@ -34,9 +54,10 @@ async def _undone_once(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     head = b""
     async for chunk in chunks:
         head += chunk
-        if len(head) >= 2:
+        if len(head) >= 2 and (_is_compressed(head) or _is_plain(head) or len(head) >= _HEAD):
             break
-    inflater = _Inflater() if _is_compressed(head) else None
+    container = _EITHER if _is_compressed(head) else _NEITHER if _is_raw(head) else None
+    inflater = None if container is None else _Inflater(container)
     for piece in inflater.feed(head) if inflater else filter(None, [head]):
         yield piece
     async for chunk in chunks:
@@ -47,10 +68,10 @@ async def _undone_once(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
 
 
 class _Inflater:
-    """Inflates the members of a compressed body, one after the other."""
+    """Inflates the members of a compressed body, one after the other. The first is in `container`: `_EITHER`, or `_NEITHER`."""
 
-    def __init__(self) -> None:
-        self._member = zlib.decompressobj(_EITHER)
+    def __init__(self, container: int) -> None:
+        self._member = zlib.decompressobj(container)
 
     @property
     def is_whole(self) -> bool:
@@ -84,3 +105,34 @@ def _is_compressed(head: bytes) -> bool:
     if head.startswith(_GZIP):
         return True
     return len(head) >= 2 and head[0] == 0x78 and int.from_bytes(head[:2], "big") % 31 == 0
+
+
+def _is_plain(head: bytes) -> bool:
+    """Return whether a body begins as one that is not compressed."""
+    return image_type(head) is not None or (len(head) >= _TELLING and is_text(head))
+
+
+def _is_raw(head: bytes) -> bool:
+    """Return whether the beginning of a body is deflate without a container: it has no mark, so what it stands for decides."""
+    if not head or image_type(head) is not None or is_text(head):
+        return False
+    try:
+        inflated = zlib.decompressobj(_NEITHER).decompress(head, _HEAD)
+    except zlib.error:
+        return False
+    return image_type(inflated) is not None or (_READABLE.match(inflated) is not None and is_text(inflated))
+
+
+async def in_utf8(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield JSON that is in UTF-16 or UTF-32 as UTF-8, and any other body as it is."""
+    head = b""
+    async for chunk in chunks:
+        head += chunk
+        if len(head) >= 4:
+            break
+    encoding = next((name for mark, name in _WIDE if head.startswith(mark)), None)
+    decoder = None if encoding is None else codecs.getincrementaldecoder(encoding)("replace")
+    if head:
+        yield head if decoder is None else decoder.decode(head).encode()
+    async for chunk in chunks:
+        yield chunk if decoder is None else decoder.decode(chunk).encode()

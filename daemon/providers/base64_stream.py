@@ -6,6 +6,7 @@ Both alphabets, with and without padding, with line breaks, within quotation mar
 
 import binascii
 import re
+import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
@@ -106,10 +107,11 @@ class Base64Decoder:
         self._to.write(decoded)
 
 
-def unescaped(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the text that the inside of a JSON string stands for, as far as it may be base64."""
+def unescaped(file: BinaryIO, size: int = sys.maxsize) -> Iterator[bytes]:
+    """Yield the text that the inside of a JSON string stands for, as far as it may be base64. It has `size` bytes at most."""
     held = b""
-    while block := file.read(_BLOCK):
+    while block := file.read(min(size, _BLOCK)):
+        size -= len(block)
         block = held + block
         cut = block.rfind(b"\\", -_LONGEST_ESCAPE + 1)  # perhaps the block's end cuts an escape
         block, held = (block[:cut], block[cut:]) if cut >= 0 else (block, b"")

@@ -1,25 +1,38 @@
-"""Read the body of a response while it is received: a picture, a JSON document, or a stream of events.
+"""Read the body of a response while it is received: a picture, JSON documents, or a stream of events.
 
 Its first bytes say which it is, not its Content-Type. Memory stays small whatever comes: pictures and long texts go to disk.
+What a server, or something in between, has put around it is passed over (a comment, a guard against JSONP, quotation marks, a
+multipart form): the picture in it is paid for.
 """
 
+import asyncio
+import mmap
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from daemon.fetch.encodings import undone
+from daemon.fetch.encodings import in_utf8, undone
 from daemon.magic import ENOUGH, image_type, is_text
 from daemon.providers.base64_stream import ImageTooLarge
 from daemon.providers.event_stream import Document, EventStream
 from daemon.providers.lenient import NotJson
-from daemon.providers.spool import JsonStream, Spool
+from daemon.providers.pictures import NotAPicture, find_picture, save_picture
+from daemon.providers.spool import LONGEST, JsonStream, Spool, write_inside
 
-_MOST_BLANK = 4096
 _MARK = b"\xef\xbb\xbf"
 _JSON = re.compile(rb'[{["]|null|true|false|-?[0-9]')
+_URI = b"data:image/"
 _EVENTS = re.compile(rb"(?:data|event|id|retry)[:\r\n]|:")
+_ENCODED = re.compile(rb"iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR|AAAA[A-Za-z0-9+/_-]{2}Z0eXBhdm")
+"""How the base64 of a picture begins."""
+_OBJECT = re.compile(rb"[{[]")
+_MULTIPART = b"--"
+_HEADERS_END = re.compile(rb"\r?\n\r?\n")
+_MOST_PARTS = 50
+_BLOCK = 1 << 20
 
 
 class NotUnderstood(Exception):
@@ -44,7 +57,7 @@ Part = Document | Picture | Unreadable
 
 
 async def read_body(chunks: AsyncIterator[bytes], spool: Spool) -> AsyncGenerator[Part]:
-    """Yield what a body consists of: nothing for an empty one, many documents for a stream of events, else one part.
+    """Yield what a body consists of: nothing for an empty one, the documents of a stream, else one part.
 
     A document that is complete is yielded also where the body breaks off behind it; the error comes after it.
 
@@ -59,44 +72,63 @@ async def read_body(chunks: AsyncIterator[bytes], spool: Spool) -> AsyncGenerato
         OSError: For trouble with the disk.
         Exception: Those of `chunks`.
     """
-    async with aclosing(undone(chunks)) as plain:
-        head = b""
-        kind = None
-        async for chunk in plain:
-            head += chunk
-            if (kind := _kind(head, whole=False)) is not None:
-                break
-        kind = kind or _kind(head, whole=True)
-        if kind is None:
+    async with aclosing(undone(chunks)) as plain, aclosing(_parts(in_utf8(plain), spool, within=False)) as parts:
+        async for part in parts:
+            yield part
+
+
+async def _begin(chunks: AsyncIterator[bytes]) -> tuple[str | None, AsyncIterator[bytes]]:
+    """Return what a body is, and the whole of it."""
+    head = b""
+    async for chunk in chunks:
+        head += chunk
+        if not head.strip():  # signs of life, until there is more to say
+            head = b""
+        elif (kind := _kind(head, whole=False)) is not None:
+            return kind, _chained(head, chunks)
+    return _kind(head, whole=True), _chained(head, chunks)
+
+
+async def _parts(chunks: AsyncIterator[bytes], spool: Spool, *, within: bool) -> AsyncGenerator[Part]:
+    """Yield the parts of a body, or of what was found `within` one."""
+    kind, body = await _begin(chunks)
+    match kind:
+        case None:
             return
-        body = _chained(head, plain)
-        if kind == "json":
-            yield await _read_json(body, spool)
-        elif kind == "events":
-            async for document in _read_events(body, spool):
-                yield document
-        elif kind == "picture":
+        case "picture":
             yield Picture(await _save(body, spool))
-        elif kind == "bytes":
+        case "bytes":
             yield Unreadable(await _save(body, spool))
-        else:
-            raise NotUnderstood
+        case "encoded":
+            yield await _read_encoded(body, spool)
+        case "json":
+            async for part in _read_json(body, spool, within=within):
+                yield part
+        case "events":
+            async for part in _read_events(body, spool):
+                yield part
+        case _:
+            async for part in _read_text(body, spool):
+                yield part
 
 
-def _kind(head: bytes, *, whole: bool) -> str | None:
+def _kind(head: bytes, *, whole: bool) -> str | None:  # noqa: PLR0911 - a table
     """Return what a body is by its beginning; None while more is needed, and for an empty one."""
-    if image_type(head) is not None and (whole or len(head) >= ENOUGH):
+    enough = whole or len(head) >= ENOUGH
+    if image_type(head) is not None and enough:
         return "picture"
     text = head.removeprefix(_MARK).lstrip()
-    if not text:
-        return "text" if len(head) > _MOST_BLANK else None
+    if text.startswith(_URI) or (enough and _ENCODED.match(text)):
+        return "encoded"
+    if not text or (_URI.startswith(text) and not whole):
+        return None
     if _JSON.match(text):
         return "json"
     if _EVENTS.match(text):
         return "events"
-    if len(head) < ENOUGH and not whole:
+    if not enough:
         return None
-    return "text" if is_text(head[:1024]) else "bytes"
+    return "text" if is_text(head[:1024]) or text.startswith(_MULTIPART) else "bytes"
 
 
 async def _chained(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -105,7 +137,7 @@ async def _chained(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
         yield chunk
 
 
-async def _read_json(body: AsyncIterator[bytes], spool: Spool) -> Document:
+async def _read_json(body: AsyncIterator[bytes], spool: Spool, *, within: bool) -> AsyncGenerator[Part]:
     stream = JsonStream(spool)
     broken: Exception | None = None
     try:
@@ -115,13 +147,132 @@ async def _read_json(body: AsyncIterator[bytes], spool: Spool) -> Document:
         except Exception as error:  # noqa: BLE001 - it is raised below, unless the document is complete without more
             broken = error
         try:
-            return Document(stream.finish())
+            documents = stream.finish()
         except NotJson:
-            if broken is None:
-                raise NotUnderstood from None
-            raise broken from None
+            if (picture := await _ended_picture(stream, spool)) is None:
+                raise (broken or NotUnderstood) from None
+            yield picture
+            return
     finally:
         stream.close()
+    if len(documents) > 1:
+        for document in documents:
+            yield Document(document, "")
+        if broken is not None:
+            raise broken
+    elif isinstance(documents[0], str) and not within:
+        async for part in _read_string(documents[0], spool):
+            yield part
+    else:
+        yield Document(documents[0])
+
+
+async def _ended_picture(stream: JsonStream, spool: Spool) -> Picture | None:
+    """Return the last picture of a document that breaks off behind it."""
+    for name in reversed(stream.ended_texts()):
+        try:
+            return Picture(await save_picture(name, spool))
+        except NotAPicture:
+            continue
+    return None
+
+
+async def _read_string(value: str, spool: Spool) -> AsyncGenerator[Part]:
+    """Yield what is within a JSON string that is the whole body; the string itself if that is nothing."""
+    source, target = spool.path(value), spool.new_path()
+    if source is None:
+        target.write_text(value, "utf-8", "replace")
+    else:
+        await asyncio.to_thread(write_inside, source, target)
+    parts = [part async for part in _within(target, 0, spool)]
+    for part in parts or [Document(value)]:
+        yield part
+
+
+async def _read_encoded(body: AsyncIterator[bytes], spool: Spool) -> Part:
+    """Read a body that is the base64 of a picture."""
+    text = await _save_text(body, spool)
+    found = await asyncio.to_thread(find_picture, text, spool)
+    return Unreadable(text) if found is None else Picture(found)
+
+
+async def _read_text(body: AsyncIterator[bytes], spool: Spool) -> AsyncGenerator[Part]:
+    """Yield what is in a text around it. A long text in which there is nothing, and which is no page, is kept."""
+    path = await _save_text(body, spool)
+    if (picture := await asyncio.to_thread(_attached, path, spool)) is not None:
+        yield picture
+        return
+    is_page, begins = await asyncio.to_thread(_look_through, path)
+    if begins is not None and not is_page:
+        parts = [part async for part in _within(path, begins, spool)]
+        if any(isinstance(part, Document) and part.value for part in parts):
+            for part in parts:
+                yield part
+            return
+    if (found := await asyncio.to_thread(find_picture, path, spool)) is not None:
+        yield Picture(found)
+    elif path.is_file() and path.stat().st_size > LONGEST and not is_page:
+        yield Unreadable(path)
+    else:
+        raise NotUnderstood
+
+
+async def _within(path: Path, begins: int, spool: Spool) -> AsyncGenerator[Part]:
+    """Yield the parts of a text in a file from a place on; nothing if it cannot be read."""
+    try:
+        async for part in _parts(_blocks(path, begins), spool, within=True):
+            yield part
+    except NotUnderstood:
+        return
+
+
+def _look_through(path: Path) -> tuple[bool, int | None]:
+    """Return whether a text is a page, and where JSON may begin in it."""
+    with path.open("rb") as file:
+        head = file.read(_BLOCK)
+    begins = _OBJECT.search(head)
+    return head.lstrip().startswith(b"<"), None if begins is None else begins.start()
+
+
+def _attached(path: Path, spool: Spool) -> Picture | None:
+    """Write the first picture of a multipart form into a file of its own (RFC 2046)."""
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        if text[:2] != _MULTIPART:
+            return None
+        first = text[: max(text.find(b"\n"), 2)]
+        boundary = (b"\r\n" if first.endswith(b"\r") else b"\n") + first.strip()
+        for headers in islice(_HEADERS_END.finditer(text), _MOST_PARTS):
+            begins = headers.end()
+            if image_type(text[begins : begins + ENOUGH]) is None:
+                continue
+            ends = text.find(boundary, begins)
+            ends = len(text) if ends < 0 else ends
+            if ends - begins > spool.max_bytes:
+                raise ImageTooLarge
+            target = spool.new_path()
+            with target.open("wb") as to:
+                for start in range(begins, ends, _BLOCK):
+                    to.write(text[start : min(start + _BLOCK, ends)])
+            return Picture(target)
+    return None
+
+
+async def _blocks(path: Path, begins: int = 0) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(begins)
+        while block := await asyncio.to_thread(file.read, _BLOCK):
+            yield block
+
+
+async def _save_text(body: AsyncIterator[bytes], spool: Spool) -> Path:
+    path = spool.new_path()
+    with path.open("wb") as file:
+        async for chunk in body:
+            spool.take(len(chunk))
+            file.write(chunk)
+    return path
 
 
 async def _save(body: AsyncIterator[bytes], spool: Spool) -> Path:

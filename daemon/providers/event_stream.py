@@ -30,6 +30,14 @@ class Document:
         """The document as an object; None if it is something else."""
         return cast("dict[str, Any]", self.value) if isinstance(self.value, dict) else None
 
+    def unwrapped(self) -> list["Document"]:
+        """Return the documents of a list of objects, which stand for a stream if there are several; else this one."""
+        listed = cast("list[object]", self.value) if isinstance(self.value, list) else []
+        if not listed or not all(isinstance(item, dict) for item in listed):
+            return [self]
+        event = self.event if len(listed) == 1 else self.event or ""
+        return [Document(item, event) for item in listed]
+
 
 class EventStream:
     """Yields the documents of a stream, each before the next is read. No line is ever in memory as a whole."""
@@ -120,9 +128,9 @@ class EventStream:
         if data is None:
             return None
         try:
-            return Document(data.finish(), kind)
+            return Document(data.finish()[0], kind)
         except NotJson:  # a mark of the end, a sign of life
-            self._spool.drop()
+            self._spool.drop(data.names)
             return None
 
 

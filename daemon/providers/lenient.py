@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Container, Iterator
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -13,6 +15,8 @@ SPOOLED = "\ue000"
 _DEEPEST = 5
 _MOST_FIELDS = 40
 _SHORT = 60
+_NOT_BLANK = re.compile(r"\S")
+_NEXT = re.compile(r"[{\[]")
 
 
 class NotJson(ValueError):
@@ -29,6 +33,30 @@ def parse_json(text: bytes) -> object:
         return _whole(json.loads(text.decode("utf-8-sig", "replace"), strict=False, parse_int=_integer))
     except (ValueError, RecursionError) as error:
         raise NotJson from error
+
+
+def parse_documents(text: bytes) -> list[object]:
+    """Parse the JSON with which a text begins, and all objects and arrays behind it; whatever else follows is passed over.
+
+    Raises:
+        NotJson: If it begins with none that is complete.
+    """
+    decoder = json.JSONDecoder(strict=False, parse_int=_integer)
+    decoded = text.decode("utf-8-sig", "replace")
+    found: list[object] = []
+    begins = _NOT_BLANK.search(decoded)
+    while begins is not None:
+        try:
+            value, end = decoder.raw_decode(decoded, begins.start())
+            found.append(_whole(value))
+        except (ValueError, RecursionError) as error:
+            if not found:
+                raise NotJson from error
+            break
+        begins = _NEXT.search(decoded, end)
+    if not found:
+        raise NotJson
+    return found
 
 
 def _integer(digits: str) -> float:
@@ -58,6 +86,28 @@ class Lenient(BaseModel):
     def read(cls, value: object) -> Self:
         """Read anything; for what is no object, all fields are absent."""
         return cls.model_validate(value if isinstance(value, dict) else {})
+
+
+def texts_in(document: object, *, skip: Container[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield each text of a document, with the name of the field that it is in, or that its list is in.
+
+    Args:
+        document: The JSON.
+        skip: Names of fields that are passed over, with all in them.
+    """
+    left: list[tuple[str, object]] = [("", document)]
+    while left:
+        name, value = left.pop()
+        match value:
+            case str():
+                yield name, value
+            case dict():
+                fields = [(key, item) for key, item in cast("dict[str, object]", value).items() if key not in skip]
+                left += reversed(fields)
+            case list():
+                left += [(name, item) for item in reversed(cast("list[object]", value))]
+            case _:
+                pass
 
 
 def as_count(value: object) -> int | None:

@@ -1,7 +1,10 @@
 """Read a picture from a text of a response, however it is spelled there. Its first bytes decide whether it is one."""
 
 import asyncio
+import mmap
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from daemon.magic import ENOUGH, image_type
@@ -10,6 +13,14 @@ from daemon.providers.spool import Spool
 
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{0,20}://")
 """Of any scheme: which of them are fetched is not decided here. A colon is not base64."""
+_BEGINNING = re.compile(
+    rb"(?:(?<![A-Za-z0-9+/_=-])|(?<=\\[nrt]))"
+    rb"(?:iVBORw0KGgo|\\?/9j\\?/|_9j_|R0lGOD|UklGR|AAAA[A-Za-z0-9+/_-]{2}Z0eXBhdm)"
+)
+"""How the base64 of a picture begins (PNG, JPEG, GIF, WebP, AVIF) within other words; a JSON string has escapes."""
+_RUN = re.compile(rb"[A-Za-z0-9+/_=%\s-]*(?:\\(?:[nrt/]|u00(?:2[bBdDfF]|3[dD]|5[fF]|0[aAdD9])))?")
+"""How it goes on, to the next escape. One set of characters is repeated, so it is linear and needs no memory."""
+_MOST_BEGINNINGS = 200
 
 
 class NotAPicture(Exception):
@@ -63,12 +74,66 @@ def _save(value: str, spool: Spool) -> Path:
             target.write_text(value, "utf-8", "replace")
         else:
             source.replace(target)  # out of the spool: it drops its texts with the next document of a stream
-        raise NotAPicture(target) from None
+        if (found := find_picture(target, spool)) is None:
+            raise NotAPicture(target) from None
+        return found
     if not is_picture(target):
+        if source is not None and (found := find_picture(source, spool)) is not None:
+            return found
         raise NotAPicture(target)
     if source is not None:
         source.unlink(missing_ok=True)
     return target
+
+
+def has_beginning(text: str) -> bool:
+    """Return whether a picture may begin in a text."""
+    return _BEGINNING.search(text.encode("utf-8", "replace")) is not None
+
+
+def find_picture(text: Path, spool: Spool) -> Path | None:
+    """Write the last picture in a text, whatever words are around it, into a file: Markdown, a page, JSON that breaks off.
+
+    Args:
+        text: A file.
+        spool: Of the response.
+
+    Returns:
+        The file; None if there is none.
+
+    Raises:
+        ImageTooLarge: If it is too large.
+    """
+    if not text.is_file() or not text.stat().st_size:
+        return None
+    with text.open("rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            spans = [*_spans(mapped)]
+        for start, end in reversed(spans):
+            target = spool.new_path()
+            file.seek(start)
+            try:
+                with target.open("wb") as to:
+                    decoder = Base64Decoder(to, max_bytes=spool.max_bytes)
+                    for block in unescaped(file, end - start):
+                        decoder.feed(block)
+                    decoder.finish()
+            except NotBase64:
+                continue
+            if is_picture(target):
+                return target
+    return None
+
+
+def _spans(text: mmap.mmap) -> Iterator[tuple[int, int]]:
+    end = 0
+    for found in islice(_BEGINNING.finditer(text), _MOST_BEGINNINGS):
+        if found.start() < end:
+            continue
+        end = found.start()
+        while (run := _RUN.match(text, end)) is not None and run.end() > end:
+            end = run.end()
+        yield found.start(), end
 
 
 def is_picture(path: Path) -> bool:

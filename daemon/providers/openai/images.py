@@ -1,6 +1,6 @@
 """Call the Images API by the official SDK: one call, streamed to disk, with previews where the model has them."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,13 +16,14 @@ from daemon.errors import Refused, RunError, Undecodable
 from daemon.fetch.client import Fetcher, NotAnImage
 from daemon.providers import Generated, Reporter, Request
 from daemon.providers.base64_stream import ImageTooLarge
-from daemon.providers.body import NotUnderstood, Picture, Unreadable, read_body
+from daemon.providers.body import NotUnderstood, Part, Picture, Unreadable, read_body
 from daemon.providers.event_stream import Document
-from daemon.providers.lenient import Encoded, Lenient, Name, Objects, Text, counted
+from daemon.providers.lenient import Encoded, Lenient, Name, Objects, Text, counted, texts_in
 from daemon.providers.openai.errors import CALL_ERRORS, OPENAI, reported, translate
 from daemon.providers.openai.models import settle
 from daemon.providers.openai.request import PREVIEWS, ImagesCall, build
 from daemon.providers.pictures import NotAPicture, is_url, save_picture
+from daemon.providers.salvage import salvage
 from daemon.providers.sending import Sending
 from daemon.providers.spool import Spool, TooMuch
 from daemon.providers.words import readable
@@ -186,19 +187,20 @@ async def _read(  # noqa: C901 - the kinds of parts
     previews = 0
     try:
         async with aclosing(read_body(response.aiter_raw(), spool)) as parts:
-            async for part in parts:
+            async for part in _each(parts):
                 match part:
                     case Picture(path):
                         return _Result(path)
                     case Unreadable(path):
                         return _Result(undecodable=path)
-                    case Document(event=None):
-                        return await _result(part, spool, model)
-                    case _ if part.fields is None:
-                        continue
+                    case Document(event=str()) if part.fields is None:
+                        found = await salvage(part.value, spool)
+                        last = last if found is None else _Result(found.image, found.url, undecodable=found.undecodable)
                     case _ if _PARTIAL in (kind := _Body.read(part.value).type or part.event or ""):
                         previews += await _preview(part, spool, previews, report)
-                        spool.drop()
+                        spool.drop(text for _, text in texts_in(part.value))
+                    case Document(event=None):
+                        return await _result(part, spool, model)
                     case _:
                         found = await _result(part, spool, model)
                         last = found if found.has_picture else replace(last, usage=found.usage or last.usage)
@@ -212,12 +214,33 @@ async def _read(  # noqa: C901 - the kinds of parts
     return last
 
 
+async def _each(parts: AsyncIterator[Part]) -> AsyncIterator[Part]:
+    """Yield the parts of a body. A list of responses stands for a stream of them."""
+    async for part in parts:
+        for each in part.unwrapped() if isinstance(part, Document) else [part]:
+            yield each
+
+
 async def _result(document: Document, spool: Spool, model: str) -> _Result:
-    """Find the picture of a document: the first that can be read, else the first address."""
-    fields, body = document.fields, _Body.read(document.value)
-    if not is_response(fields):
+    """Find the picture of a document: the first that can be read, else the first address; else one in a field that is not known."""
+    fields, body = document.fields or {}, _Body.read(document.value)
+    result = await _known(body, fields.get("usage"), spool)
+    if not result.has_picture and (found := await salvage(document.value, spool)) is not None:
+        return replace(result, image=found.image, url=found.url, undecodable=found.undecodable)
+    if result.has_picture:
+        return result
+    if not is_response(document.fields):
         raise OPENAI.unknown("OpenAI's answer has another shape than it should.")
-    usage: object = fields.get("usage")
+    if error := fields.get("error") or fields.get("detail"):
+        failure = reported(error, model)
+        failure.charged = failure.charged or counted(result.usage) is not None
+        failure.cost = settle(model, result.usage)
+        raise failure
+    return result
+
+
+async def _known(body: _Body, usage: object, spool: Spool) -> _Result:
+    """Find the picture in the fields of this API."""
     result = _Result(usage=usage, quality=body.quality)
     for item in body.items:
         result = replace(result, revised_prompt=result.revised_prompt or item.revised_prompt)
@@ -232,11 +255,6 @@ async def _result(document: Document, spool: Spool, model: str) -> _Result:
                     result = replace(result, undecodable=result.undecodable or error.path)
             else:
                 return replace(result, image=image, url=None)
-    if result.url is None and result.undecodable is None and (error := fields.get("error") or fields.get("detail")):
-        failure = reported(error, model)
-        failure.charged = failure.charged or counted(usage) is not None
-        failure.cost = settle(model, usage)
-        raise failure
     return replace(result, undecodable=None if result.url else result.undecodable)
 
 

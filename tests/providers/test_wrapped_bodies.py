@@ -1,0 +1,134 @@
+"""A document, or a picture, is read from a body whatever a server or something in between has put around it."""
+
+import base64
+import json
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from daemon.fetch.encodings import undone
+from daemon.providers.body import NotUnderstood, Part, Picture, Unreadable, read_body
+from daemon.providers.event_stream import Document
+from daemon.providers.spool import LONGEST, Spool
+from tests.fakes.server import picture
+
+PNG = picture()
+B64 = base64.b64encode(PNG).decode()
+FIELDS = {"created": 1, "data": [{"b64_json": B64}], "note": "é"}
+TEXT = json.dumps(FIELDS, ensure_ascii=False)
+DOCUMENT = TEXT.encode()
+
+
+def deflated(body: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(body) + compressor.flush()
+
+
+def multipart(kind: bytes, body: bytes) -> bytes:
+    return b"--x\r\nContent-Type: " + kind + b"\r\n\r\n" + body + b"\r\n--x--\r\n"
+
+
+async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
+
+
+async def read(body: bytes, spool: Spool, size: int = 1 << 16) -> list[Part]:
+    parts = [part async for part in read_body(pieces(body, size), spool)]
+    return [each for part in parts for each in (part.unwrapped() if isinstance(part, Document) else [part])]
+
+
+WRAPPED = [
+    DOCUMENT + b'\n<!-- served by "proxy -->',
+    DOCUMENT + b"\x00\r\n--",
+    b" \n" * 4100 + DOCUMENT,
+    b")]}',\n" + DOCUMENT,
+    b"while(1);" + DOCUMENT,
+    b"callback(" + DOCUMENT + b");",
+    b"[" + DOCUMENT + b"]",
+    json.dumps(TEXT).encode(),
+    json.dumps(TEXT, ensure_ascii=False).encode(),
+    multipart(b"application/json", DOCUMENT),
+    TEXT.encode("utf-16"),
+    TEXT.encode("utf-16-be"),
+    TEXT.encode("utf-32"),
+    deflated(DOCUMENT),
+    zlib.compress(deflated(DOCUMENT)),
+]
+
+
+@pytest.mark.parametrize("longest", [20, LONGEST])
+@pytest.mark.parametrize("size", [1, 1 << 16])
+@pytest.mark.parametrize("body", WRAPPED, ids=range(len(WRAPPED)))
+async def test_document_is_read_whatever_is_around_it(body: bytes, size: int, longest: int, tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=10_000, longest=longest)
+    (part,) = await read(body, spool, size)
+    assert isinstance(part, Document)
+    assert part.event is None
+    assert part.fields is not None
+    assert part.fields["note"] == "é"
+    text = part.fields["data"][0]["b64_json"]
+    assert (text in spool) == (longest < LONGEST)
+    path = spool.path(text)
+    assert (path.read_text() if path else text) == B64
+
+
+@pytest.mark.parametrize("between", [b"\n", b"", b",\n", b"\r\n\x1e"])
+@pytest.mark.parametrize("size", [3, 1 << 16])
+async def test_several_documents_are_a_stream(between: bytes, size: int, tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=10_000)
+    expected = [Document({"n": 1}, ""), Document(FIELDS, "")]
+    assert await read(b'{"n": 1}' + between + DOCUMENT + between, spool, size) == expected
+    assert await read(b'[{"n": 1},' + DOCUMENT + b"]", spool, size) == expected
+
+
+@pytest.mark.parametrize("longest", [20, LONGEST])
+@pytest.mark.parametrize(
+    "body",
+    [
+        B64.encode(),
+        f"\n{B64}\n".encode(),
+        f"data:image/png;base64,{B64}".encode(),
+        json.dumps(B64).encode(),
+        json.dumps(f"data:image/png;base64,{B64}").encode(),
+        f"Here is your picture: ![fox](data:image/png;base64,{B64}).".encode(),
+        f'<html><img src="data:image/png;base64,{B64}"></html>'.encode(),
+        multipart(b"image/png", PNG),
+        b"--x\r\n\r\n{}\r\n--x\nContent-Type: image/png\n\n" + PNG + b"\r\n--x--",
+        deflated(PNG),
+    ],
+    ids=range(10),
+)
+async def test_picture_is_read_whatever_is_around_it(body: bytes, longest: int, tmp_path: Path) -> None:
+    (part,) = await read(body, Spool(tmp_path, max_bytes=10_000, longest=longest), 7)
+    assert isinstance(part, Picture)
+    assert part.path.read_bytes() == PNG
+
+
+async def test_picture_counts_though_its_document_breaks_off_behind(tmp_path: Path) -> None:
+    (part,) = await read(
+        DOCUMENT.removesuffix(b"}") + b', "usage": {"in', Spool(tmp_path, max_bytes=10_000, longest=20)
+    )
+    assert isinstance(part, Picture)
+    assert part.path.read_bytes() == PNG
+
+
+async def test_a_long_text_without_a_picture_is_kept(tmp_path: Path) -> None:
+    (part,) = await read(b"What? " + b"*" * LONGEST, Spool(tmp_path, max_bytes=10_000_000))
+    assert isinstance(part, Unreadable)
+    assert part.path.read_bytes() == b"What? " + b"*" * LONGEST
+
+
+@pytest.mark.parametrize(
+    "body", [b"Wait {} a moment", b"<script>x = {}</script>", b"<p>" * LONGEST, b"--x\r\n\r\n--x--"]
+)
+async def test_page_or_message_with_braces_is_no_document(body: bytes, tmp_path: Path) -> None:
+    with pytest.raises(NotUnderstood):
+        await read(body, Spool(tmp_path, max_bytes=10_000_000))
+
+
+@pytest.mark.parametrize("body", [b"\xff\x0a JPEG XL", b"\x1b\x03\x00 brotli", bytes(range(128, 256)) * 9, b"K"])
+async def test_bytes_that_are_not_compressed_stay_as_they_are(body: bytes) -> None:
+    assert b"".join([piece async for piece in undone(pieces(body, 5))]) == body
