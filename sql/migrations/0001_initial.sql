@@ -1006,6 +1006,10 @@ create index if not exists idx_runs_subject on public.runs (subject_id, kind);
 -- name the kind, else all that the workflow has is sorted: in the index, those cost their writers a third more. None stands in
 -- the order of time alone: a query for the newest would walk it past everybody else's.
 create index if not exists runs_of_a_workflow on public.runs (subject_id, created_at) where kind = 'image_gen';
+-- Where statistics say "pages, but no rows" (analyzed while empty), all plans cost nothing, and any of them may be taken, however
+-- much is inserted since. So what is looked up by a key can be looked up only: joins say `= any (array[key])`, by which nothing is
+-- merged or hashed; conditions beside a key that are in another index say `(...) is true`, which no index reads; and where rows
+-- are walked in the sequence of an index, enable_sort is off.
 -- Of the partial ones each names first what is null in rows of other kinds, which are written without a look at the rest.
 -- The claim walks this one and nothing else.
 create index if not exists runs_ready on public.runs (lane, priority, rank, ticket)
@@ -1115,7 +1119,7 @@ returns boolean language sql volatile security definer set search_path = ''
 as $$
   select exists (
     select from public.runs r
-    where r.id = p_run_id and r.kind = 'image_gen' and image_jobs.can_access_workflow(r.subject_id)
+    where r.id = p_run_id and (r.kind = 'image_gen') is true and image_jobs.can_access_workflow(r.subject_id)
   )
 $$;
 
@@ -1123,7 +1127,7 @@ $$;
 create or replace function image_jobs.is_image_run(p_run_id varchar)
 returns boolean language sql stable security definer set search_path = ''
 as $$
-  select exists (select from public.runs r where r.id = p_run_id and r.kind = 'image_gen')
+  select exists (select from public.runs r where r.id = p_run_id and (r.kind = 'image_gen') is true)
 $$;
 
 -- Mark a workflow id as used. If no row ever used it, the signed-in user becomes its member.
@@ -1284,13 +1288,13 @@ begin
   -- No join, whose plan would have to be pinned: by settings, which a statement about events of other kinds would pay for.
   select array_agg(n.id) into v_events
   from new_rows n
-  where n.run_kind is not null or (select r.kind from public.runs r where r.id = n.run_id and r.kind = 'image_gen') is not null;
+  where n.run_kind is not null or (select r.kind from public.runs r where r.id = n.run_id and (r.kind = 'image_gen') is true) is not null;
   if v_events is not null then
     perform set_config('image_jobs.writer', 'events', true);
     update public.run_events e
-    set run_kind = (select r.kind from public.runs r where r.id = e.run_id and r.kind = 'image_gen'),
+    set run_kind = (select r.kind from public.runs r where r.id = e.run_id and (r.kind = 'image_gen') is true),
       workflow_id = coalesce(
-        (select r.subject_id from public.runs r where r.id = e.run_id and r.kind = 'image_gen'), e.workflow_id),
+        (select r.subject_id from public.runs r where r.id = e.run_id and (r.kind = 'image_gen') is true), e.workflow_id),
       seq = case when tg_op = 'INSERT' then nextval('image_jobs.event_numbers') else e.seq end
     where e.id = any (v_events);
     perform set_config('image_jobs.writer', v_writer, true);
@@ -1739,6 +1743,7 @@ $$;
 -- concurrency, and good enough.
 create or replace function image_jobs.next_rank(p_user uuid, p_lane text, p_priority integer)
 returns bigint language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
 declare
   v_watermark bigint;
@@ -1763,6 +1768,7 @@ $$;
 -- place below the watermark; null if that is none of the last few there. A hint: claims look from there.
 create or replace function image_jobs.served_rank(p_user uuid, p_lane text, p_priority integer)
 returns bigint language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
 begin
   return (
@@ -1783,6 +1789,7 @@ $$;
 -- its user that have fewer waiting. A claim gives the places of a user to the user's runs by workflow_rank.
 create or replace function image_jobs.next_workflow_rank(p_user uuid, p_workflow uuid, p_lane text, p_priority integer)
 returns bigint language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
 declare
   v_last bigint;
@@ -2191,7 +2198,7 @@ begin
       array_agg(r.started_at) filter (where s.http_status >= 500) as began,
       array_agg(s.claim) filter (where s.http_status is null) as unanswered
     from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, http_status integer)
-    join public.runs r on r.id = s.id and r.claim = s.claim and r.claimed_by = p_daemon
+    join public.runs r on r.id = any (array[s.id]) and r.claim = s.claim and (r.claimed_by = p_daemon) is true
     group by 1 order by 1
   loop
     v_streak := image_jobs.streak_of(v_noted.provider);
@@ -2563,7 +2570,7 @@ begin
     select s.*, c.state as was,
       case when c.state = 'open' or c.state = 'unknown' and s.state in ('charged', 'free')
         then coalesce(s.state, c.state) else c.state end as becomes
-    from said s join image_jobs.calls c on c.id = s.id
+    from said s join image_jobs.calls c on c.id = any (array[s.id])
     order by s.id
     for update of c
   ),
@@ -2578,7 +2585,7 @@ begin
       sent_at = least(c.sent_at, image_jobs.seconds_ago(l.sent_ago)),
       image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
     from locked l
-    where c.id = l.id
+    where c.id = any (array[l.id])
     returning c.provider, c.model, c.state, c.cost, c.estimate, l.was
   )
   -- As image_jobs.tally_calls does.
@@ -2619,10 +2626,14 @@ as $$
 declare
   v_changed bigint[];
 begin
+  -- Of no call the planner takes each condition for met, and any index for a fit one.
+  if cardinality(p_calls) = 0 then
+    return;
+  end if;
   with lost as (
     update image_jobs.calls c set state = 'unknown'
     where c.id = any (p_calls) and c.state = 'open'
-      and not exists (select from image_jobs.cancellations x where x.call = c.id)
+      and not exists (select from image_jobs.cancellations x where x.call = c.id offset 0)
     returning c.id
   )
   select array_agg(l.id) into v_changed from lost l;
@@ -2728,10 +2739,10 @@ begin
   set payload = r.payload - 'possibleCost' || k.costs
   from (
     select o.id, image_jobs.costs_of(o.id, o.ticket) as costs
-    from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
-    where o.kind = 'image_gen' and o.status in ('completed', 'failed')
+    from unnest(p_runs) as p (id) join public.runs o on o.id = any (array[p.id])
+    where (o.kind = 'image_gen') is true and o.status in ('completed', 'failed')
   ) k
-  where r.id = k.id
+  where r.id = any (array[k.id])
     and (r.payload -> 'cost', r.payload -> 'possibleCost') is distinct from (k.costs -> 'cost', k.costs -> 'possibleCost')
     and (k.costs <> '{}' or r.payload ? 'possibleCost');
   perform set_config('image_jobs.writer', v_writer, true);
@@ -2765,7 +2776,7 @@ begin
   into v_jobs
   from jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, ticket bigint, processor text, provider_job_id text, found boolean)
-  left join public.runs r on r.id = s.id
+  left join public.runs r on r.id = any (array[s.id])
   where s.outcome = 'parked' and s.provider_job_id is not null
     and case when r.claim = s.claim then r.provider_job_id is null else s.ticket is not null end;
   if v_jobs is null then
@@ -2782,15 +2793,14 @@ begin
       from jsonb_to_recordset(v_jobs) as t (run varchar, claim bigint, ticket bigint, provider text, job text, found boolean)
     ) j
     cross join lateral (select coalesce(
-      (select c.id from image_jobs.calls c
-        where c.provider_job_id = j.job and c.provider = j.provider and c.state <> 'free'
-          and c.opened_at > image_jobs.now() - interval '1 day'
-        order by c.id limit 1),
+      (select min(c.id)
+        from (select k.* from image_jobs.calls k where k.provider_job_id = j.job offset 0) c
+        where c.provider = j.provider and c.state <> 'free' and c.opened_at > image_jobs.now() - interval '1 day'),
       case when j.found then (
-        select c.id from image_jobs.calls c
-        where c.run_id = j.run and c.ticket = j.ticket and c.id < j.claim and c.provider = j.provider
-          and c.state = 'unknown' and c.provider_job_id is null
-        order by c.id desc limit 1) end,
+        select max(c.id)
+        from (select k.* from image_jobs.calls k where k.run_id = j.run offset 0) c
+        where c.ticket = j.ticket and c.id < j.claim and c.provider = j.provider
+          and c.state = 'unknown' and c.provider_job_id is null) end,
       j.first_claim) as call) maker
     where maker.call <> j.claim);
 end
@@ -2810,10 +2820,13 @@ declare
 begin
   select array_agg(o.id order by o.id) into v_open
   from (select c.id from image_jobs.calls c where c.state = 'open' and c.id > p_after order by c.id limit p_limit) o;
+  if v_open is null then
+    return null;
+  end if;
   select array_agg(c.id), array_agg(distinct c.run_id) into v_lost, v_runs from image_jobs.calls c
   where c.id = any (v_open) and c.state = 'open'
-    and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call))
-    and not exists (select from image_jobs.cancellations x where x.call = c.id);
+    and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call) offset 0)
+    and not exists (select from image_jobs.cancellations x where x.call = c.id offset 0);
   if v_lost is not null then
     -- Of a run that is locked the next sweep sees to it.
     with locked as materialized (
@@ -2824,13 +2837,13 @@ begin
     with lost as materialized (
       select c.id from image_jobs.calls c
       where c.id = any (v_lost) and c.state = 'open'
-        and (c.run_id = any (v_runs) or not exists (select from public.runs r where r.id = c.run_id))
-        and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call))
+        and (c.run_id = any (v_runs) or not exists (select from public.runs r where r.id = c.run_id offset 0))
+        and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call) offset 0)
       order by c.id
       for update skip locked
     ),
     written as (
-      update image_jobs.calls c set state = 'unknown' from lost l where c.id = l.id returning c.id
+      update image_jobs.calls c set state = 'unknown' from lost l where c.id = any (array[l.id]) returning c.id
     )
     select array_agg(w.id) into v_changed from written w;
     if v_changed is not null then
@@ -3687,6 +3700,7 @@ $$;
 -- Returns the keys that show the picture of the node's newest completed run; none if there is no such run.
 create or replace function image_jobs.newest_picture(p_node varchar, p_workflow uuid)
 returns jsonb language sql stable set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
   select coalesce((
     select jsonb_strip_nulls(jsonb_build_object(
@@ -3702,6 +3716,7 @@ $$;
 -- forge them. A node that is new here shows its newest run.
 create or replace function image_jobs.keep_node()
 returns trigger language plpgsql volatile security definer set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
 declare
   v_own text[] := image_jobs.owned_keys();
@@ -3917,14 +3932,14 @@ begin
     'message', case when p_reason like '%base64%' then 'The node breaks the base64 rule, so it cannot show this run.'
       else 'The node cannot show this run: ' || left(p_reason, 500) end,
     'data', jsonb_build_object('nodeId', p_node, 'sqlstate', p_sqlstate)))::image_jobs.event])
-  from (
-    select newest.id from public.workflow_nodes n
-    join public.runs newest on newest.kind = 'image_gen' and newest.ticket is not null
-      and newest.metadata ->> 'nodeId' = n.id and newest.subject_id = n.workflow_id
-    where n.id = p_node
+  from public.workflow_nodes n
+  cross join lateral (
+    select newest.id from public.runs newest
+    where newest.kind = 'image_gen' and newest.ticket is not null
+      and newest.metadata ->> 'nodeId' = p_node and newest.subject_id = n.workflow_id
     order by newest.ticket desc limit 1
   ) r
-  where not exists (
+  where n.id = p_node and not exists (
     select from public.run_events e
     where e.run_id = r.id and e.payload ->> 'event' = 'warning'
       and e.payload -> 'data' ->> 'nodeId' = p_node and e.payload -> 'data' ->> 'sqlstate' = p_sqlstate);
@@ -3934,7 +3949,7 @@ $$;
 -- Write the newest run of each node into it, if it does not show that yet. A node with a pinned run shows that one until
 -- there is a newer ticket. The caller holds the nodes' locks.
 create or replace function image_jobs.write_nodes(p_nodes varchar[])
-returns void language plpgsql volatile security definer set search_path = ''
+returns void language plpgsql volatile security definer set search_path = '' set enable_sort = off set jit = off
 as $$
 declare
   v_now timestamptz := image_jobs.now();
@@ -3943,17 +3958,17 @@ begin
   set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null,
     version = nextval('image_jobs.node_versions'), updated_at = v_now
   from unnest(p_nodes) as target (id)
+  join public.workflow_nodes w on w.id = any (array[target.id])
   cross join lateral (
-    select newest.*, w.node_data from public.workflow_nodes w
-    join public.runs newest on newest.kind = 'image_gen' and newest.ticket is not null
+    select newest.* from public.runs newest
+    where newest.kind = 'image_gen' and newest.ticket is not null
       and newest.metadata ->> 'nodeId' = w.id and newest.subject_id = w.workflow_id
-    where w.id = target.id
     order by newest.ticket desc limit 1
   ) r
   cross join lateral (
-    select image_jobs.node_data(r.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
+    select image_jobs.node_data(w.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
   ) shown
-  where n.id = target.id
+  where n.id = any (array[w.id])
     and (n.pinned_run is null or r.ticket > coalesce(n.run_ticket, 0))
     and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt');
 end
@@ -4030,7 +4045,7 @@ begin
   -- A requeue that resumes a provider job takes its cost along.
   if v_resumes then
     update image_jobs.calls k set ticket = c.ticket
-    from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = c.call;
+    from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = any (array[c.call]);
   end if;
   -- The cost of a run that is given up; where its holder settles it, that is there already.
   if v_failed is not null then
@@ -4040,7 +4055,8 @@ begin
   -- A node of another workflow is never touched, whatever metadata.nodeId says.
   select array_agg(distinct n.id) filter (where n.id is not null), array_agg(c.id) filter (where n.id is null)
   into v_nodes, v_nodeless
-  from unnest(p_changes) c left join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
+  from unnest(p_changes) c
+  left join public.workflow_nodes n on n.id = any (array[c.node_id]) and (n.workflow_id = c.subject_id) is true
   where (c.status, c.progress, c.message, c.ticket)
     is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket);
   if v_nodes is not null then
@@ -4244,7 +4260,7 @@ begin
     update public.workflow_nodes n
     set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
       run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
-    where n.id = v_run.node_id and n.workflow_id = v_run.subject_id
+    where n.id = v_run.node_id and (n.workflow_id = v_run.subject_id) is true
       and (n.pinned_run = v_run.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = v_run.id
         or n.pinned_run is null and n.run_ticket = v_run.ticket);
     if found then
@@ -4270,13 +4286,13 @@ begin
   update public.workflow_nodes n
   set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
     run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
-  where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id
+  where n.id = old.metadata ->> 'nodeId' and (n.workflow_id = old.subject_id) is true
     and (n.pinned_run = old.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = old.id
       or n.pinned_run is null and n.run_ticket = old.ticket);
   perform set_config('image_jobs.writer', v_writer, true);
   perform image_jobs.project_nodes(array(
     select n.id from public.workflow_nodes n
-    where n.id in (old.metadata ->> 'nodeId', new.metadata ->> 'nodeId') and n.workflow_id = new.subject_id));
+    where n.id in (old.metadata ->> 'nodeId', new.metadata ->> 'nodeId') and (n.workflow_id = new.subject_id) is true));
   return null;
 end
 $$;
@@ -4355,10 +4371,11 @@ begin
 end
 $$;
 
--- Broadcast the nodes that a statement has inserted, changed or deleted.
+-- Broadcast the nodes that a statement has inserted, changed or deleted. What is off costs the planner 10 billion, before
+-- PostgreSQL 18, and whatever costs so much it has compiled: 1 to 2 s for a node that is dragged.
 create or replace function image_jobs.nodes_changed()
 returns trigger language plpgsql volatile security definer set search_path = ''
-  set enable_nestloop = off set enable_hashjoin = on
+  set enable_nestloop = off set enable_hashjoin = on set jit = off
 as $$
 declare
   v_nodes jsonb;
@@ -4441,7 +4458,7 @@ begin
       else sent.item - 'metadata' || jsonb_build_object('partial', true, 'error', left(sent.item ->> 'error', 2048),
         'message', left(sent.item ->> 'message', 2048)) end) order by r.id)
     from public.runs r
-    join public.image_jobs j on j."jobId" = r.id
+    cross join lateral (select v.* from public.image_jobs v where v."jobId" = r.id offset 0) j
     cross join lateral (
       select to_jsonb(j) || jsonb_build_object('progress', r.progress, 'message', r.message,
         'previewUrl', case when r.status = 'running' then r.preview_url end,
@@ -4478,7 +4495,7 @@ begin
     'jobId', d.id, 'workflowId', d.workflow, 'deleted', true, 'version', nextval('image_jobs.node_versions'))) order by d.id)
   into v_items
   from jsonb_to_recordset(p_runs) as d (id varchar, workflow uuid, node varchar)
-  where not exists (select from public.workflow_nodes n where n.id = d.node and n.workflow_id = d.workflow);
+  where not exists (select from public.workflow_nodes n where n.id = d.node and (n.workflow_id = d.workflow) is true offset 0);
   if v_items is not null then
     perform image_jobs.broadcast('runs_changed', 'runs', v_items);
   end if;
@@ -4600,7 +4617,7 @@ $$;
 create or replace function image_jobs.reroute_runs()
 returns void language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
-  set jit = off set plan_cache_mode = force_generic_plan
+  set enable_sort = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_now timestamptz := image_jobs.now();
@@ -4675,9 +4692,9 @@ begin
   from (
     select o.id, image_jobs.closed_reason(coalesce(o.routed_to, o.processor)) as closed,
       image_jobs.first_open_fallback(image_jobs.remaining_fallbacks(o.metadata, o.processor, o.routed_to)) as step
-    from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
+    from unnest(p_runs) as p (id) join public.runs o on o.id = any (array[p.id])
   ) m
-  where r.id = m.id and m.step is not null and m.closed is not null;
+  where r.id = any (array[m.id]) and m.step is not null and m.closed is not null;
   return null;
 end
 $$;
@@ -4796,15 +4813,18 @@ begin
           select from public.runs r
           where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
             and r.lane = l.lane and r.priority = l.priority
-            and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
+            and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end
+          order by r.rank, r.ticket offset 0)
         or exists (
           select from public.runs r
           where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = l.lane
-            and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null)
+            and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null
+          order by r.due_at offset 0)
         or exists (
           select from public.runs r
           where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null
-            and r.due_at between v_from and v_now and r.lane = l.lane))
+            and r.due_at between v_from and v_now and r.lane = l.lane
+          order by r.due_at offset 0))
       -- The daemons, with all their beats, are looked at only where it matters.
       and not exists (
         select from image_jobs.daemons d
@@ -4845,7 +4865,8 @@ begin
         select from public.runs r
         where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
           and r.lane = l.lane and r.priority = l.priority
-          and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
+          and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end
+        order by r.rank, r.ticket offset 0)
       or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
   perform image_jobs.move_due_mark('', v_first);
   return v_lanes;
@@ -4865,7 +4886,8 @@ declare
 begin
   if not exists (
     select from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now)
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now
+    order by r.due_at offset 0)
   then
     return;
   end if;
@@ -4896,10 +4918,10 @@ begin
   from (
     select o.id, l.lane, case when o.attempt > 0 or exists (select from image_jobs.calls c where c.id = o.claim) then (
       select least(n.watermark, n.passed_over) from image_jobs.lanes n where n.lane = l.lane and n.priority = o.priority) end as front
-    from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
+    from unnest(p_runs) as p (id) join public.runs o on o.id = any (array[p.id])
     cross join lateral (select image_jobs.lane_of(coalesce(o.routed_to, o.processor)) as lane) l
   ) due
-  where r.id = due.id;
+  where r.id = any (array[due.id]);
   return null;
 end
 $$;
@@ -4944,8 +4966,7 @@ begin
       coalesce(r.created_by, r.subject_id), image_jobs.lane_of(coalesce(r.routed_to, r.processor)), r.priority),
     workflow_rank = image_jobs.next_workflow_rank(
       coalesce(r.created_by, r.subject_id), r.subject_id, image_jobs.lane_of(coalesce(r.routed_to, r.processor)), r.priority)
-  from unnest(p_runs) as p (id)
-  where r.id = p.id;
+  where r.id = any (p_runs);
   return null;
 end
 $$;
@@ -5031,7 +5052,7 @@ begin
   select array_agg(b.id) into v_before
   from (
     select coalesce(r.created_by, r.subject_id) as owner, count(*) as places, max(r.workflow_rank) as last
-    from unnest(p_runs) as p (id) join public.runs r on r.id = p.id
+    from unnest(p_runs) as p (id) join public.runs r on r.id = any (array[p.id])
     group by 1
   ) o
   cross join lateral (
@@ -5063,7 +5084,7 @@ begin
     select r.id, r.id = any (p_runs) as given,
       count(*) filter (where r.id = any (p_runs)) over (partition by coalesce(r.created_by, r.subject_id)) as places,
       row_number() over (partition by coalesce(r.created_by, r.subject_id) order by r.workflow_rank, r.ticket) as place
-    from unnest(p_runs || v_before) as p (id) join public.runs r on r.id = p.id
+    from unnest(p_runs || v_before) as p (id) join public.runs r on r.id = any (array[p.id])
   ) c;
   if v_waiting is not null then
     perform image_jobs.change_runs('swap_ranks', v_waiting || array(
@@ -5081,8 +5102,8 @@ begin
   update public.runs r
   set rank = o.rank
   from unnest(p_runs) with ordinality as p (id, place)
-  join public.runs o on o.id = p_runs[1 + (p.place - 1 + cardinality(p_runs) / 2) % cardinality(p_runs)]
-  where r.id = p.id;
+  join public.runs o on o.id = any (array[p_runs[1 + (p.place - 1 + cardinality(p_runs) / 2) % cardinality(p_runs)]])
+  where r.id = any (array[p.id]);
   return null;
 end
 $$;
@@ -5103,7 +5124,7 @@ begin
     where e.run_id = r.id and e.payload ->> 'event' = 'generated' and e.payload -> 'data' -> 'ticket' = to_jsonb(r.ticket)
     order by e.seq desc limit 1;
   end if;
-  if exists (select from image_jobs.calls c where c.run_id = r.id and c.id < r.claim and c.image) then
+  if exists (select from image_jobs.calls c where c.run_id = r.id and (c.id < r.claim) is true and c.image) then
     v_contested := coalesce((
       select e.payload ->> 'event' = 'generated' from public.run_events e
       where e.run_id = r.id and e.payload ->> 'event' in ('generated', 'completed')
@@ -5192,9 +5213,9 @@ begin
     set claim = o.next_claim, claimed_by = p_daemon, due_at = null, call = coalesce(o.call, o.next_claim)
     from (
       select q.id, q.due_at, q.call, nextval('image_jobs.claims') as next_claim
-      from unnest(p_runs) as p (id) join public.runs q on q.id = p.id
+      from unnest(p_runs) as p (id) join public.runs q on q.id = any (array[p.id])
     ) o
-    where r.id = o.id
+    where r.id = any (array[o.id])
     returning image_jobs.claimed_run(r, o.due_at) as run
   )
   select array_agg(c.run) into v_claimed from claimed c;
@@ -5241,7 +5262,7 @@ begin
     select array_agg(next.id), max(next.rank) into v_runs, v_last
     from (
       select r.id, r.rank from public.runs r
-      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null and r.id = any (v_first)
+      where (r.kind = 'image_gen' and r.queue_state = 'pending') is true and r.rank is not null and r.id = any (v_first)
         and (not v_models or image_jobs.lane_of(coalesce(r.routed_to, r.processor)) = r.lane)
       order by case when p_probe then r.attempt end, r.rank, r.ticket limit p_limit
       for update skip locked
@@ -5252,7 +5273,7 @@ begin
     from (
       select r.id, r.rank, coalesce(sum(image_jobs.estimate_cost(coalesce(r.routed_to, r.processor), r.metadata -> 'promptSpec'))
         over (order by r.rank, r.ticket rows between unbounded preceding and 1 preceding), 0) as before
-      from unnest(v_runs) as p (id) join public.runs r on r.id = p.id
+      from unnest(v_runs) as p (id) join public.runs r on r.id = any (array[p.id])
     ) b
     where b.before < p_budget;
   end if;
@@ -5313,9 +5334,9 @@ begin
       call = case when o.provider_job_id is not null then coalesce(o.call, o.next_claim) end
     from (
       select q.id, q.due_at, q.call, q.provider_job_id, nextval('image_jobs.claims') as next_claim
-      from unnest(p_runs) as p (id) join public.runs q on q.id = p.id
+      from unnest(p_runs) as p (id) join public.runs q on q.id = any (array[p.id])
     ) o
-    where r.id = o.id
+    where r.id = any (array[o.id])
     returning image_jobs.claimed_run(r, o.due_at) as run
   )
   select array_agg(c.run) into v_claimed from claimed c;
@@ -5335,7 +5356,7 @@ create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
 returns setof jsonb language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
-  set jit = off set plan_cache_mode = force_generic_plan
+  set enable_sort = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
@@ -5371,7 +5392,8 @@ begin
   v_from := image_jobs.due_from('', p_full_scan);
   if v_daemon.daemon is not null and v_lanes = '{}' and v_checks is null and not exists (
     select from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now)
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now
+    order by r.due_at offset 0)
   then
     return;
   end if;
@@ -5756,7 +5778,7 @@ end
 $$;
 
 create or replace function image_jobs.release_runs(p_runs varchar[], p_daemon uuid)
-returns jsonb[] language plpgsql volatile set search_path = ''
+returns jsonb[] language plpgsql volatile set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
   v_now timestamptz := image_jobs.now();
@@ -5767,7 +5789,9 @@ begin
       'state', case when r.unheld or c.sent_at is not null or c.state <> 'open' then 'unknown' else 'free' end)),
     array_agg(r.claim) filter (where r.unheld or c.sent_at is not null or c.state <> 'open')
   into v_calls, v_spent
-  from unnest(p_runs) as p (id) join public.runs r on r.id = p.id left join image_jobs.calls c on c.id = r.claim
+  from unnest(p_runs) as p (id)
+  join public.runs r on r.id = any (array[p.id])
+  left join image_jobs.calls c on c.id = any (array[r.claim])
   where r.provider_job_id is null;
   perform image_jobs.close_calls(v_calls);
   update public.runs r
@@ -5781,18 +5805,18 @@ begin
       'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
       || image_jobs.costs_of(r.id, r.ticket) || image_jobs.timings_of_failure(o, v_now) end
   from unnest(p_runs) as p (id)
-  join public.runs o on o.id = p.id
+  join public.runs o on o.id = any (array[p.id])
   cross join lateral (select coalesce(o.claim = any (v_spent), false) as spent) held
   cross join lateral (select held.spent, case
     when o.provider_job_id is not null then 'running'
     when held.spent and o.attempt >= o.max_attempts then 'failed' else 'pending' end as status) fate
-  where r.id = o.id;
+  where r.id = any (array[o.id]);
   -- By the claim it looks like a settlement of the daemon, which knows nothing of it.
   insert into image_jobs.tallies (metric, provider, model, result, code, count, run_id, workflow_id, node_id, error)
   select 'runs', split_part(at.processor, ':', 1), substr(at.processor, strpos(at.processor, ':') + 1), r.status,
     r.payload ->> 'code', 1, r.id, r.subject_id, r.metadata ->> 'nodeId', r.payload ->> 'error'
   from unnest(p_runs) as p (id)
-  join public.runs r on r.id = p.id
+  join public.runs r on r.id = any (array[p.id])
   cross join lateral (select coalesce(r.routed_to, r.processor, '') as processor) at
   where r.status = 'failed';
   return null;
@@ -5801,7 +5825,7 @@ $$;
 
 -- Show nodes the runs they missed while they were locked, or were refused.
 create or replace function image_jobs.refresh_stale_nodes(p_from timestamptz default '-infinity')
-returns void language plpgsql volatile set search_path = ''
+returns void language plpgsql volatile set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
   v_due record;
@@ -6008,7 +6032,7 @@ end
 $$;
 
 create or replace function image_jobs.abandon_each(p_runs varchar[], p_daemon uuid)
-returns jsonb[] language plpgsql volatile set search_path = ''
+returns jsonb[] language plpgsql volatile set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
   v_now timestamptz := image_jobs.now();
@@ -6026,10 +6050,10 @@ begin
       'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
       || image_jobs.timings_of_failure(o, v_now) end
   from unnest(p_runs) as p (id)
-  join public.runs o on o.id = p.id
+  join public.runs o on o.id = any (array[p.id])
   cross join lateral (select case
     when o.provider_job_id is not null then 'running' when o.attempt < o.max_attempts then 'pending' else 'failed' end as status) fate
-  where r.id = o.id;
+  where r.id = any (array[o.id]);
   return array(select to_jsonb(p.id) from unnest(p_runs) as p (id));
 end
 $$;
@@ -7153,7 +7177,7 @@ as $$
 declare
   v_run record;
 begin
-  select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;
+  select r.* into v_run from public.runs r where r.id = p_run_id and (r.kind = 'image_gen') is true for update;
   if not found or not (image_jobs.is_operator() or image_jobs.can_access_workflow(v_run.subject_id)) then
     raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
   end if;
@@ -7177,13 +7201,13 @@ begin
     select r.subject_id, image_jobs.dearest_cost(
       r.processor || image_jobs.remaining_fallbacks(r.metadata, r.processor, null), r.metadata -> 'promptSpec') as usd
     into v_run from public.runs r
-    where r.id = p_run_id and r.kind = 'image_gen' and image_jobs.can_access_workflow(r.subject_id);
+    where r.id = p_run_id and (r.kind = 'image_gen') is true and image_jobs.can_access_workflow(r.subject_id);
     if found then
       perform image_jobs.check_usage(
         array_remove(array[image_jobs.current_user_id()], null), array[v_run.subject_id], 1, v_run.usd);
     end if;
   end if;
-  select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;
+  select r.* into v_run from public.runs r where r.id = p_run_id and (r.kind = 'image_gen') is true for update;
   if not found or not (v_operator or image_jobs.can_access_workflow(v_run.subject_id)) then
     raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
   end if;
@@ -7507,7 +7531,7 @@ declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
   -- Locked, so that it is neither deleted nor requeued meanwhile; before the node, as the lock order has it.
-  select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for share;
+  select r.* into v_run from public.runs r where r.id = p_run_id and (r.kind = 'image_gen') is true for share;
   if not found or not (image_jobs.is_operator() or image_jobs.can_access_workflow(v_run.subject_id)) then
     raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
   end if;
@@ -7516,7 +7540,7 @@ begin
       case when v_run.status in ('pending', 'running') then 'Wait until it is completed.' else 'Show one that is completed.' end);
   end if;
   select n.id into v_node from public.workflow_nodes n
-  where n.id = v_run.metadata ->> 'nodeId' and n.workflow_id = v_run.subject_id for update;
+  where n.id = v_run.metadata ->> 'nodeId' and (n.workflow_id = v_run.subject_id) is true for update;
   if not found then
     perform image_jobs.refuse('The run has no node that could show it.', 'Insert the node that its metadata.nodeId names.');
   end if;
@@ -7912,7 +7936,7 @@ begin
   v_named := nullif(coalesce(v_json #>> '{data,job_id}', v_json ->> 'job_id'), '');
   if v_provider = 'hmac' and v_named is not null then
     select r.id, r.provider_job_id, r.status in ('completed', 'failed', 'cancelled') as ended into v_run
-    from public.runs r where r.kind = 'image_gen' and r.ticket is not null and r.id = v_named;
+    from public.runs r where (r.kind = 'image_gen') is true and r.ticket is not null and r.id = v_named;
   end if;
   v_job := nullif(coalesce(v_json #>> '{data,id}', v_json ->> 'id', v_run.provider_job_id, v_named), '');
   -- Who has seen a state may send any body with it: it has twenty places, then each new body takes that of the oldest.
@@ -8087,7 +8111,7 @@ begin
     for update skip locked
   )
   update image_jobs.cancellations c set tries = c.tries + 1, due_at = v_now + interval '1 min'
-  from due where c.provider = due.provider and c.provider_job_id = due.provider_job_id
+  from due where c.provider = any (array[due.provider]) and c.provider_job_id = any (array[due.provider_job_id])
   returning jsonb_build_object('provider', c.provider, 'provider_job_id', c.provider_job_id, 'run_id', c.run_id);
 end
 $$;
@@ -8222,12 +8246,12 @@ declare
   v_call bigint;
 begin
   select r.* into v_run from public.runs r
-  where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and image_jobs.may_have_submitted(r, p_provider)
+  where r.id = p_run_id and (r.kind = 'image_gen') is true and r.ticket is not null and image_jobs.may_have_submitted(r, p_provider)
   for update skip locked;
   -- The run is locked. An event would wait for that: its run must be there.
   if not found and exists (
     select from public.runs r
-    where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and image_jobs.may_have_submitted(r, p_provider))
+    where r.id = p_run_id and (r.kind = 'image_gen') is true and r.ticket is not null and image_jobs.may_have_submitted(r, p_provider))
   then
     return 'held';
   end if;
@@ -8404,7 +8428,7 @@ $$;
 
 -- Keep the files of a run whose id is used again. Refused while a daemon removes them: it would remove the new run's.
 create or replace function image_jobs.keep_files_of(p_workflow_id uuid, p_run_id varchar)
-returns void language plpgsql volatile set search_path = ''
+returns void language plpgsql volatile set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
   v_tries integer;
@@ -8449,7 +8473,7 @@ begin
     where f.workflow_id = due.workflow_id and f.run_id = due.run_id
     returning f.workflow_id, f.run_id
   loop
-    if exists (select from public.runs r where r.id = v_removal.run_id and r.subject_id = v_removal.workflow_id and r.kind = 'image_gen') then
+    if exists (select from public.runs r where r.id = v_removal.run_id and (r.subject_id = v_removal.workflow_id and r.kind = 'image_gen') is true) then
       delete from image_jobs.file_removals f where f.workflow_id = v_removal.workflow_id and f.run_id = v_removal.run_id;
       continue;
     end if;
@@ -8585,7 +8609,7 @@ begin
   v_after := case when cardinality(v_walked) = p_limit then v_walked[p_limit] end;
   with old as materialized (
     select r.id, r.subject_id, r.ticket from public.runs r
-    where r.id = any (v_walked) and r.kind = 'image_gen' and r.status in ('completed', 'failed', 'cancelled') and r.finished_at < p_before
+    where r.id = any (v_walked) and (r.kind = 'image_gen') is true and r.status in ('completed', 'failed', 'cancelled') and r.finished_at < p_before
     order by r.id limit 501
   ), shown as materialized (
     select n.run_ticket, n.pinned_run, image_jobs.pictured_run(n.node_data ->> 'imageUrl') as run_id
@@ -8609,7 +8633,7 @@ begin
   begin
     delete from public.runs r
     using (select l.id from public.runs l where l.id = any (v_old) order by l.id for update skip locked) unlocked
-    where r.id = unlocked.id and r.status in ('completed', 'failed', 'cancelled');
+    where r.id = any (array[unlocked.id]) and r.status in ('completed', 'failed', 'cancelled');
     get diagnostics v_pruned = row_count;
   exception when others then
     -- A foreign key or a trigger of the application keeps one: the others go.
@@ -8618,7 +8642,7 @@ begin
       begin
         delete from public.runs r
         using (select l.id from public.runs l where l.id = v_id for update skip locked) unlocked
-        where r.id = unlocked.id and r.status in ('completed', 'failed', 'cancelled');
+        where r.id = any (array[unlocked.id]) and r.status in ('completed', 'failed', 'cancelled');
         v_pruned := v_pruned + case when found then 1 else 0 end;
       exception when others then
         v_refused := v_refused + 1;

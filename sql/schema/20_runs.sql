@@ -114,6 +114,10 @@ create index if not exists idx_runs_subject on public.runs (subject_id, kind);
 -- name the kind, else all that the workflow has is sorted: in the index, those cost their writers a third more. None stands in
 -- the order of time alone: a query for the newest would walk it past everybody else's.
 create index if not exists runs_of_a_workflow on public.runs (subject_id, created_at) where kind = 'image_gen';
+-- Where statistics say "pages, but no rows" (analyzed while empty), all plans cost nothing, and any of them may be taken, however
+-- much is inserted since. So what is looked up by a key can be looked up only: joins say `= any (array[key])`, by which nothing is
+-- merged or hashed; conditions beside a key that are in another index say `(...) is true`, which no index reads; and where rows
+-- are walked in the sequence of an index, enable_sort is off.
 -- Of the partial ones each names first what is null in rows of other kinds, which are written without a look at the rest.
 -- The claim walks this one and nothing else.
 create index if not exists runs_ready on public.runs (lane, priority, rank, ticket)

@@ -54,7 +54,7 @@ returns boolean language sql volatile security definer set search_path = ''
 as $$
   select exists (
     select from public.runs r
-    where r.id = p_run_id and r.kind = 'image_gen' and image_jobs.can_access_workflow(r.subject_id)
+    where r.id = p_run_id and (r.kind = 'image_gen') is true and image_jobs.can_access_workflow(r.subject_id)
   )
 $$;
 
@@ -62,7 +62,7 @@ $$;
 create or replace function image_jobs.is_image_run(p_run_id varchar)
 returns boolean language sql stable security definer set search_path = ''
 as $$
-  select exists (select from public.runs r where r.id = p_run_id and r.kind = 'image_gen')
+  select exists (select from public.runs r where r.id = p_run_id and (r.kind = 'image_gen') is true)
 $$;
 
 -- Mark a workflow id as used. If no row ever used it, the signed-in user becomes its member.

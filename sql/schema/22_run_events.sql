@@ -44,13 +44,13 @@ begin
   -- No join, whose plan would have to be pinned: by settings, which a statement about events of other kinds would pay for.
   select array_agg(n.id) into v_events
   from new_rows n
-  where n.run_kind is not null or (select r.kind from public.runs r where r.id = n.run_id and r.kind = 'image_gen') is not null;
+  where n.run_kind is not null or (select r.kind from public.runs r where r.id = n.run_id and (r.kind = 'image_gen') is true) is not null;
   if v_events is not null then
     perform set_config('image_jobs.writer', 'events', true);
     update public.run_events e
-    set run_kind = (select r.kind from public.runs r where r.id = e.run_id and r.kind = 'image_gen'),
+    set run_kind = (select r.kind from public.runs r where r.id = e.run_id and (r.kind = 'image_gen') is true),
       workflow_id = coalesce(
-        (select r.subject_id from public.runs r where r.id = e.run_id and r.kind = 'image_gen'), e.workflow_id),
+        (select r.subject_id from public.runs r where r.id = e.run_id and (r.kind = 'image_gen') is true), e.workflow_id),
       seq = case when tg_op = 'INSERT' then nextval('image_jobs.event_numbers') else e.seq end
     where e.id = any (v_events);
     perform set_config('image_jobs.writer', v_writer, true);

@@ -244,6 +244,7 @@ $$;
 -- concurrency, and good enough.
 create or replace function image_jobs.next_rank(p_user uuid, p_lane text, p_priority integer)
 returns bigint language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
 declare
   v_watermark bigint;
@@ -268,6 +269,7 @@ $$;
 -- place below the watermark; null if that is none of the last few there. A hint: claims look from there.
 create or replace function image_jobs.served_rank(p_user uuid, p_lane text, p_priority integer)
 returns bigint language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
 begin
   return (
@@ -288,6 +290,7 @@ $$;
 -- its user that have fewer waiting. A claim gives the places of a user to the user's runs by workflow_rank.
 create or replace function image_jobs.next_workflow_rank(p_user uuid, p_workflow uuid, p_lane text, p_priority integer)
 returns bigint language plpgsql volatile set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
 declare
   v_last bigint;

@@ -134,7 +134,7 @@ begin
     select s.*, c.state as was,
       case when c.state = 'open' or c.state = 'unknown' and s.state in ('charged', 'free')
         then coalesce(s.state, c.state) else c.state end as becomes
-    from said s join image_jobs.calls c on c.id = s.id
+    from said s join image_jobs.calls c on c.id = any (array[s.id])
     order by s.id
     for update of c
   ),
@@ -149,7 +149,7 @@ begin
       sent_at = least(c.sent_at, image_jobs.seconds_ago(l.sent_ago)),
       image_at = coalesce(image_jobs.seconds_ago(l.image_ago), c.image_at)
     from locked l
-    where c.id = l.id
+    where c.id = any (array[l.id])
     returning c.provider, c.model, c.state, c.cost, c.estimate, l.was
   )
   -- As image_jobs.tally_calls does.
@@ -190,10 +190,14 @@ as $$
 declare
   v_changed bigint[];
 begin
+  -- Of no call the planner takes each condition for met, and any index for a fit one.
+  if cardinality(p_calls) = 0 then
+    return;
+  end if;
   with lost as (
     update image_jobs.calls c set state = 'unknown'
     where c.id = any (p_calls) and c.state = 'open'
-      and not exists (select from image_jobs.cancellations x where x.call = c.id)
+      and not exists (select from image_jobs.cancellations x where x.call = c.id offset 0)
     returning c.id
   )
   select array_agg(l.id) into v_changed from lost l;
@@ -299,10 +303,10 @@ begin
   set payload = r.payload - 'possibleCost' || k.costs
   from (
     select o.id, image_jobs.costs_of(o.id, o.ticket) as costs
-    from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
-    where o.kind = 'image_gen' and o.status in ('completed', 'failed')
+    from unnest(p_runs) as p (id) join public.runs o on o.id = any (array[p.id])
+    where (o.kind = 'image_gen') is true and o.status in ('completed', 'failed')
   ) k
-  where r.id = k.id
+  where r.id = any (array[k.id])
     and (r.payload -> 'cost', r.payload -> 'possibleCost') is distinct from (k.costs -> 'cost', k.costs -> 'possibleCost')
     and (k.costs <> '{}' or r.payload ? 'possibleCost');
   perform set_config('image_jobs.writer', v_writer, true);
@@ -336,7 +340,7 @@ begin
   into v_jobs
   from jsonb_to_recordset(p_settlements) as s (
     id varchar, claim bigint, outcome text, ticket bigint, processor text, provider_job_id text, found boolean)
-  left join public.runs r on r.id = s.id
+  left join public.runs r on r.id = any (array[s.id])
   where s.outcome = 'parked' and s.provider_job_id is not null
     and case when r.claim = s.claim then r.provider_job_id is null else s.ticket is not null end;
   if v_jobs is null then
@@ -353,15 +357,14 @@ begin
       from jsonb_to_recordset(v_jobs) as t (run varchar, claim bigint, ticket bigint, provider text, job text, found boolean)
     ) j
     cross join lateral (select coalesce(
-      (select c.id from image_jobs.calls c
-        where c.provider_job_id = j.job and c.provider = j.provider and c.state <> 'free'
-          and c.opened_at > image_jobs.now() - interval '1 day'
-        order by c.id limit 1),
+      (select min(c.id)
+        from (select k.* from image_jobs.calls k where k.provider_job_id = j.job offset 0) c
+        where c.provider = j.provider and c.state <> 'free' and c.opened_at > image_jobs.now() - interval '1 day'),
       case when j.found then (
-        select c.id from image_jobs.calls c
-        where c.run_id = j.run and c.ticket = j.ticket and c.id < j.claim and c.provider = j.provider
-          and c.state = 'unknown' and c.provider_job_id is null
-        order by c.id desc limit 1) end,
+        select max(c.id)
+        from (select k.* from image_jobs.calls k where k.run_id = j.run offset 0) c
+        where c.ticket = j.ticket and c.id < j.claim and c.provider = j.provider
+          and c.state = 'unknown' and c.provider_job_id is null) end,
       j.first_claim) as call) maker
     where maker.call <> j.claim);
 end
@@ -381,10 +384,13 @@ declare
 begin
   select array_agg(o.id order by o.id) into v_open
   from (select c.id from image_jobs.calls c where c.state = 'open' and c.id > p_after order by c.id limit p_limit) o;
+  if v_open is null then
+    return null;
+  end if;
   select array_agg(c.id), array_agg(distinct c.run_id) into v_lost, v_runs from image_jobs.calls c
   where c.id = any (v_open) and c.state = 'open'
-    and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call))
-    and not exists (select from image_jobs.cancellations x where x.call = c.id);
+    and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call) offset 0)
+    and not exists (select from image_jobs.cancellations x where x.call = c.id offset 0);
   if v_lost is not null then
     -- Of a run that is locked the next sweep sees to it.
     with locked as materialized (
@@ -395,13 +401,13 @@ begin
     with lost as materialized (
       select c.id from image_jobs.calls c
       where c.id = any (v_lost) and c.state = 'open'
-        and (c.run_id = any (v_runs) or not exists (select from public.runs r where r.id = c.run_id))
-        and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call))
+        and (c.run_id = any (v_runs) or not exists (select from public.runs r where r.id = c.run_id offset 0))
+        and not exists (select from public.runs r where r.id = c.run_id and c.id in (r.claim, r.call) offset 0)
       order by c.id
       for update skip locked
     ),
     written as (
-      update image_jobs.calls c set state = 'unknown' from lost l where c.id = l.id returning c.id
+      update image_jobs.calls c set state = 'unknown' from lost l where c.id = any (array[l.id]) returning c.id
     )
     select array_agg(w.id) into v_changed from written w;
     if v_changed is not null then

@@ -83,7 +83,7 @@ begin
       array_agg(r.started_at) filter (where s.http_status >= 500) as began,
       array_agg(s.claim) filter (where s.http_status is null) as unanswered
     from jsonb_to_recordset(p_settlements) as s (id varchar, claim bigint, http_status integer)
-    join public.runs r on r.id = s.id and r.claim = s.claim and r.claimed_by = p_daemon
+    join public.runs r on r.id = any (array[s.id]) and r.claim = s.claim and (r.claimed_by = p_daemon) is true
     group by 1 order by 1
   loop
     v_streak := image_jobs.streak_of(v_noted.provider);

@@ -44,6 +44,7 @@ $$;
 -- Returns the keys that show the picture of the node's newest completed run; none if there is no such run.
 create or replace function image_jobs.newest_picture(p_node varchar, p_workflow uuid)
 returns jsonb language sql stable set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
   select coalesce((
     select jsonb_strip_nulls(jsonb_build_object(
@@ -59,6 +60,7 @@ $$;
 -- forge them. A node that is new here shows its newest run.
 create or replace function image_jobs.keep_node()
 returns trigger language plpgsql volatile security definer set search_path = ''
+  set enable_seqscan = off set enable_sort = off set jit = off
 as $$
 declare
   v_own text[] := image_jobs.owned_keys();

@@ -114,14 +114,14 @@ begin
     'message', case when p_reason like '%base64%' then 'The node breaks the base64 rule, so it cannot show this run.'
       else 'The node cannot show this run: ' || left(p_reason, 500) end,
     'data', jsonb_build_object('nodeId', p_node, 'sqlstate', p_sqlstate)))::image_jobs.event])
-  from (
-    select newest.id from public.workflow_nodes n
-    join public.runs newest on newest.kind = 'image_gen' and newest.ticket is not null
-      and newest.metadata ->> 'nodeId' = n.id and newest.subject_id = n.workflow_id
-    where n.id = p_node
+  from public.workflow_nodes n
+  cross join lateral (
+    select newest.id from public.runs newest
+    where newest.kind = 'image_gen' and newest.ticket is not null
+      and newest.metadata ->> 'nodeId' = p_node and newest.subject_id = n.workflow_id
     order by newest.ticket desc limit 1
   ) r
-  where not exists (
+  where n.id = p_node and not exists (
     select from public.run_events e
     where e.run_id = r.id and e.payload ->> 'event' = 'warning'
       and e.payload -> 'data' ->> 'nodeId' = p_node and e.payload -> 'data' ->> 'sqlstate' = p_sqlstate);
@@ -131,7 +131,7 @@ $$;
 -- Write the newest run of each node into it, if it does not show that yet. A node with a pinned run shows that one until
 -- there is a newer ticket. The caller holds the nodes' locks.
 create or replace function image_jobs.write_nodes(p_nodes varchar[])
-returns void language plpgsql volatile security definer set search_path = ''
+returns void language plpgsql volatile security definer set search_path = '' set enable_sort = off set jit = off
 as $$
 declare
   v_now timestamptz := image_jobs.now();
@@ -140,17 +140,17 @@ begin
   set node_data = shown.node_data, run_ticket = r.ticket, pinned_run = null,
     version = nextval('image_jobs.node_versions'), updated_at = v_now
   from unnest(p_nodes) as target (id)
+  join public.workflow_nodes w on w.id = any (array[target.id])
   cross join lateral (
-    select newest.*, w.node_data from public.workflow_nodes w
-    join public.runs newest on newest.kind = 'image_gen' and newest.ticket is not null
+    select newest.* from public.runs newest
+    where newest.kind = 'image_gen' and newest.ticket is not null
       and newest.metadata ->> 'nodeId' = w.id and newest.subject_id = w.workflow_id
-    where w.id = target.id
     order by newest.ticket desc limit 1
   ) r
   cross join lateral (
-    select image_jobs.node_data(r.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
+    select image_jobs.node_data(w.node_data, r.id, r.status, r.progress, r.message, r.preview_url, r.payload) as node_data
   ) shown
-  where n.id = target.id
+  where n.id = any (array[w.id])
     and (n.pinned_run is null or r.ticket > coalesce(n.run_ticket, 0))
     and (n.run_ticket is distinct from r.ticket or n.node_data - 'updatedAt' <> shown.node_data - 'updatedAt');
 end
@@ -227,7 +227,7 @@ begin
   -- A requeue that resumes a provider job takes its cost along.
   if v_resumes then
     update image_jobs.calls k set ticket = c.ticket
-    from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = c.call;
+    from unnest(p_changes) c where c.ticket <> c.old_ticket and k.id = any (array[c.call]);
   end if;
   -- The cost of a run that is given up; where its holder settles it, that is there already.
   if v_failed is not null then
@@ -237,7 +237,8 @@ begin
   -- A node of another workflow is never touched, whatever metadata.nodeId says.
   select array_agg(distinct n.id) filter (where n.id is not null), array_agg(c.id) filter (where n.id is null)
   into v_nodes, v_nodeless
-  from unnest(p_changes) c left join public.workflow_nodes n on n.id = c.node_id and n.workflow_id = c.subject_id
+  from unnest(p_changes) c
+  left join public.workflow_nodes n on n.id = any (array[c.node_id]) and (n.workflow_id = c.subject_id) is true
   where (c.status, c.progress, c.message, c.ticket)
     is distinct from (c.old_status, c.old_progress, c.old_message, c.old_ticket);
   if v_nodes is not null then
@@ -441,7 +442,7 @@ begin
     update public.workflow_nodes n
     set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
       run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
-    where n.id = v_run.node_id and n.workflow_id = v_run.subject_id
+    where n.id = v_run.node_id and (n.workflow_id = v_run.subject_id) is true
       and (n.pinned_run = v_run.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = v_run.id
         or n.pinned_run is null and n.run_ticket = v_run.ticket);
     if found then
@@ -467,13 +468,13 @@ begin
   update public.workflow_nodes n
   set node_data = (n.node_data - image_jobs.owned_keys()) || image_jobs.newest_picture(n.id, n.workflow_id),
     run_ticket = null, pinned_run = null, version = nextval('image_jobs.node_versions'), updated_at = image_jobs.now()
-  where n.id = old.metadata ->> 'nodeId' and n.workflow_id = old.subject_id
+  where n.id = old.metadata ->> 'nodeId' and (n.workflow_id = old.subject_id) is true
     and (n.pinned_run = old.id or image_jobs.pictured_run(n.node_data ->> 'imageUrl') = old.id
       or n.pinned_run is null and n.run_ticket = old.ticket);
   perform set_config('image_jobs.writer', v_writer, true);
   perform image_jobs.project_nodes(array(
     select n.id from public.workflow_nodes n
-    where n.id in (old.metadata ->> 'nodeId', new.metadata ->> 'nodeId') and n.workflow_id = new.subject_id));
+    where n.id in (old.metadata ->> 'nodeId', new.metadata ->> 'nodeId') and (n.workflow_id = new.subject_id) is true));
   return null;
 end
 $$;

@@ -15,7 +15,7 @@ begin
       else sent.item - 'metadata' || jsonb_build_object('partial', true, 'error', left(sent.item ->> 'error', 2048),
         'message', left(sent.item ->> 'message', 2048)) end) order by r.id)
     from public.runs r
-    join public.image_jobs j on j."jobId" = r.id
+    cross join lateral (select v.* from public.image_jobs v where v."jobId" = r.id offset 0) j
     cross join lateral (
       select to_jsonb(j) || jsonb_build_object('progress', r.progress, 'message', r.message,
         'previewUrl', case when r.status = 'running' then r.preview_url end,
@@ -52,7 +52,7 @@ begin
     'jobId', d.id, 'workflowId', d.workflow, 'deleted', true, 'version', nextval('image_jobs.node_versions'))) order by d.id)
   into v_items
   from jsonb_to_recordset(p_runs) as d (id varchar, workflow uuid, node varchar)
-  where not exists (select from public.workflow_nodes n where n.id = d.node and n.workflow_id = d.workflow);
+  where not exists (select from public.workflow_nodes n where n.id = d.node and (n.workflow_id = d.workflow) is true offset 0);
   if v_items is not null then
     perform image_jobs.broadcast('runs_changed', 'runs', v_items);
   end if;

@@ -110,7 +110,7 @@ $$;
 create or replace function image_jobs.reroute_runs()
 returns void language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
-  set jit = off set plan_cache_mode = force_generic_plan
+  set enable_sort = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_now timestamptz := image_jobs.now();
@@ -185,9 +185,9 @@ begin
   from (
     select o.id, image_jobs.closed_reason(coalesce(o.routed_to, o.processor)) as closed,
       image_jobs.first_open_fallback(image_jobs.remaining_fallbacks(o.metadata, o.processor, o.routed_to)) as step
-    from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
+    from unnest(p_runs) as p (id) join public.runs o on o.id = any (array[p.id])
   ) m
-  where r.id = m.id and m.step is not null and m.closed is not null;
+  where r.id = any (array[m.id]) and m.step is not null and m.closed is not null;
   return null;
 end
 $$;

@@ -112,15 +112,18 @@ begin
           select from public.runs r
           where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
             and r.lane = l.lane and r.priority = l.priority
-            and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
+            and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end
+          order by r.rank, r.ticket offset 0)
         or exists (
           select from public.runs r
           where r.kind = 'image_gen' and r.queue_state = 'running' and r.lane = l.lane
-            and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null)
+            and r.due_at between image_jobs.due_from(l.lane, p_full_scan) and v_now and r.claimed_by is null
+          order by r.due_at offset 0)
         or exists (
           select from public.runs r
           where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null
-            and r.due_at between v_from and v_now and r.lane = l.lane))
+            and r.due_at between v_from and v_now and r.lane = l.lane
+          order by r.due_at offset 0))
       -- The daemons, with all their beats, are looked at only where it matters.
       and not exists (
         select from image_jobs.daemons d
@@ -161,7 +164,8 @@ begin
         select from public.runs r
         where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null
           and r.lane = l.lane and r.priority = l.priority
-          and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end)
+          and r.rank >= case when p_full_scan then 0 else least(l.watermark, l.passed_over) end
+        order by r.rank, r.ticket offset 0)
       or exists (select from put_off p where p.lane = l.lane and p.priority = l.priority));
   perform image_jobs.move_due_mark('', v_first);
   return v_lanes;
@@ -181,7 +185,8 @@ declare
 begin
   if not exists (
     select from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now)
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now
+    order by r.due_at offset 0)
   then
     return;
   end if;
@@ -212,10 +217,10 @@ begin
   from (
     select o.id, l.lane, case when o.attempt > 0 or exists (select from image_jobs.calls c where c.id = o.claim) then (
       select least(n.watermark, n.passed_over) from image_jobs.lanes n where n.lane = l.lane and n.priority = o.priority) end as front
-    from unnest(p_runs) as p (id) join public.runs o on o.id = p.id
+    from unnest(p_runs) as p (id) join public.runs o on o.id = any (array[p.id])
     cross join lateral (select image_jobs.lane_of(coalesce(o.routed_to, o.processor)) as lane) l
   ) due
-  where r.id = due.id;
+  where r.id = any (array[due.id]);
   return null;
 end
 $$;
@@ -260,8 +265,7 @@ begin
       coalesce(r.created_by, r.subject_id), image_jobs.lane_of(coalesce(r.routed_to, r.processor)), r.priority),
     workflow_rank = image_jobs.next_workflow_rank(
       coalesce(r.created_by, r.subject_id), r.subject_id, image_jobs.lane_of(coalesce(r.routed_to, r.processor)), r.priority)
-  from unnest(p_runs) as p (id)
-  where r.id = p.id;
+  where r.id = any (p_runs);
   return null;
 end
 $$;
@@ -347,7 +351,7 @@ begin
   select array_agg(b.id) into v_before
   from (
     select coalesce(r.created_by, r.subject_id) as owner, count(*) as places, max(r.workflow_rank) as last
-    from unnest(p_runs) as p (id) join public.runs r on r.id = p.id
+    from unnest(p_runs) as p (id) join public.runs r on r.id = any (array[p.id])
     group by 1
   ) o
   cross join lateral (
@@ -379,7 +383,7 @@ begin
     select r.id, r.id = any (p_runs) as given,
       count(*) filter (where r.id = any (p_runs)) over (partition by coalesce(r.created_by, r.subject_id)) as places,
       row_number() over (partition by coalesce(r.created_by, r.subject_id) order by r.workflow_rank, r.ticket) as place
-    from unnest(p_runs || v_before) as p (id) join public.runs r on r.id = p.id
+    from unnest(p_runs || v_before) as p (id) join public.runs r on r.id = any (array[p.id])
   ) c;
   if v_waiting is not null then
     perform image_jobs.change_runs('swap_ranks', v_waiting || array(
@@ -397,8 +401,8 @@ begin
   update public.runs r
   set rank = o.rank
   from unnest(p_runs) with ordinality as p (id, place)
-  join public.runs o on o.id = p_runs[1 + (p.place - 1 + cardinality(p_runs) / 2) % cardinality(p_runs)]
-  where r.id = p.id;
+  join public.runs o on o.id = any (array[p_runs[1 + (p.place - 1 + cardinality(p_runs) / 2) % cardinality(p_runs)]])
+  where r.id = any (array[p.id]);
   return null;
 end
 $$;

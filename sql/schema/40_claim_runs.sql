@@ -14,7 +14,7 @@ begin
     where e.run_id = r.id and e.payload ->> 'event' = 'generated' and e.payload -> 'data' -> 'ticket' = to_jsonb(r.ticket)
     order by e.seq desc limit 1;
   end if;
-  if exists (select from image_jobs.calls c where c.run_id = r.id and c.id < r.claim and c.image) then
+  if exists (select from image_jobs.calls c where c.run_id = r.id and (c.id < r.claim) is true and c.image) then
     v_contested := coalesce((
       select e.payload ->> 'event' = 'generated' from public.run_events e
       where e.run_id = r.id and e.payload ->> 'event' in ('generated', 'completed')
@@ -103,9 +103,9 @@ begin
     set claim = o.next_claim, claimed_by = p_daemon, due_at = null, call = coalesce(o.call, o.next_claim)
     from (
       select q.id, q.due_at, q.call, nextval('image_jobs.claims') as next_claim
-      from unnest(p_runs) as p (id) join public.runs q on q.id = p.id
+      from unnest(p_runs) as p (id) join public.runs q on q.id = any (array[p.id])
     ) o
-    where r.id = o.id
+    where r.id = any (array[o.id])
     returning image_jobs.claimed_run(r, o.due_at) as run
   )
   select array_agg(c.run) into v_claimed from claimed c;
@@ -152,7 +152,7 @@ begin
     select array_agg(next.id), max(next.rank) into v_runs, v_last
     from (
       select r.id, r.rank from public.runs r
-      where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is not null and r.id = any (v_first)
+      where (r.kind = 'image_gen' and r.queue_state = 'pending') is true and r.rank is not null and r.id = any (v_first)
         and (not v_models or image_jobs.lane_of(coalesce(r.routed_to, r.processor)) = r.lane)
       order by case when p_probe then r.attempt end, r.rank, r.ticket limit p_limit
       for update skip locked
@@ -163,7 +163,7 @@ begin
     from (
       select r.id, r.rank, coalesce(sum(image_jobs.estimate_cost(coalesce(r.routed_to, r.processor), r.metadata -> 'promptSpec'))
         over (order by r.rank, r.ticket rows between unbounded preceding and 1 preceding), 0) as before
-      from unnest(v_runs) as p (id) join public.runs r on r.id = p.id
+      from unnest(v_runs) as p (id) join public.runs r on r.id = any (array[p.id])
     ) b
     where b.before < p_budget;
   end if;
@@ -224,9 +224,9 @@ begin
       call = case when o.provider_job_id is not null then coalesce(o.call, o.next_claim) end
     from (
       select q.id, q.due_at, q.call, q.provider_job_id, nextval('image_jobs.claims') as next_claim
-      from unnest(p_runs) as p (id) join public.runs q on q.id = p.id
+      from unnest(p_runs) as p (id) join public.runs q on q.id = any (array[p.id])
     ) o
-    where r.id = o.id
+    where r.id = any (array[o.id])
     returning image_jobs.claimed_run(r, o.due_at) as run
   )
   select array_agg(c.run) into v_claimed from claimed c;
@@ -246,7 +246,7 @@ create or replace function image_jobs.claim_runs(
   p_daemon uuid, p_slots integer, p_full_scan boolean default false, p_unreachable text[] default null)
 returns setof jsonb language plpgsql volatile set search_path = ''
   set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
-  set jit = off set plan_cache_mode = force_generic_plan
+  set enable_sort = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
@@ -282,7 +282,8 @@ begin
   v_from := image_jobs.due_from('', p_full_scan);
   if v_daemon.daemon is not null and v_lanes = '{}' and v_checks is null and not exists (
     select from public.runs r
-    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now)
+    where r.kind = 'image_gen' and r.queue_state = 'pending' and r.rank is null and r.due_at between v_from and v_now
+    order by r.due_at offset 0)
   then
     return;
   end if;

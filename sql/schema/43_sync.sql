@@ -31,7 +31,7 @@ end
 $$;
 
 create or replace function image_jobs.release_runs(p_runs varchar[], p_daemon uuid)
-returns jsonb[] language plpgsql volatile set search_path = ''
+returns jsonb[] language plpgsql volatile set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
   v_now timestamptz := image_jobs.now();
@@ -42,7 +42,9 @@ begin
       'state', case when r.unheld or c.sent_at is not null or c.state <> 'open' then 'unknown' else 'free' end)),
     array_agg(r.claim) filter (where r.unheld or c.sent_at is not null or c.state <> 'open')
   into v_calls, v_spent
-  from unnest(p_runs) as p (id) join public.runs r on r.id = p.id left join image_jobs.calls c on c.id = r.claim
+  from unnest(p_runs) as p (id)
+  join public.runs r on r.id = any (array[p.id])
+  left join image_jobs.calls c on c.id = any (array[r.claim])
   where r.provider_job_id is null;
   perform image_jobs.close_calls(v_calls);
   update public.runs r
@@ -56,18 +58,18 @@ begin
       'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
       || image_jobs.costs_of(r.id, r.ticket) || image_jobs.timings_of_failure(o, v_now) end
   from unnest(p_runs) as p (id)
-  join public.runs o on o.id = p.id
+  join public.runs o on o.id = any (array[p.id])
   cross join lateral (select coalesce(o.claim = any (v_spent), false) as spent) held
   cross join lateral (select held.spent, case
     when o.provider_job_id is not null then 'running'
     when held.spent and o.attempt >= o.max_attempts then 'failed' else 'pending' end as status) fate
-  where r.id = o.id;
+  where r.id = any (array[o.id]);
   -- By the claim it looks like a settlement of the daemon, which knows nothing of it.
   insert into image_jobs.tallies (metric, provider, model, result, code, count, run_id, workflow_id, node_id, error)
   select 'runs', split_part(at.processor, ':', 1), substr(at.processor, strpos(at.processor, ':') + 1), r.status,
     r.payload ->> 'code', 1, r.id, r.subject_id, r.metadata ->> 'nodeId', r.payload ->> 'error'
   from unnest(p_runs) as p (id)
-  join public.runs r on r.id = p.id
+  join public.runs r on r.id = any (array[p.id])
   cross join lateral (select coalesce(r.routed_to, r.processor, '') as processor) at
   where r.status = 'failed';
   return null;
@@ -76,7 +78,7 @@ $$;
 
 -- Show nodes the runs they missed while they were locked, or were refused.
 create or replace function image_jobs.refresh_stale_nodes(p_from timestamptz default '-infinity')
-returns void language plpgsql volatile set search_path = ''
+returns void language plpgsql volatile set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
   v_due record;

@@ -94,7 +94,7 @@ end
 $$;
 
 create or replace function image_jobs.abandon_each(p_runs varchar[], p_daemon uuid)
-returns jsonb[] language plpgsql volatile set search_path = ''
+returns jsonb[] language plpgsql volatile set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
   v_now timestamptz := image_jobs.now();
@@ -112,10 +112,10 @@ begin
       'hint', 'The provider may have charged for it. Look at the daemons'' logs, then requeue the run.')
       || image_jobs.timings_of_failure(o, v_now) end
   from unnest(p_runs) as p (id)
-  join public.runs o on o.id = p.id
+  join public.runs o on o.id = any (array[p.id])
   cross join lateral (select case
     when o.provider_job_id is not null then 'running' when o.attempt < o.max_attempts then 'pending' else 'failed' end as status) fate
-  where r.id = o.id;
+  where r.id = any (array[o.id]);
   return array(select to_jsonb(p.id) from unnest(p_runs) as p (id));
 end
 $$;

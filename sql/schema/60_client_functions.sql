@@ -8,7 +8,7 @@ as $$
 declare
   v_run record;
 begin
-  select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;
+  select r.* into v_run from public.runs r where r.id = p_run_id and (r.kind = 'image_gen') is true for update;
   if not found or not (image_jobs.is_operator() or image_jobs.can_access_workflow(v_run.subject_id)) then
     raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
   end if;
@@ -32,13 +32,13 @@ begin
     select r.subject_id, image_jobs.dearest_cost(
       r.processor || image_jobs.remaining_fallbacks(r.metadata, r.processor, null), r.metadata -> 'promptSpec') as usd
     into v_run from public.runs r
-    where r.id = p_run_id and r.kind = 'image_gen' and image_jobs.can_access_workflow(r.subject_id);
+    where r.id = p_run_id and (r.kind = 'image_gen') is true and image_jobs.can_access_workflow(r.subject_id);
     if found then
       perform image_jobs.check_usage(
         array_remove(array[image_jobs.current_user_id()], null), array[v_run.subject_id], 1, v_run.usd);
     end if;
   end if;
-  select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for update;
+  select r.* into v_run from public.runs r where r.id = p_run_id and (r.kind = 'image_gen') is true for update;
   if not found or not (v_operator or image_jobs.can_access_workflow(v_run.subject_id)) then
     raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
   end if;

@@ -11,7 +11,7 @@ declare
   v_writer text := coalesce(current_setting('image_jobs.writer', true), '');
 begin
   -- Locked, so that it is neither deleted nor requeued meanwhile; before the node, as the lock order has it.
-  select r.* into v_run from public.runs r where r.id = p_run_id and r.kind = 'image_gen' for share;
+  select r.* into v_run from public.runs r where r.id = p_run_id and (r.kind = 'image_gen') is true for share;
   if not found or not (image_jobs.is_operator() or image_jobs.can_access_workflow(v_run.subject_id)) then
     raise exception using errcode = 'PT404', message = 'There is no such run.', hint = 'Check the id, and that you are a member of its workflow.';
   end if;
@@ -20,7 +20,7 @@ begin
       case when v_run.status in ('pending', 'running') then 'Wait until it is completed.' else 'Show one that is completed.' end);
   end if;
   select n.id into v_node from public.workflow_nodes n
-  where n.id = v_run.metadata ->> 'nodeId' and n.workflow_id = v_run.subject_id for update;
+  where n.id = v_run.metadata ->> 'nodeId' and (n.workflow_id = v_run.subject_id) is true for update;
   if not found then
     perform image_jobs.refuse('The run has no node that could show it.', 'Insert the node that its metadata.nodeId names.');
   end if;

@@ -198,7 +198,7 @@ begin
   v_named := nullif(coalesce(v_json #>> '{data,job_id}', v_json ->> 'job_id'), '');
   if v_provider = 'hmac' and v_named is not null then
     select r.id, r.provider_job_id, r.status in ('completed', 'failed', 'cancelled') as ended into v_run
-    from public.runs r where r.kind = 'image_gen' and r.ticket is not null and r.id = v_named;
+    from public.runs r where (r.kind = 'image_gen') is true and r.ticket is not null and r.id = v_named;
   end if;
   v_job := nullif(coalesce(v_json #>> '{data,id}', v_json ->> 'id', v_run.provider_job_id, v_named), '');
   -- Who has seen a state may send any body with it: it has twenty places, then each new body takes that of the oldest.

@@ -74,7 +74,7 @@ begin
     for update skip locked
   )
   update image_jobs.cancellations c set tries = c.tries + 1, due_at = v_now + interval '1 min'
-  from due where c.provider = due.provider and c.provider_job_id = due.provider_job_id
+  from due where c.provider = any (array[due.provider]) and c.provider_job_id = any (array[due.provider_job_id])
   returning jsonb_build_object('provider', c.provider, 'provider_job_id', c.provider_job_id, 'run_id', c.run_id);
 end
 $$;

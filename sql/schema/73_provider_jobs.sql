@@ -87,12 +87,12 @@ declare
   v_call bigint;
 begin
   select r.* into v_run from public.runs r
-  where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and image_jobs.may_have_submitted(r, p_provider)
+  where r.id = p_run_id and (r.kind = 'image_gen') is true and r.ticket is not null and image_jobs.may_have_submitted(r, p_provider)
   for update skip locked;
   -- The run is locked. An event would wait for that: its run must be there.
   if not found and exists (
     select from public.runs r
-    where r.id = p_run_id and r.kind = 'image_gen' and r.ticket is not null and image_jobs.may_have_submitted(r, p_provider))
+    where r.id = p_run_id and (r.kind = 'image_gen') is true and r.ticket is not null and image_jobs.may_have_submitted(r, p_provider))
   then
     return 'held';
   end if;

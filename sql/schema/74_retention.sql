@@ -48,7 +48,7 @@ $$;
 
 -- Keep the files of a run whose id is used again. Refused while a daemon removes them: it would remove the new run's.
 create or replace function image_jobs.keep_files_of(p_workflow_id uuid, p_run_id varchar)
-returns void language plpgsql volatile set search_path = ''
+returns void language plpgsql volatile set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
   v_tries integer;
@@ -93,7 +93,7 @@ begin
     where f.workflow_id = due.workflow_id and f.run_id = due.run_id
     returning f.workflow_id, f.run_id
   loop
-    if exists (select from public.runs r where r.id = v_removal.run_id and r.subject_id = v_removal.workflow_id and r.kind = 'image_gen') then
+    if exists (select from public.runs r where r.id = v_removal.run_id and (r.subject_id = v_removal.workflow_id and r.kind = 'image_gen') is true) then
       delete from image_jobs.file_removals f where f.workflow_id = v_removal.workflow_id and f.run_id = v_removal.run_id;
       continue;
     end if;
@@ -229,7 +229,7 @@ begin
   v_after := case when cardinality(v_walked) = p_limit then v_walked[p_limit] end;
   with old as materialized (
     select r.id, r.subject_id, r.ticket from public.runs r
-    where r.id = any (v_walked) and r.kind = 'image_gen' and r.status in ('completed', 'failed', 'cancelled') and r.finished_at < p_before
+    where r.id = any (v_walked) and (r.kind = 'image_gen') is true and r.status in ('completed', 'failed', 'cancelled') and r.finished_at < p_before
     order by r.id limit 501
   ), shown as materialized (
     select n.run_ticket, n.pinned_run, image_jobs.pictured_run(n.node_data ->> 'imageUrl') as run_id
@@ -253,7 +253,7 @@ begin
   begin
     delete from public.runs r
     using (select l.id from public.runs l where l.id = any (v_old) order by l.id for update skip locked) unlocked
-    where r.id = unlocked.id and r.status in ('completed', 'failed', 'cancelled');
+    where r.id = any (array[unlocked.id]) and r.status in ('completed', 'failed', 'cancelled');
     get diagnostics v_pruned = row_count;
   exception when others then
     -- A foreign key or a trigger of the application keeps one: the others go.
@@ -262,7 +262,7 @@ begin
       begin
         delete from public.runs r
         using (select l.id from public.runs l where l.id = v_id for update skip locked) unlocked
-        where r.id = unlocked.id and r.status in ('completed', 'failed', 'cancelled');
+        where r.id = any (array[unlocked.id]) and r.status in ('completed', 'failed', 'cancelled');
         v_pruned := v_pruned + case when found then 1 else 0 end;
       exception when others then
         v_refused := v_refused + 1;
