@@ -170,7 +170,7 @@ async def opened(
         if header:
             await expect(window.page.locator(".header")).to_be_visible()
         yield window
-        assert window.console_errors == []
+        assert window.console_errors == [], window.console_errors
     finally:
         await session.close()
 

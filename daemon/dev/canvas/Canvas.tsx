@@ -1,5 +1,5 @@
 /** The canvas: the workflow's nodes in React Flow, its edges ("use this image"), and the keyboard shortcuts. */
-import { useCallback, useEffect, useMemo, useRef, useState } from "react";
+import { useCallback, useDeferredValue, useEffect, useMemo, useRef, useState } from "react";
 import { Background, BackgroundVariant, ReactFlow, ReactFlowProvider, useReactFlow, useStore } from "@xyflow/react";
 import type { Connection, Edge, FinalConnectionState } from "@xyflow/react";
 import type { SupabaseClient } from "@supabase/supabase-js";
@@ -181,6 +181,8 @@ function Flow({ supabase, workflowId, refusal }: Props) {
     toggle: id => select(id, true),
   }), [add, refine, connectTo, deselect, rows, nodes, actions, remove, select]));
 
+  // Later: it has all animated parts styled anew, and what has begun is to be seen first.
+  const isCalm = useDeferredValue(rows.filter(isUnfinished).length > MAX_ANIMATED);
   const limit = nearestLimit(workflow.usage);
   const selectedNodes = nodes.filter(node => node.selected);
   const [onlySelected] = selectedNodes.length === 1 ? selectedNodes : [];
@@ -198,7 +200,7 @@ function Flow({ supabase, workflowId, refusal }: Props) {
         onAdd={() => add()} onGenerate={some => some.forEach(row => void generateOrRetry(row, actions))}
       />
       <main
-        className="pane" ref={pane} data-calm={rows.filter(isUnfinished).length > MAX_ANIMATED} data-far={far}
+        className="pane" ref={pane} data-calm={isCalm} data-far={far}
         data-selecting={selecting} data-connecting={connecting !== null} data-over={isOver} {...dropListeners}
         onInput={({ target }) => {
           if (target instanceof HTMLTextAreaElement) keepDraft(workflowId, target.value);
