@@ -252,7 +252,7 @@ begin
     column_types as (
       select w.table_name, w.column_name, w.family, w.size, w.trait, a.attnum, a.attnotnull, a.attgenerated, a.attidentity, a.atthasdef,
         t.name, t.rename, format_type(a.atttypid, a.atttypmod) as declared, base.typname, base.typmod, base.typnamespace,
-        a.attcollation,
+        a.attcollation, base.strict_domain,
         case w.family when 'timestamp' then 'timestamptz' else w.family end as wanted
       from regexp_split_to_table(btrim(v_columns, E' \n'), E'\n') as line
       cross join lateral (
@@ -267,7 +267,9 @@ begin
           union all
           select d.typbasetype, d.typtypmod from of join pg_type d on d.oid = of.id and d.typtype = 'd'
         )
-        select b.typname, of.typmod, b.typnamespace from of join pg_type b on b.oid = of.id and b.typtype <> 'd'
+        select b.typname, of.typmod, b.typnamespace,
+          (select d.oid::regtype from of over_it join pg_type d on d.oid = over_it.id where d.typnotnull limit 1) as strict_domain
+        from of join pg_type b on b.oid = of.id and b.typtype <> 'd'
       ) base on a.attnum is not null
     ),
     judged as (
@@ -311,8 +313,17 @@ begin
       from t join pg_rewrite r on r.ev_class = t.oid where t.relkind = 'r'
       union all
       -- Keys.
-      select 3, format('Nothing makes the ids of %s unique.', t.name), format('Run: alter table %s add primary key (id);', t.name)
+      -- Who writes a row that may be there already has to know at once.
+      select 3, format('Nothing makes the ids of %s unique%s.', t.name, ' before the end of a transaction: ' || late.key || ' is deferrable'),
+        case when late.key is null then format('Run: alter table %s add primary key (id);', t.name)
+          else format('Run: alter table %s drop constraint %s, add %s (id);', t.name, late.key, late.what) end
       from t
+      left join lateral (
+        select quote_ident(k.conname) as key, case k.contype when 'p' then 'primary key' else 'unique' end as what
+        from pg_constraint k join pg_attribute a on a.attrelid = t.oid and a.attnum = k.conkey[1]
+        where k.conrelid = t.oid and k.contype in ('p', 'u') and k.condeferrable and cardinality(k.conkey) = 1 and a.attname = 'id'
+        order by k.contype limit 1
+      ) late on true
       where t.relkind = 'r'
         and exists (select from pg_attribute a where a.attrelid = t.oid and a.attname = 'id' and not a.attisdropped)
         and not exists (
@@ -324,8 +335,12 @@ begin
         format('Run: alter table %s add primary key (id);', t.name)
       from t
       where t.relkind = 'r' and t.relname = 'workflow_nodes' and t.relreplident in ('d', 'n')
-        and (t.relreplident = 'n' or not exists (select from pg_index i where i.indrelid = t.oid and i.indisprimary))
+        and not exists (select from pg_index i where i.indrelid = t.oid and i.indisprimary)
         and exists (select from pg_index i where i.indrelid = t.oid and i.indisunique)
+      union all
+      select 3, format('%s has no replica identity, so none of its rows could be changed once Realtime publishes them.', t.name),
+        format('Run: alter table %s replica identity default;', t.name)
+      from t where t.relkind = 'r' and t.relname = 'workflow_nodes' and t.relreplident = 'n'
       union all
       -- Columns.
       select 4, format('%s has no column %s%s.', k.name, k.column_name, coalesce((
@@ -354,11 +369,20 @@ begin
       union all
       select 5, format('%s.%I is generated from other columns, and has to take what is written.', k.name, k.column_name),
         format('Run: alter table %s alter column %I drop expression; or rename the column.', k.name, k.column_name)
-      from judged k where k.attgenerated <> '' or k.attidentity <> ''
+      from judged k where k.attgenerated <> ''
+      union all
+      select 5, format('%s.%I numbers itself, and has to take what is written.', k.name, k.column_name),
+        format('Run: alter table %s alter column %I drop identity, alter column %I drop not null;', k.name, k.column_name, k.column_name)
+      from judged k where k.attidentity <> ''
       union all
       select 6, format('%s.%I is NOT NULL, and is null in some states of an image run.', k.name, k.column_name),
         format('Run: alter table %s alter column %I drop not null;', k.name, k.column_name)
       from judged k where k.attnotnull and k.trait = 'nullable'
+      union all
+      select 6, format('%s.%I is of the domain %s, which is NOT NULL, and is null in some states of an image run.',
+          k.name, k.column_name, k.strict_domain),
+        format('Run: alter domain %s drop not null;', k.strict_domain)
+      from judged k where k.strict_domain is not null and k.trait = 'nullable'
       union all
       -- Theirs. Nodes are inserted by the application alone; a trigger of theirs may fill in the column, which the probe shows.
       select 6, format('%s.%I is NOT NULL without a default, so no run of ours can be inserted.', t.name, a.attname),
@@ -9496,6 +9520,7 @@ begin
         null;
       end;
 
+      -- Triggers of theirs that wait for the end of a transaction are asked after each step, when all of it is written.
       for v_round in 1..2 loop
         v_step := 'inserted';
         insert into public.runs (kind, subject_id, status, processor, metadata, priority)
@@ -9503,6 +9528,8 @@ begin
           'nodeId', v_node, 'promptSpec', jsonb_build_object('basePrompt', 'a red fox')), 32767)
         returning * into v_row;
         v_run := v_row.id;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_row.id is null then 'the row' when v_row.kind <> 'image_gen' then 'kind'
           when v_row.subject_id <> v_workflow then 'subject_id' when v_row.status <> 'pending' then 'status'
@@ -9525,6 +9552,8 @@ begin
           v_changed := 'status';
           exit;
         end if;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_row.status is distinct from 'running' then 'status' when v_row.claimed_by is distinct from v_daemon then 'claimed_by'
           when v_row.claim is distinct from (v_claimed ->> 'claim')::bigint then 'claim' when v_row.due_at is not null then 'due_at'
@@ -9535,6 +9564,8 @@ begin
         select s ->> 'result' into v_result from image_jobs.settle_runs(v_daemon, jsonb_build_array(jsonb_build_object(
           'id', v_run, 'claim', v_row.claim, 'outcome', v_step, 'payload', case v_round
             when 1 then '{"imageUrl": "https://example.com/a.png"}'::jsonb else '{"error": "No.", "code": "refused", "hint": "Ask again."}' end))) s;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_result is distinct from 'settled' or v_row.status is distinct from v_step then 'status'
           when v_row.finished_at is null then 'finished_at'
@@ -9543,6 +9574,8 @@ begin
 
         v_step := 'requeued';
         update public.runs r set status = 'pending' where r.id = v_run;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_row.status is distinct from 'pending' then 'status' when v_row.finished_at is not null then 'finished_at'
           when v_row.payload is not null then 'payload' when v_row.due_at is null then 'due_at' end;
@@ -9550,6 +9583,8 @@ begin
 
         v_step := 'cancelled';
         update public.runs r set status = 'cancelled' where r.id = v_run;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_row.status is distinct from 'cancelled' then 'status' when v_row.finished_at is null then 'finished_at' end;
         exit when v_changed is not null;
@@ -9563,6 +9598,8 @@ begin
           insert into public.run_events (id, run_id, kind, payload)
           values (gen_random_uuid(), v_run, v_kind, '{"event": "warning", "message": "Only tried."}')
           returning * into v_event;
+          set constraints all immediate;
+          set constraints all deferred;
           v_changed := case when v_event.id is null then 'the row' when v_event.run_id <> v_run then 'run_id' when v_event.kind <> v_kind then 'kind'
             when v_event.payload ->> 'event' is distinct from 'warning' then 'payload' end;
           exit when v_changed is not null;

@@ -74,7 +74,7 @@ begin
     column_types as (
       select w.table_name, w.column_name, w.family, w.size, w.trait, a.attnum, a.attnotnull, a.attgenerated, a.attidentity, a.atthasdef,
         t.name, t.rename, format_type(a.atttypid, a.atttypmod) as declared, base.typname, base.typmod, base.typnamespace,
-        a.attcollation,
+        a.attcollation, base.strict_domain,
         case w.family when 'timestamp' then 'timestamptz' else w.family end as wanted
       from regexp_split_to_table(btrim(v_columns, E' \n'), E'\n') as line
       cross join lateral (
@@ -89,7 +89,9 @@ begin
           union all
           select d.typbasetype, d.typtypmod from of join pg_type d on d.oid = of.id and d.typtype = 'd'
         )
-        select b.typname, of.typmod, b.typnamespace from of join pg_type b on b.oid = of.id and b.typtype <> 'd'
+        select b.typname, of.typmod, b.typnamespace,
+          (select d.oid::regtype from of over_it join pg_type d on d.oid = over_it.id where d.typnotnull limit 1) as strict_domain
+        from of join pg_type b on b.oid = of.id and b.typtype <> 'd'
       ) base on a.attnum is not null
     ),
     judged as (
@@ -133,8 +135,17 @@ begin
       from t join pg_rewrite r on r.ev_class = t.oid where t.relkind = 'r'
       union all
       -- Keys.
-      select 3, format('Nothing makes the ids of %s unique.', t.name), format('Run: alter table %s add primary key (id);', t.name)
+      -- Who writes a row that may be there already has to know at once.
+      select 3, format('Nothing makes the ids of %s unique%s.', t.name, ' before the end of a transaction: ' || late.key || ' is deferrable'),
+        case when late.key is null then format('Run: alter table %s add primary key (id);', t.name)
+          else format('Run: alter table %s drop constraint %s, add %s (id);', t.name, late.key, late.what) end
       from t
+      left join lateral (
+        select quote_ident(k.conname) as key, case k.contype when 'p' then 'primary key' else 'unique' end as what
+        from pg_constraint k join pg_attribute a on a.attrelid = t.oid and a.attnum = k.conkey[1]
+        where k.conrelid = t.oid and k.contype in ('p', 'u') and k.condeferrable and cardinality(k.conkey) = 1 and a.attname = 'id'
+        order by k.contype limit 1
+      ) late on true
       where t.relkind = 'r'
         and exists (select from pg_attribute a where a.attrelid = t.oid and a.attname = 'id' and not a.attisdropped)
         and not exists (
@@ -146,8 +157,12 @@ begin
         format('Run: alter table %s add primary key (id);', t.name)
       from t
       where t.relkind = 'r' and t.relname = 'workflow_nodes' and t.relreplident in ('d', 'n')
-        and (t.relreplident = 'n' or not exists (select from pg_index i where i.indrelid = t.oid and i.indisprimary))
+        and not exists (select from pg_index i where i.indrelid = t.oid and i.indisprimary)
         and exists (select from pg_index i where i.indrelid = t.oid and i.indisunique)
+      union all
+      select 3, format('%s has no replica identity, so none of its rows could be changed once Realtime publishes them.', t.name),
+        format('Run: alter table %s replica identity default;', t.name)
+      from t where t.relkind = 'r' and t.relname = 'workflow_nodes' and t.relreplident = 'n'
       union all
       -- Columns.
       select 4, format('%s has no column %s%s.', k.name, k.column_name, coalesce((
@@ -176,11 +191,20 @@ begin
       union all
       select 5, format('%s.%I is generated from other columns, and has to take what is written.', k.name, k.column_name),
         format('Run: alter table %s alter column %I drop expression; or rename the column.', k.name, k.column_name)
-      from judged k where k.attgenerated <> '' or k.attidentity <> ''
+      from judged k where k.attgenerated <> ''
+      union all
+      select 5, format('%s.%I numbers itself, and has to take what is written.', k.name, k.column_name),
+        format('Run: alter table %s alter column %I drop identity, alter column %I drop not null;', k.name, k.column_name, k.column_name)
+      from judged k where k.attidentity <> ''
       union all
       select 6, format('%s.%I is NOT NULL, and is null in some states of an image run.', k.name, k.column_name),
         format('Run: alter table %s alter column %I drop not null;', k.name, k.column_name)
       from judged k where k.attnotnull and k.trait = 'nullable'
+      union all
+      select 6, format('%s.%I is of the domain %s, which is NOT NULL, and is null in some states of an image run.',
+          k.name, k.column_name, k.strict_domain),
+        format('Run: alter domain %s drop not null;', k.strict_domain)
+      from judged k where k.strict_domain is not null and k.trait = 'nullable'
       union all
       -- Theirs. Nodes are inserted by the application alone; a trigger of theirs may fill in the column, which the probe shows.
       select 6, format('%s.%I is NOT NULL without a default, so no run of ours can be inserted.', t.name, a.attname),

@@ -62,6 +62,7 @@ begin
         null;
       end;
 
+      -- Triggers of theirs that wait for the end of a transaction are asked after each step, when all of it is written.
       for v_round in 1..2 loop
         v_step := 'inserted';
         insert into public.runs (kind, subject_id, status, processor, metadata, priority)
@@ -69,6 +70,8 @@ begin
           'nodeId', v_node, 'promptSpec', jsonb_build_object('basePrompt', 'a red fox')), 32767)
         returning * into v_row;
         v_run := v_row.id;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_row.id is null then 'the row' when v_row.kind <> 'image_gen' then 'kind'
           when v_row.subject_id <> v_workflow then 'subject_id' when v_row.status <> 'pending' then 'status'
@@ -91,6 +94,8 @@ begin
           v_changed := 'status';
           exit;
         end if;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_row.status is distinct from 'running' then 'status' when v_row.claimed_by is distinct from v_daemon then 'claimed_by'
           when v_row.claim is distinct from (v_claimed ->> 'claim')::bigint then 'claim' when v_row.due_at is not null then 'due_at'
@@ -101,6 +106,8 @@ begin
         select s ->> 'result' into v_result from image_jobs.settle_runs(v_daemon, jsonb_build_array(jsonb_build_object(
           'id', v_run, 'claim', v_row.claim, 'outcome', v_step, 'payload', case v_round
             when 1 then '{"imageUrl": "https://example.com/a.png"}'::jsonb else '{"error": "No.", "code": "refused", "hint": "Ask again."}' end))) s;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_result is distinct from 'settled' or v_row.status is distinct from v_step then 'status'
           when v_row.finished_at is null then 'finished_at'
@@ -109,6 +116,8 @@ begin
 
         v_step := 'requeued';
         update public.runs r set status = 'pending' where r.id = v_run;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_row.status is distinct from 'pending' then 'status' when v_row.finished_at is not null then 'finished_at'
           when v_row.payload is not null then 'payload' when v_row.due_at is null then 'due_at' end;
@@ -116,6 +125,8 @@ begin
 
         v_step := 'cancelled';
         update public.runs r set status = 'cancelled' where r.id = v_run;
+        set constraints all immediate;
+        set constraints all deferred;
         select r.* into v_row from public.runs r where r.id = v_run;
         v_changed := case when v_row.status is distinct from 'cancelled' then 'status' when v_row.finished_at is null then 'finished_at' end;
         exit when v_changed is not null;
@@ -129,6 +140,8 @@ begin
           insert into public.run_events (id, run_id, kind, payload)
           values (gen_random_uuid(), v_run, v_kind, '{"event": "warning", "message": "Only tried."}')
           returning * into v_event;
+          set constraints all immediate;
+          set constraints all deferred;
           v_changed := case when v_event.id is null then 'the row' when v_event.run_id <> v_run then 'run_id' when v_event.kind <> v_kind then 'kind'
             when v_event.payload ->> 'event' is distinct from 'warning' then 'payload' end;
           exit when v_changed is not null;

@@ -75,9 +75,19 @@ TYPES = {
         S.replace("status VARCHAR NOT NULL", "status VARCHAR GENERATED ALWAYS AS (kind) STORED"),
         ["public.runs.status is generated from other columns, and has to take what is written."],
     ),
+    "a column of ours that numbers itself": (
+        S + "alter table run_events add seq bigint generated always as identity;",
+        ["public.run_events.seq numbers itself, and has to take what is written."],
+    ),
     "a payload that is NOT NULL": (
         S + "alter table runs alter payload set default '{}', alter payload set not null;",
         ["public.runs.payload is NOT NULL, and is null in some states of an image run."],
+    ),
+    "a time of a domain that is NOT NULL": (
+        "create domain moment as timestamptz not null;" + S.replace("finished_at TIMESTAMPTZ", "finished_at moment"),
+        [
+            "public.runs.finished_at is of the domain moment, which is NOT NULL, and is null in some states of an image run."
+        ],
     ),
     "more columns that are NOT NULL": (
         S + "alter table runs add team uuid not null; alter table run_events add source text not null;",
@@ -140,6 +150,18 @@ TABLES = {
         S
         + "alter table workflow_nodes drop constraint workflow_nodes_pkey; create unique index on workflow_nodes (id);",
         ["public.workflow_nodes has no primary key, so Realtime could not publish its changes."],
+    ),
+    "nodes without a replica identity": (
+        S + "alter table workflow_nodes replica identity nothing;",
+        [
+            "public.workflow_nodes has no replica identity, so none of its rows could be changed once Realtime publishes them."
+        ],
+    ),
+    "keys that are deferrable": (
+        S.replace("id UUID PRIMARY KEY,\n  run_id", "id UUID PRIMARY KEY DEFERRABLE INITIALLY DEFERRED,\n  run_id"),
+        [
+            "Nothing makes the ids of public.run_events unique before the end of a transaction: run_events_pkey is deferrable."
+        ],
     ),
     "a rule": (
         S + "create rule quiet as on update to runs where old.status = 'completed' do instead nothing;",
@@ -271,6 +293,13 @@ PROBED = {
         + FUNCTION.format(name="forbid", body="raise exception 'Nobody claims this.';")
         + "create trigger unclaimed before update on runs for each row when (new.claimed_by is not null) execute function forbid();",
         ["An image run cannot be claimed: the trigger unclaimed says: Nobody claims this."],
+    ),
+    "a trigger that waits for the commit": (
+        S
+        + FUNCTION.format(name="forbid", body="raise exception 'No % here.', new.status;")
+        + "create constraint trigger no_end after update on runs deferrable initially deferred for each row"
+        " when (new.status = 'completed') execute function forbid();",
+        ["An image run cannot be completed: the trigger no_end says: No completed here."],
     ),
     "an exclusion constraint": (
         S + "alter table runs add constraint apart exclude using hash (subject_id with =);",
