@@ -147,7 +147,7 @@ async def _read_json(body: AsyncIterator[bytes], spool: Spool, *, within: bool) 
         except Exception as error:  # noqa: BLE001 - it is raised below, unless the document is complete without more
             broken = error
         try:
-            documents = stream.finish()
+            documents, cut = stream.finish()
         except NotJson:
             if (picture := await _ended_picture(stream, spool)) is None:
                 raise (broken or NotUnderstood) from None
@@ -155,11 +155,11 @@ async def _read_json(body: AsyncIterator[bytes], spool: Spool, *, within: bool) 
             return
     finally:
         stream.close()
-    if len(documents) > 1:
+    if len(documents) > 1 or cut:
         for document in documents:
             yield Document(document, "")
-        if broken is not None:
-            raise broken
+        if broken is not None or cut:
+            raise broken or NotUnderstood
     elif isinstance(documents[0], str) and not within:
         async for part in _read_string(documents[0], spool):
             yield part

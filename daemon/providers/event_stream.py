@@ -128,7 +128,7 @@ class EventStream:
         if data is None:
             return None
         try:
-            return Document(data.finish()[0], kind)
+            return Document(data.finish()[0][0], kind)
         except NotJson:  # a mark of the end, a sign of life
             self._spool.drop(data.names)
             return None

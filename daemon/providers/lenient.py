@@ -16,6 +16,7 @@ _DEEPEST = 5
 _MOST_FIELDS = 40
 _SHORT = 60
 _NOT_BLANK = re.compile(r"\S")
+_CUT = re.compile(r"[{\[]\s*[\"{\[]")
 _NEXT = re.compile(r"[{\[]")
 
 
@@ -35,8 +36,11 @@ def parse_json(text: bytes) -> object:
         raise NotJson from error
 
 
-def parse_documents(text: bytes) -> list[object]:
+def parse_documents(text: bytes) -> tuple[list[object], bool]:
     """Parse the JSON with which a text begins, and all objects and arrays behind it; whatever else follows is passed over.
+
+    Returns:
+        The documents, and whether one more begins that is not complete.
 
     Raises:
         NotJson: If it begins with none that is complete.
@@ -52,11 +56,11 @@ def parse_documents(text: bytes) -> list[object]:
         except (ValueError, RecursionError) as error:
             if not found:
                 raise NotJson from error
-            break
+            return found, _CUT.match(decoded, begins.start()) is not None
         begins = _NEXT.search(decoded, end)
     if not found:
         raise NotJson
-    return found
+    return found, False
 
 
 def _integer(digits: str) -> float:

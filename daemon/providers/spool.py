@@ -151,7 +151,7 @@ class JsonStream:
                     self._end()
             position = stop + 1
 
-    def finish(self) -> list[object]:
+    def finish(self) -> tuple[list[object], bool]:
         """Return the document, with a name of the spool for each long text, and those behind it (see `parse_documents`).
 
         Raises:

@@ -44,6 +44,7 @@ from daemon.providers.event_stream import Document
 from daemon.providers.lenient import Encoded, Lenient, Name, Objects, Text, as_text, as_texts
 from daemon.providers.pictures import NotAPicture, save_picture
 from daemon.providers.prompts import Warn, content_type, cut, fitting_seed, nearest_ratio, prompt_text
+from daemon.providers.salvage import salvage
 from daemon.providers.sending import Sending
 from daemon.providers.spool import Spool, TooMuch
 from daemon.providers.waits import retry_after
@@ -217,6 +218,8 @@ class StabilityImages:
         try:
             async with aclosing(read_body(response.aiter_raw(), spool)) as parts:
                 part = await anext(parts, None)
+            if isinstance(part, Document):
+                return await self._read(part, spool, call, facts)
         except NotUnderstood as error:
             raise STABILITY.unknown("Stability AI's answer is not a picture.", **facts) from error
         except (ImageTooLarge, TooMuch) as error:
@@ -226,18 +229,15 @@ class StabilityImages:
                 return Generated(path, call.estimate, data=facts, seed=call.seed(facts))
             case Unreadable(path):
                 raise STABILITY.undecodable(path, facts, cost=call.estimate)
-            case Document():
-                return await self._read(ImageDocument.read(part.value), spool, call, facts)
             case None:
                 raise STABILITY.empty(facts)
 
-    async def _read(
-        self, document: "ImageDocument", spool: Spool, call: "GenerateCall", facts: dict[str, str]
-    ) -> Generated:
+    async def _read(self, part: Document, spool: Spool, call: "GenerateCall", facts: dict[str, str]) -> Generated:
         """Read the image from JSON, in which the API sends it to those that ask for that."""
+        document = ImageDocument.read(part.unwrapped()[0].value)
         image = next((image for image in (document, *document.artifacts) if image.encoded), None)
         if image is None:
-            raise failed(document, facts)
+            return await self._salvage(part, document, spool, call, facts)
         if image.seed is not None:
             facts["seed"] = image.seed
         if refusal := filtered(image.finish_reason, facts, call.estimate):
@@ -247,8 +247,17 @@ class StabilityImages:
             return Generated(picture, call.estimate, data=facts, seed=call.seed(facts))
         except NotAPicture as error:
             raise STABILITY.undecodable(error.path, facts, cost=call.estimate) from error
-        except ImageTooLarge as error:
-            raise STABILITY.too_large_picture(self._max_bytes, facts, cost=call.estimate) from error
+
+    async def _salvage(
+        self, part: Document, document: "ImageDocument", spool: Spool, call: "GenerateCall", facts: dict[str, str]
+    ) -> Generated:
+        """Read the image from a field of another name, as servers with the same API may have it."""
+        found = await salvage(part.value, spool)
+        if found is not None and found.image is not None:
+            return Generated(found.image, call.estimate, data=facts, seed=call.seed(facts))
+        if found is not None and found.undecodable is not None:
+            raise STABILITY.undecodable(found.undecodable, facts, cost=call.estimate)
+        raise failed(document, facts)
 
 
 class ImageFields(Lenient):

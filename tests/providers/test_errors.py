@@ -98,7 +98,7 @@ def of_google(words: str) -> Iterator[RunError]:
     for reason in ("IMAGE_SAFETY", "SAFETY", "PUP_LIMITED_DISABLED", "LANGUAGE", "NO_IMAGE"):
         candidate = {"finishReason": reason, "finishMessage": words}
         response = google_response.ContentResponse.read({"candidates": [candidate]})
-        yield failure(google_response.read(response, Spool(None, max_bytes=1), call))
+        yield failure(google_response.read(response, {}, Spool(None, max_bytes=1), call))
 
 
 def of_stability(words: str) -> Iterator[RunError]:

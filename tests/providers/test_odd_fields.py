@@ -1,6 +1,7 @@
 """A picture that was paid for is taken, or kept, in whatever field of a response it comes: never is another one made for it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -58,11 +59,69 @@ async def test_address_of_openai_is_followed_in_any_field(callers: Callers) -> N
     assert made.path.read_bytes() == PNG
 
 
+PARTS = [{"text": "A fox."}, {"inlineData": {"data": B64}, "thoughtSignature": "c2lnbmVk"}]
+
+
+def content(*parts: object, index: int = 0, finish: str | None = "STOP") -> dict[str, object]:
+    return {"index": index, "content": {"parts": list(parts)}, "finishReason": finish}
+
+
+STREAM = [
+    {"candidates": [content(PARTS[0], finish=None)]},
+    {"candidates": [content(PARTS[1])], "usageMetadata": {"candidatesTokenCount": 1120}},
+]
+OF_GOOGLE = [
+    Response.json(200, STREAM),
+    Response(200, b"".join(b"data: " + json.dumps(document).encode() + b"\n\n" for document in STREAM)),
+    replace(Response(200, b"".join(json.dumps(document).encode() + b"\n" for document in STREAM) + b"{"), cut=2000),
+    Response.json(200, {"candidates": [content(PARTS[0]), content(PARTS[1], index=1)]}),
+    Response.json(200, {"candidates": [content({"text": f"![fox](data:image/png;base64,{B64})"})]}),
+    Response.json(200, {"predictions": [{"bytesBase64Encoded": B64, "mimeType": "image/png"}]}),
+    Response.json(200, {"candidates": [{"content": [{"parts": PARTS}]}]}),
+]
+
+
+@pytest.mark.parametrize("response", OF_GOOGLE, ids=range(len(OF_GOOGLE)))
+async def test_picture_of_google_is_taken_wherever_it_is(response: Response, callers: Callers) -> None:
+    made = await callers.call("google", response)
+    assert isinstance(made, Generated)
+    assert made.path.read_bytes() == PNG
+    assert made.cost is not None
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        replace(Response.json(200, STREAM[:1]), cut=40),
+        Response.json(200, [{"candidates": []}, 5]),
+        Response(200, b'{"candidates": []}\n{"candidates": [{"content"'),
+    ],
+)
+async def test_part_of_a_response_of_google_is_unknown(response: Response, callers: Callers) -> None:
+    assert isinstance(await callers.call("google", response), OutcomeUnknown)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        Response(200, B64.encode(), {"content-type": "text/plain"}),
+        Response.json(200, {"images": [B64]}),
+        Response.json(200, [{"artifacts": [{"base64": B64}]}]),
+    ],
+)
+async def test_picture_of_stability_is_taken_in_any_field(response: Response, callers: Callers) -> None:
+    made = await callers.call("stability", response)
+    assert isinstance(made, Generated)
+    assert made.path.read_bytes() == PNG
+    assert made.cost == pytest.approx(0.03)
+
+
 @pytest.mark.parametrize("document", [{"data": [ODD]}, {"created": 1, "data": [{"jxl": ODD}]}, {"other": ODD}])
 async def test_long_text_in_any_field_is_kept(document: object, callers: Callers) -> None:
-    error = await callers.call("openai", Response.json(200, document))
-    assert isinstance(error, Undecodable)
-    assert error.path.read_text() == ODD
+    for name in ("openai", "google", "stability"):
+        error = await callers.call(name, Response.json(200, document))
+        assert isinstance(error, Undecodable)
+        assert error.path.read_text() == ODD
 
 
 @pytest.mark.parametrize("name", ["input", "error", "thoughtSignature"])

@@ -84,6 +84,14 @@ async def test_several_documents_are_a_stream(between: bytes, size: int, tmp_pat
     assert await read(b'[{"n": 1},' + DOCUMENT + b"]", spool, size) == expected
 
 
+async def test_stream_that_is_cut_is_not_complete(tmp_path: Path) -> None:
+    found: list[Part] = []
+    with pytest.raises(NotUnderstood):
+        async for part in read_body(pieces(b'{"n": 1}\n{"data": "', 4), Spool(tmp_path, max_bytes=10_000)):
+            found.append(part)  # noqa: PERF401 - it raises
+    assert found == [Document({"n": 1}, "")]
+
+
 @pytest.mark.parametrize("longest", [20, LONGEST])
 @pytest.mark.parametrize(
     "body",

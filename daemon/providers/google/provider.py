@@ -28,7 +28,7 @@ from google.genai.types import (
 from google.genai.types import Part as SentPart
 from pydantic import SecretStr
 
-from daemon.errors import Refused
+from daemon.errors import Refused, Retryable
 from daemon.http_clients import client2, unused_client2
 from daemon.providers import Generated, Reporter, Request
 from daemon.providers.body import NotUnderstood, Part, Picture, Unreadable, read_body
@@ -39,7 +39,7 @@ from daemon.providers.google.conversation import MAX_FILE_BYTES, Conversation, T
 from daemon.providers.google.errors import GOOGLE, translate
 from daemon.providers.google.models import MODELS
 from daemon.providers.google.request import ContentCall, build
-from daemon.providers.google.response import ContentResponse, conversation_parts, is_response, read
+from daemon.providers.google.response import ContentResponse, conversation_parts, is_response, merge, read
 from daemon.providers.sending import Sending, follow, replace_body
 from daemon.providers.spool import Spool, TooMuch
 
@@ -48,6 +48,8 @@ _CONNECT_SECONDS = 10.0
 _MAX_INPUT = 15_000_000
 """Bytes of a previous image: encoded it makes the 20 MB that a request may have."""
 _LARGE_INPUT = 4_000_000
+_MOST_PARTS = 1000
+"""Responses of a stream, of which there are a few."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _exchange: ContextVar["_Exchange"] = ContextVar("exchange")
 """Of the present call."""
@@ -218,7 +220,9 @@ class _Exchange:
     spool: Spool
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    part: Part | None = None
+    parts: list[Part] = field(default_factory=list["Part"])
+    broken: Exception | None = None
+    """The body broke off behind `parts`."""
     error: bytes | None = None
 
     async def outcome(self, call: ContentCall) -> tuple[ContentResponse, Generated]:
@@ -229,16 +233,24 @@ class _Exchange:
         """
         if self.error is not None:
             raise translate(self.status or 0, self.headers, self.error, call.model)
-        match self.part:
-            case Document() if is_response(self.part.fields):
-                response = ContentResponse.read(self.part.fields)
-                return response, await read(response, self.spool, call)
-            case Picture(path):  # Google sends none like this, but there it is
-                return ContentResponse(), Generated(path, call.estimate, seed=call.seed)
-            case Unreadable(path):
-                raise GOOGLE.undecodable(path, {})
-            case _:
-                raise GOOGLE.unknown("Google's answer is not one of the Gemini API.")
+        for part in self.parts:
+            match part:
+                case Picture(path):  # Google sends none like this, but there it is
+                    return ContentResponse(), Generated(path, call.estimate, seed=call.seed)
+                case Unreadable(path):
+                    raise GOOGLE.undecodable(path, {})
+                case _:
+                    continue
+        documents = [each.value for part in self.parts if isinstance(part, Document) for each in part.unwrapped()]
+        merged = merge(documents)
+        response = ContentResponse.read(merged)
+        try:
+            generated = await read(response, documents, self.spool, call)
+        except Retryable as error:  # there is no picture
+            if is_response(merged) and self.broken is None:
+                raise
+            raise GOOGLE.unknown("Google's answer is not one of the Gemini API.") from error
+        return response, generated
 
 
 def _size(file: Path | None) -> int:
@@ -277,8 +289,17 @@ async def _receive(response: httpx2.Response) -> None:
     if not isinstance(response.stream, httpx2.AsyncByteStream):
         return
     if response.is_success:
-        async with aclosing(read_body(aiter(response.stream), exchange.spool)) as parts:
-            exchange.part = await anext(parts, None)
+        try:
+            async with aclosing(read_body(aiter(response.stream), exchange.spool)) as parts:
+                async for part in parts:
+                    exchange.parts.append(part)
+                    if len(exchange.parts) > _MOST_PARTS:
+                        exchange.broken = TooMuch()
+                        break
+        except (*TRANSPORT_ERRORS, NotUnderstood, TooMuch) as error:
+            if not exchange.parts:
+                raise
+            exchange.broken = error
     else:
         exchange.error = await read_error(aiter(response.stream))
     await response.stream.aclose()

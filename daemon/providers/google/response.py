@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 from pydantic import AliasChoices, Field
 
@@ -15,8 +15,9 @@ from daemon.providers.google.conversation import MAX_SIGNATURE_BYTES, ResponsePa
 from daemon.providers.google.errors import GOOGLE
 from daemon.providers.google.models import estimate, made_something, settle
 from daemon.providers.google.request import ContentCall
-from daemon.providers.lenient import Encoded, Lenient, Name, Object, Objects, Text, counted
+from daemon.providers.lenient import Count, Encoded, Lenient, Name, Object, Objects, Text, counted
 from daemon.providers.pictures import NotAPicture, save_picture
+from daemon.providers.salvage import salvage
 from daemon.providers.spool import Spool
 
 _REFUSED = {
@@ -58,6 +59,7 @@ class _Rating(Lenient):
 
 
 class _Candidate(Lenient):
+    index: Count = None
     content: Object[_Content] = None
     finish_reason: Text = _named("finishReason", "finish_reason", default=None)
     finish_message: Text = _named("finishMessage", "finish_message", default=None)
@@ -80,9 +82,33 @@ class ContentResponse(Lenient):
 
     @property
     def parts(self) -> Sequence[_Part]:
-        """The parts of the first candidate: there is one."""
-        content = self.candidates[0].content if self.candidates else None
-        return content.parts if content is not None else ()
+        """The parts of the first candidate that has a picture, else of the first. In a stream its parts come one by one."""
+        by_index: dict[int | None, list[_Part]] = {}
+        for candidate in self.candidates:
+            by_index.setdefault(candidate.index, []).extend(candidate.content.parts if candidate.content else ())
+        drawn = (parts for parts in by_index.values() if any(part.inline_data for part in parts))
+        first = next(iter(by_index.values()), list[_Part]())
+        return next(drawn, first)
+
+
+def merge(documents: Sequence[object]) -> dict[str, Any] | None:
+    """Return the documents of a stream as one response: all candidates, and of other fields what came last.
+
+    Returns:
+        None if any of them is no object, or there are none.
+    """
+    merged: dict[str, Any] = {}
+    candidates: list[object] = []
+    for document in documents:
+        if not isinstance(document, dict):
+            return None
+        fields = cast("dict[str, Any]", document)
+        merged |= fields
+        listed = fields.get("candidates", [])
+        candidates += cast("list[object]", listed) if isinstance(listed, list) else []
+    if len(documents) > 1:
+        merged["candidates"] = candidates
+    return merged if documents else None
 
 
 def is_response(fields: Mapping[str, Any] | None) -> bool:
@@ -92,11 +118,12 @@ def is_response(fields: Mapping[str, Any] | None) -> bool:
     return not fields or not _FIELDS.isdisjoint(fields)
 
 
-async def read(response: ContentResponse, spool: Spool, call: ContentCall) -> Generated:
-    """Find the image: the last that is no thought, else the last that is.
+async def read(response: ContentResponse, documents: object, spool: Spool, call: ContentCall) -> Generated:
+    """Find the image: the last that is no thought, else the last that is, else one in a field that is not known.
 
     Args:
         response: The response.
+        documents: The JSON that it was read from.
         spool: Its long texts.
         call: The request.
 
@@ -119,13 +146,25 @@ async def read(response: ContentResponse, spool: Spool, call: ContentCall) -> Ge
         except ImageTooLarge as error:
             raise GOOGLE.too_large_picture(spool.max_bytes, facts, cost=cost) from error
         else:
-            cost = estimate(call.model, call.size) if cost is None else cost
-            return Generated(picture, cost, data=facts, seed=call.seed)
+            return Generated(picture, _paid(cost, call), data=facts, seed=call.seed)
     if undecodable is not None:
         raise GOOGLE.undecodable(undecodable.path, facts, cost=cost) from undecodable
+    try:
+        salvaged = await salvage(documents, spool)
+    except ImageTooLarge as error:
+        raise GOOGLE.too_large_picture(spool.max_bytes, facts, cost=cost) from error
+    if salvaged is not None and salvaged.image is not None:
+        return Generated(salvaged.image, _paid(cost, call), data=facts, seed=call.seed)
+    if salvaged is not None and salvaged.undecodable is not None:
+        raise GOOGLE.undecodable(salvaged.undecodable, facts, cost=cost)
     error = _without_picture(response, facts)
     error.cost, error.charged = cost, made_something(response.usage_metadata)
     raise error
+
+
+def _paid(cost: float | None, call: ContentCall) -> float | None:
+    """Return the cost of a picture: that of the table, where nothing was counted."""
+    return estimate(call.model, call.size) if cost is None else cost
 
 
 def conversation_parts(response: ContentResponse, spool: Spool) -> list[ResponsePart]:
@@ -172,7 +211,8 @@ def _without_picture(response: ContentResponse, facts: Facts) -> RunError:
         )
     if response.error and not response.candidates:
         return GOOGLE.unavailable(None, find_reason(response.error), None, facts)
-    candidate = response.candidates[0] if response.candidates else _Candidate()
+    ended = (candidate for candidate in response.candidates if candidate.finish_reason)
+    candidate = next(ended, response.candidates[0] if response.candidates else _Candidate())
     reason = candidate.finish_reason or ""
     facts = {**facts, "reason": _short(reason)} if reason else facts
     if reason in _REFUSED:
