@@ -1624,8 +1624,9 @@ begin
 end
 $$;
 
--- Lock what limits these providers, each in turn by name, until the end of the transaction: none of them changes until then, and
--- no other claim counts by it. What stops or bounds nothing is not locked.
+-- Lock what limits these providers until the end of the transaction: none of it changes until then, and no other claim counts by
+-- it. Provider by provider, the one with the oldest limit first, as an update of all limits goes through them. What stops or bounds
+-- nothing is not locked.
 create or replace function image_jobs.lock_limits(p_providers text[])
 returns void language plpgsql volatile set search_path = ''
 as $$
@@ -1633,7 +1634,12 @@ declare
   v_provider text;
   v_limits record;
 begin
-  for v_provider in select distinct p.name from unnest(p_providers) as p (name) order by p.name loop
+  for v_provider in
+    select p.name from (select distinct n.name from unnest(p_providers) as n (name)) p
+    order by (
+      select (f.limits -> 0 -> 'id')::bigint from image_jobs.limits_in_force f
+      where f.provider = p.name order by f.version desc limit 1)
+  loop
     loop
       select f.version, f.limits into v_limits from image_jobs.limits_in_force f
       where f.provider = v_provider order by f.version desc limit 1;
