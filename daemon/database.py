@@ -27,9 +27,18 @@ FINAL = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidParameterValueError,
     DaemonTooOld,
 )
 """Of these: what waiting does not mend."""
+
+REFUSED_SETTINGS = (
+    asyncpg.InvalidParameterValueError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.CantChangeRuntimeParamError,
+    asyncpg.PostgresSyntaxError,
+)
+"""Errors of connecting with a parameter, or one of `options`, that the server does not take."""
 
 
 @asynccontextmanager
@@ -89,6 +98,13 @@ def explain(error: asyncpg.PostgresError) -> ImageJobsError:
             return ImageJobsError(
                 f"The database user is not allowed to: {message}", "Use the user postgres, who owns the tables."
             )
+        case asyncpg.CheckViolationError() if "base64" in (error.constraint_name or ""):
+            return ImageJobsError(
+                "There is a word in it that looks like base64, which the database does not keep.",
+                "Put blanks into it, or name a picture by its URL.",
+            )
+        case asyncpg.DataError() if getattr(error, "message", None) is None:  # from asyncpg, before it was sent
+            return ImageJobsError("A value does not fit the database.", "Correct what was typed.")
         case _:
             return ImageJobsError(message, getattr(error, "hint", None) or "")
 
@@ -124,6 +140,11 @@ async def _connect(dsn: str, timeout: float) -> Connection:
         ) from error
     except asyncpg.InvalidCatalogNameError as error:
         raise Misconfigured(f"{_sentence(error)}", "Correct the database's name in DATABASE_URL.") from error
+    except REFUSED_SETTINGS as error:
+        raise Misconfigured(
+            f"{place(dsn)} refuses a setting: {_sentence(error)}",
+            "Correct the parameters of DATABASE_URL, or PGOPTIONS.",
+        ) from error
     except asyncpg.PostgresError as error:
         raise ImageJobsError(
             f"{place(dsn)} accepts no connection: {_sentence(error)}", "Wait until it does, or correct DATABASE_URL."

@@ -95,7 +95,7 @@ def understand(text: str, environ: Mapping[str, str] = os.environ) -> Dsn:
 
     Args:
         text: Anything.
-        environ: Where PGSSLMODE and PGSSLROOTCERT are looked for, as asyncpg does.
+        environ: Where PGSSLMODE and the names of certificates are looked for, as asyncpg does.
 
     Raises:
         WrongAddress: If it is none, or asks for a certificate that is not there.
@@ -243,6 +243,7 @@ def _check(kept: dict[str, str], environ: Mapping[str, str]) -> None:
         if name in kept:
             kept[name] = _file(name, kept[name])
     mode = kept.get("sslmode") or environ.get("PGSSLMODE") or "prefer"
+    _check_certificate(kept, mode, environ)
     if kept.get("sslnegotiation") == "direct" and mode not in ("require", *_VERIFYING):
         raise WrongAddress("sslnegotiation=direct needs sslmode=require")
     _check_authority(kept, mode, environ)
@@ -270,6 +271,35 @@ def _check_authority(kept: dict[str, str], mode: str, environ: Mapping[str, str]
     except (OSError, ValueError):  # ssl.SSLError is an OSError
         raise WrongAddress("the file that sslrootcert names holds no certificates (PEM)") from None
     kept["sslrootcert"] = named
+
+
+def _check_certificate(kept: dict[str, str], mode: str, environ: Mapping[str, str]) -> None:
+    """Make sure that asyncpg can load what it is to show the server, and the list of what has been revoked."""
+    if mode == "disable":
+        return
+    named = {name: (name, kept[name]) for name in ("sslcert", "sslkey", "sslcrl") if name in kept}
+    for name in ("sslcert", "sslkey", "sslcrl"):
+        variable = f"PG{name.upper()}"
+        if name not in named and environ.get(variable):
+            named[name] = (variable, environ[variable])
+    if "sslcert" not in named:
+        named.pop("sslkey", None)  # not used, so it need not be there
+    if mode in ("allow", "prefer"):
+        named.pop("sslcrl", None)
+    files = {name: _file(*of) for name, of in named.items()}
+    kept.update(files)
+    loader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if "sslcert" in files:
+            loader.load_cert_chain(files["sslcert"], files.get("sslkey"), lambda: kept.get("sslpassword", ""))
+    except (OSError, ValueError):  # ssl.SSLError is an OSError
+        names = " and ".join(named[name][0] for name in ("sslcert", "sslkey") if name in named)
+        raise WrongAddress(f"what {names} name is no certificate with its key (PEM)") from None
+    try:
+        if "sslcrl" in files:
+            loader.load_verify_locations(files["sslcrl"])
+    except (OSError, ValueError):
+        raise WrongAddress(f"the file that {named['sslcrl'][0]} names holds no list of certificates (PEM)") from None
 
 
 def _file(name: str, path: str) -> str:

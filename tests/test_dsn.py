@@ -123,6 +123,19 @@ def test_verifying_works_with_the_certificate(mode, tmp_path, monkeypatch):
     assert asked(address(f"postgres://h/db?sslmode={mode}"))[1].sslmode.name == mode.replace("-", "_")
 
 
+@pytest.mark.parametrize("name", ["sslcert", "sslkey", "sslcrl"])
+@pytest.mark.parametrize(("file", "wrong"), [("/nope", "missing"), (__file__, "no "), ("~nobody_at_all/x", "missing")])
+def test_certificates_of_the_environment_are_looked_at(name, file, wrong):
+    environ = {"PGSSLMODE": "require", "PGSSLCERT": __file__, f"PG{name.upper()}": file}
+    if name == "sslcrl":
+        del environ["PGSSLCERT"]
+    with pytest.raises(WrongAddress, match=f"PG{name.upper()}") as refused:
+        understand("postgres://h/db", environ)
+    assert wrong in str(refused.value)
+    understand("postgres://h/db", {**environ, "PGSSLMODE": "disable"})
+    understand("postgres://h/db?sslmode=disable", environ)
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [

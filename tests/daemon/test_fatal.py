@@ -63,6 +63,18 @@ async def test_a_mistake_of_the_operator_is_one_line_of_json(harness: DaemonHarn
     assert line["hint"] == "Run image-jobs migrate."
 
 
+async def test_a_refused_setting_of_the_session_ends_the_start(harness: DaemonHarness) -> None:
+    for wrong in ("statement_timeout=abc", "options=-c%20no_such_setting%3D1"):
+        async with harness.run_daemon(DATABASE_URL=f"{harness.project.dsn}?{wrong}") as it:
+            assert await it.ended() in (1, 2)
+        line = json.loads(it.raw[-1])
+        assert (line["event"], line["hint"]) == (
+            "daemon.failed",
+            "Correct the parameters of DATABASE_URL, or PGOPTIONS.",
+        )
+        assert wrong.partition("=")[0] in str(line) or "no_such_setting" in str(line)
+
+
 async def test_a_daemon_that_is_too_old_is_refused_in_a_sentence(harness: DaemonHarness) -> None:
     await harness.db.execute(
         "create or replace function image_jobs.oldest_daemon() returns text language sql immutable set search_path = '' "
