@@ -18,6 +18,7 @@ from daemon.variables import (
     Directory,
     Dollars,
     Flag,
+    Lasting,
     Lease,
     LogFormat,
     Port,
@@ -112,13 +113,13 @@ class Settings(BaseSettings):
         alias="IMAGE_JOBS_UNSERVED_GRACE",
         description="seconds that runs wait for a provider which the last daemon has left, before this one fails them",
     )
-    run_timeout: Seconds = Field(
+    run_timeout: Lasting = Field(
         timedelta(minutes=10), alias="IMAGE_JOBS_RUN_TIMEOUT", description="seconds one call to a provider may take"
     )
-    poll_interval: Seconds = Field(
+    poll_interval: Lasting = Field(
         timedelta(seconds=5), alias="IMAGE_JOBS_POLL_INTERVAL", description="seconds between two checks of a parked run"
     )
-    poll_timeout: Seconds = Field(
+    poll_timeout: Lasting = Field(
         timedelta(minutes=5), alias="IMAGE_JOBS_POLL_TIMEOUT", description="seconds until a parked run is given up"
     )
     webhook_wait: Seconds = Field(
@@ -147,10 +148,10 @@ class Settings(BaseSettings):
         description="days that a run is kept after its end, with its events and files; unset: for ever",
     )
     max_image_bytes: Whole = Field(
-        50_000_000, alias="IMAGE_JOBS_MAX_IMAGE_BYTES", ge=1, description="larger images are refused"
+        50_000_000, alias="IMAGE_JOBS_MAX_IMAGE_BYTES", ge=10_000, description="larger images are refused"
     )
     max_image_pixels: Whole = Field(
-        100_000_000, alias="IMAGE_JOBS_MAX_IMAGE_PIXELS", ge=1, description="larger images are refused"
+        100_000_000, alias="IMAGE_JOBS_MAX_IMAGE_PIXELS", ge=10_000, description="larger images are refused"
     )
     log_format: LogFormat = Field(
         None, alias="IMAGE_JOBS_LOG_FORMAT", description="json or pretty; pretty on a terminal"

@@ -18,6 +18,8 @@ MOST_DOLLARS = 1000.0
 """For one image: more is a mistake in writing."""
 SHORTEST_WEBHOOK_SECRET = 16
 """Bytes. `image_jobs.set_webhook_secrets` holds to the same."""
+SHORTEST = timedelta(seconds=0.1)
+"""Of what nothing could be done in: 0 would end every call, or job, once it is paid for."""
 LONGEST = timedelta(days=36500)
 """The longest that Postgres can add to a time."""
 
@@ -119,6 +121,12 @@ def _seconds(value: object) -> object:
         except (ValueError, OverflowError):
             pass
     raise ValueError("it should be a number of seconds, like 30 or 2.5")
+
+
+def _lasting(value: timedelta) -> timedelta:
+    if value < SHORTEST:
+        raise ValueError(f"it should be at least {SHORTEST.total_seconds()} seconds")
+    return value
 
 
 def days(value: object) -> object:
@@ -235,6 +243,8 @@ Dollars = Annotated[float, BeforeValidator(_dollars)] | None
 Whole = Annotated[int, BeforeValidator(_whole)]
 Port = Annotated[Annotated[int, Field(ge=1, le=65535)] | None, BeforeValidator(_port)]
 Seconds = Annotated[timedelta, Field(ge=timedelta(0), le=LONGEST), BeforeValidator(_seconds)]
+Lasting = Annotated[Seconds, AfterValidator(_lasting)]
+"""Time in which something has to be done."""
 Days = Annotated[Annotated[timedelta, Field(ge=timedelta(days=1))] | None, BeforeValidator(days)]
 Lease = Annotated[timedelta, Field(ge=timedelta(seconds=1), le=LONGEST), BeforeValidator(_seconds)]
 """Six beats have to fit in."""

@@ -54,6 +54,18 @@ def test_a_duration_that_cannot_be_is_refused(value):
         settings(IMAGE_JOBS_POLL_INTERVAL=value)
 
 
+@pytest.mark.parametrize("name", ["RUN_TIMEOUT", "POLL_TIMEOUT", "POLL_INTERVAL"])
+@pytest.mark.parametrize("value", ["0", "0.05", "-0"])
+def test_a_time_too_short_for_anything_is_refused(name, value):
+    assert refused(f"IMAGE_JOBS_{name}", value) == "it should be at least 0.1 seconds"
+
+
+@pytest.mark.parametrize("name", ["IMAGE_JOBS_MAX_IMAGE_BYTES", "IMAGE_JOBS_MAX_IMAGE_PIXELS"])
+def test_a_limit_that_no_image_passes_is_refused(name):
+    with pytest.raises(ValidationError, match=name):
+        settings(**{name: "1"})
+
+
 @pytest.mark.parametrize("value", ["0", "0.9"])
 def test_a_lease_too_short_to_be_kept_is_refused(value):
     with pytest.raises(ValidationError, match="IMAGE_JOBS_LEASE"):
