@@ -6,8 +6,9 @@ from uuid import uuid4
 import pytest
 
 from daemon.cli.doctor.database import check_plugins
-from daemon.cli.doctor.schema import check_membership, check_schema, check_versions
+from daemon.cli.doctor.schema import check_limits, check_membership, check_schema, check_versions
 from tests.sql.test_ledger import REPLACED
+from tests.sql.test_models import publish
 from tests.support.adoption import SPECIFICATION, everything, migrate
 from tests.support.postgres import Cluster, connect
 from tests.support.protocol import Db, insert_node, new_daemon, run_in
@@ -111,3 +112,19 @@ async def test_a_replaced_rule_of_membership_is_said(db: Db) -> None:
     await db.execute(REPLACED)
     (found,) = await check_membership(db)
     assert (found.state, "replaced image_jobs.my_workflows()" in found.message) == ("info", True)
+
+
+async def test_limits_of_nothing_on_offer_are_found(db: Db) -> None:
+    await publish(db, "openai", {"model": "gpt-image-2"})
+    assert await check_limits(db) == []
+    await db.execute(
+        """insert into image_jobs.provider_limits (provider, model) values
+             ('openia', null), ('openai', 'gpt-image-2.5-flair'), ('openai', 'gpt-image-2-2026-11-01'), ('google', 'any');
+           insert into image_jobs.provider_blocks (provider, until) values ('gogle', now() + interval '1 hour')"""
+    )
+    found = await check_limits(db)
+    assert [(finding.state, finding.message.partition(" holds")[0].rpartition(" ")[2]) for finding in found] == [
+        ("problem", "gogle"),
+        ("problem", "openai:gpt-image-2.5-flair"),
+        ("problem", "openia"),
+    ]

@@ -16,7 +16,7 @@ from daemon.cli.doctor.database import (
 from daemon.cli.doctor.finding import Finding, failed
 from daemon.cli.doctor.keys import check_project_keys
 from daemon.cli.doctor.providers import check_daemons, check_keys, configured_providers, living_daemons
-from daemon.cli.doctor.schema import check_membership, check_schema, check_versions
+from daemon.cli.doctor.schema import check_limits, check_membership, check_schema, check_versions
 from daemon.cli.doctor.set_up import check_surroundings
 from daemon.cli.doctor.storage import check_storage
 from daemon.database import connected, refuse_transaction_pooler
@@ -58,6 +58,7 @@ async def _examine(settings: Settings) -> list[Finding]:
             findings += await check_schema(connection, migrated=migrations.state == "ok")
             if migrations.state == "ok":
                 findings += [*await check_membership(connection), *await check_versions(connection)]
+                findings += await check_limits(connection)
                 served = await living_daemons(connection)
                 findings += await check_daemons(connection, served, await configured_providers(settings))
                 findings.append(await check_connections(dsn, connection, len(served)))

@@ -12,6 +12,22 @@ from daemon.migrate import sql_directory
 LOCK_TIMEOUT, STATEMENT_TIMEOUT = "2s", "8s"
 """Others come first: what they lock is looked at another time."""
 
+UNKNOWN = """
+with named as (
+  select 'provider_limits' as relation, l.provider, l.model from image_jobs.provider_limits l
+  union all
+  select 'provider_blocks', b.provider, b.model from image_jobs.provider_blocks b where b.until > (select image_jobs.now())
+)
+select n.relation, concat_ws(':', n.provider, n.model) as name, case when p.name is null then 'provider' else 'model' end as what
+from named n left join image_jobs.providers p on p.name = n.provider
+where p.name is null or n.model is not null
+  and exists (select from image_jobs.models m where m.provider = n.provider)
+  and not exists (
+    select from image_jobs.models m
+    where m.provider = n.provider and m.model in (n.model, regexp_replace(n.model, '-\\d{4}-\\d{2}-\\d{2}$', '')))
+order by 1, 2"""
+"""Limits and blocks that name nothing on offer; a dated snapshot is listed without its date."""
+
 _BUSY = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError)
 
 
@@ -62,6 +78,20 @@ async def check_membership(connection: Connection) -> list[Finding]:
         return []
     message = "The application says who may see a workflow: it has replaced image_jobs.my_workflows()."
     return [Finding("schema", "info", message, "Migrations leave it alone. Links alone open no workflow then.")]
+
+
+async def check_limits(connection: Connection) -> list[Finding]:
+    """Look for limits and blocks of providers and models that are not on offer: they hold nothing back."""
+    rows = await connection.fetch(UNKNOWN)
+    return [
+        Finding(
+            "limits",
+            "problem",
+            f"The row of image_jobs.{row['relation']} for {row['name']} holds nothing back: there is no such {row['what']}.",
+            "Correct its name, as image_models has it, or delete the row.",
+        )
+        for row in rows
+    ]
 
 
 async def check_versions(connection: Connection) -> list[Finding]:
