@@ -155,8 +155,18 @@ def export(directory: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        ImageJobsError: If it is no directory, or has another file of one of these versions.
+        ImageJobsError: If it is no directory, cannot be read or written, or has another file of one of these versions.
     """
+    try:
+        return _export(directory)
+    except OSError as error:
+        raise ImageJobsError(
+            f"Migrations cannot be copied to {directory} ({error.strerror or error}).",
+            "Name a directory that this user may write, like supabase/migrations.",
+        ) from error
+
+
+def _export(directory: Path) -> list[Path]:
     if not directory.is_dir() and (directory.exists() or not directory.absolute().parent.is_dir()):
         raise ImageJobsError(
             f"{directory} is no directory.", "Run supabase init first, then name its supabase/migrations."
@@ -172,7 +182,11 @@ def export(directory: Path) -> list[Path]:
             )
         if not copies:
             path = directory / f"{_next_version(directory)}_image_jobs_{migration}.sql"
-            path.write_bytes(migration.path.read_bytes())
+            try:
+                path.write_bytes(migration.path.read_bytes())
+            except OSError:
+                path.unlink(missing_ok=True)  # half of it would be refused as another file the next time
+                raise
             written.append(path)
     return written
 

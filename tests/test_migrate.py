@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -156,6 +157,24 @@ def test_export_copies_what_a_folder_lacks_and_no_more(tmp_path: Path, there):
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in sorted(MIGRATIONS.glob("*.sql"))]
     assert migrate.export(folder) == []
     assert len(list(folder.iterdir())) == len(there) + len(ALL)
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "/sys/x", "a" * 300])
+def test_export_that_cannot_write_says_so(folder):
+    with pytest.raises(ImageJobsError) as refused:
+        migrate.export(Path(folder))
+    assert refused.value.hint
+
+
+def test_export_leaves_no_half_of_a_file(tmp_path: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(ImageJobsError, match="cannot be copied"):
+            migrate.export(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

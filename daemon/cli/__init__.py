@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 it failed, 2 the command line or the environment is wrong.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -58,11 +59,23 @@ def _image_jobs(
     """
 
 
+def _refuse_bytes(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are no text: neither the database nor a terminal can take them.
+
+    Raises:
+        Misconfigured: If there is one.
+    """
+    for number, argument in enumerate(arguments, 1):
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise Misconfigured(f"Argument {number} is no UTF-8 text.", "Write it anew, in a terminal that uses UTF-8.")
+
+
 def main() -> None:
     """Run a command. Print an `ImageJobsError` as one sentence and a cure on stderr, and exit with 1 or 2."""
     spare_characters()
     prepare()
     try:
+        _refuse_bytes(sys.argv[1:])
         app(prog_name=PROGRAM)
     except ImageJobsError as error:
         print_error(error)

@@ -11,8 +11,9 @@ import asyncpg
 import typer
 
 from daemon.cli.console import AsJson, database_url, dollars, load_settings, note, print_json
-from daemon.database import Connection, connected
+from daemon.database import Connection, connected, explain
 from daemon.errors import ImageJobsError, Misconfigured
+from daemon.prompt import MAX_PROMPT
 from daemon.settings import Settings
 
 POLL_INTERVAL = 0.2
@@ -58,8 +59,10 @@ def generate(  # noqa: PLR0917 - typer makes options of them
 
     Example: image-jobs generate "a red fox" --ratio 16:9 --out fox.png
     """
-    if out is not None and not out.absolute().parent.is_dir():
-        raise Misconfigured(f"There is no directory {out.absolute().parent}.", "Make it, or choose another --out.")
+    if len(prompt) > MAX_PROMPT:  # the database would call one without blanks base64
+        raise Misconfigured(f"PROMPT has more than {MAX_PROMPT:,} characters.", "Say it in fewer words.")
+    if out is not None:
+        _try(out)
     prompt_spec = {
         "basePrompt": prompt,
         "size": size,
@@ -75,6 +78,25 @@ def generate(  # noqa: PLR0917 - typer makes options of them
         asyncio.run(_generate(settings, processor, workflow or uuid4(), metadata, out, as_json=as_json))
     except KeyboardInterrupt:
         raise typer.Exit(1) from None
+
+
+def _try(out: Path) -> None:
+    """Make sure that the file can be written, before anything is paid for. Leaves no trace.
+
+    Raises:
+        Misconfigured: If it cannot.
+    """
+    try:
+        if not out.absolute().parent.is_dir():
+            raise Misconfigured(f"There is no directory {out.absolute().parent}.", "Make it, or choose another --out.")
+        there = out.exists()
+        if not there or out.is_file():
+            with out.open("ab"):
+                pass
+        if not there:
+            out.unlink()
+    except OSError as error:
+        raise Misconfigured(f"{out} cannot be written ({error.strerror or error}).", "Choose another --out.") from error
 
 
 async def _generate(
@@ -152,7 +174,8 @@ async def _insert(connection: Connection, processor: str, workflow: UUID, metada
             metadata,
         )
     except (asyncpg.DataError, asyncpg.CheckViolationError) as error:
-        raise Misconfigured(str(error).split("\n", 1)[0], getattr(error, "hint", None) or "") from error
+        told = explain(error)
+        raise Misconfigured(told.message, told.hint) from error
     return run_id
 
 

@@ -13,6 +13,8 @@ from daemon.database import connected
 
 WINDOW = 20_000
 """How many of the runs that have ended are looked at, the last ones: a filter that nothing passes would walk a whole table."""
+MOST = 100_000
+"""Runs that are shown at once."""
 
 # Each part is an index of its own. The ids come first, so that only the payloads of rows that are shown are read.
 _PARTS = " union all ".join(
@@ -56,7 +58,7 @@ def list_runs(
     status: Annotated[Status | None, typer.Option(help="Only runs in this state.")] = None,
     provider: Annotated[str | None, typer.Option(help="Only runs that go to this provider, like openai.")] = None,
     code: Annotated[str | None, typer.Option(help="Only runs that failed with this code, like refused.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="How many at most.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first.

@@ -70,6 +70,25 @@ async def test_generate_prints_warnings_and_the_cost(image_jobs, database, db):
     assert "Half." not in done.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("a fox", "--out", "/proc/x"), "/proc/x cannot be written"),
+        (("a fox", "--out", "x" * 300), "x cannot be written (File name too long)."),
+        (("a fox", "--out", f"{'x' * 300}/y"), "/y cannot be written (File name too long)."),
+        (("fox\udcff",), "Argument 2 is no UTF-8 text."),
+        (("x" * 40_000,), "PROMPT has more than 32,000 characters."),
+        (("x" * 20_000,), "There is a word in it that looks like base64"),
+    ],
+    ids=["proc", "long name", "long directory", "bytes", "too long", "one word"],
+)
+async def test_a_mistake_costs_a_sentence_and_no_run(image_jobs, database, db, arguments, said):
+    done = await image_jobs("generate", *arguments, DATABASE_URL=database)
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 2)
+    assert said in done.err
+    assert await db.fetchval("select count(*) from runs") == 0
+
+
 async def test_an_image_is_saved_below_a_path_with_spaces(image_jobs, database, db):
     async def picture(scope: object, receive: object, send: Callable[..., Any]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

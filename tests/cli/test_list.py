@@ -34,6 +34,12 @@ async def test_list_filters_runs_and_begins_with_the_newest(image_jobs, database
     assert (done.code, [run["id"] for run in done.json]) == (0, found)
 
 
+async def test_list_says_how_many_runs_it_can_show(image_jobs, database):
+    for limit in (2**63 - 1, 10**20):
+        done = await image_jobs("list", "--limit", str(limit), DATABASE_URL=database)
+        assert (done.code, "100000" in done.err) == (2, True)
+
+
 async def test_list_shows_why_a_run_failed_and_what_it_cost(image_jobs, database, db, runs):
     await db.execute("update runs set payload = payload || '{\"cost\": 0.0525}' where id = 'job_failed'")
     (run,) = (await image_jobs("list", "--status", "failed", "--json", DATABASE_URL=database)).json

@@ -10,8 +10,10 @@ from tests.support.protocol import move_clock
 async def test_status_counts_runs_and_shows_failures_verbatim(image_jobs, database, db):
     await fail_run(db, await insert_run(db, "job_d"), "[bold]No red left.[/bold]")
     await insert_run(db, "job_e")
+    await db.execute("insert into image_jobs.provider_blocks (provider, until) values ('demo', 'infinity')")
     done = await image_jobs("status", DATABASE_URL=database)
     assert done.code == 0
+    assert "closed to all daemons until it is opened" in " ".join(done.out.split())
     assert "[bold]No red left.[/bold]" in done.out
     assert "job_d" in done.out
     seen = (await image_jobs("status", "--json", DATABASE_URL=database)).json
