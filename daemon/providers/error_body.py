@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from daemon.fetch.encodings import Broken, undone
+from daemon.fetch.encodings import Broken, in_utf8, undone
 from daemon.providers.lenient import NotJson, as_text, parse_json
+from daemon.providers.words import A_PAGE
 
 MOST = 64 * 1024
 """Bytes of an error that are read."""
@@ -86,7 +87,7 @@ async def read_error(chunks: AsyncIterator[bytes]) -> bytes:
     """Read `MOST` bytes of an error's body at most, without its compression. Never raises for a damaged one."""
     body = bytearray()
     try:
-        async for chunk in undone(chunks):
+        async for chunk in in_utf8(undone(chunks)):
             body += chunk
             if len(body) > MOST:
                 break
@@ -100,5 +101,5 @@ def _plain(body: bytes, status: int) -> str:
     if not text:
         return ""
     if "<" in text or len(text) > _LONGEST_PLAIN or "\ufffd" in text:
-        return f"a page of a gateway ({status})"
+        return f"{A_PAGE} ({status})"
     return text

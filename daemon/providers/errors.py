@@ -21,7 +21,7 @@ import structlog
 from daemon.errors import ASK_OPERATOR, OutcomeUnknown, Refused, Retryable, RunError, Scope, Undecodable, is_disk_error
 from daemon.providers import catalogue
 from daemon.providers.sending import Sending
-from daemon.providers.words import readable
+from daemon.providers.words import A_PAGE, readable
 
 log = structlog.stdlib.get_logger()
 
@@ -41,6 +41,11 @@ _BILLING_WAIT = timedelta(minutes=10)
 _PASSING = {409, 425}
 TIMED_OUT = {408, 499, 504, *range(520, 531)}
 """By these a gateway, or the API itself, says that it did not wait for the result. 520-530 are Cloudflare's."""
+ABSENT = {404, 405, 410}
+"""By these a server says that it has nothing like this API at the address."""
+_TOO_LARGE = 413
+_OF_PAGES = {"authentication", "permission", "invalid_request"}
+"""Codes of which a page is no sign: no API here sends one."""
 _MOST_CATEGORIES = 10
 
 Facts = Mapping[str, Any]
@@ -86,10 +91,12 @@ class ErrorMessages:
             blocks: Whether a rate limit blocks the model or the whole provider.
         """
         error = self._by_status(status, reason, facts, own=own, wait=wait, blocks=blocks)
+        if isinstance(error, Refused) and error.code in _OF_PAGES and reason.startswith(A_PAGE):
+            error = self.turned_down(status, error.code, facts)
         error.status = status
         return error
 
-    def _by_status(  # noqa: PLR0911 - a table
+    def _by_status(  # noqa: C901, PLR0911 - a table
         self, status: int, reason: str, facts: Facts, *, own: bool, wait: timedelta | None, blocks: Scope | None
     ) -> RunError:
         if status in TIMED_OUT or (status >= 500 and not own):
@@ -105,12 +112,18 @@ class ErrorMessages:
                 return self.out_of_credit(facts)
             case 403:
                 return self.no_permission(reason, facts)
+            case 407:
+                return self.no_way_through(facts)
             case 413:
                 return self.too_large(facts)
             case 429:
                 return self.rate_limited(wait, facts, blocks=blocks)
+            case 431:
+                return self.too_long_headers(facts)
+            case 451:
+                return self.not_here(reason, facts)
             case _:
-                absent = status < 400 or status == 404
+                absent = status < 400 or status in ABSENT
                 return self.no_api(facts, reason) if absent else self.rejected(status, reason, facts)
 
     def _cut_off(self, status: int, reason: str, facts: Facts, *, own: bool) -> OutcomeUnknown:
@@ -144,6 +157,10 @@ class ErrorMessages:
         except RunError as error:
             if error.status is None:
                 error.status = sending.status
+            if error.status == _TOO_LARGE and error.code == "too_large" and not sending.has_image:
+                smaller = self.too_large_request(error.data)
+                smaller.status = error.status
+                raise smaller from error
             raise
         except Exception as error:
             if not sending.sent or is_disk_error(error):
@@ -303,6 +320,51 @@ class ErrorMessages:
             f"The previous image is too large for {self.name}.",
             code="too_large",
             hint="Use a smaller one.",
+            data=dict(facts),
+        )
+
+    def too_large_request(self, facts: Facts) -> Refused:
+        """Return the error for a request that is too large without a previous image (`too_large`)."""
+        return Refused(
+            f"The request is too large for {self.name}, or for what stands in between.",
+            code="too_large",
+            hint=f"Shorten the prompt; if it is short, check {self.address}, and the limits of gateways in between.",
+            data=dict(facts),
+        )
+
+    def no_way_through(self, facts: Facts) -> Refused:
+        """Return the error for a proxy that does not let us through (`permission`)."""
+        return Refused(
+            f"A proxy on the way to {self.name} asks for a name and a password (407).",
+            code="permission",
+            hint=f"Set them in HTTPS_PROXY, or name the host of {self.name} in NO_PROXY, then restart and requeue.",
+            data=dict(facts),
+        )
+
+    def too_long_headers(self, facts: Facts) -> Refused:
+        """Return the error for headers that are too long (`invalid_request`): the prompt is in none of them."""
+        return Refused(
+            f"{self.name}, or what stands in between, finds the headers of the request too long (431).",
+            code="invalid_request",
+            hint=f"Check {self.key} and {self.address}, and what gateways in between add, then requeue.",
+            data=dict(facts),
+        )
+
+    def not_here(self, reason: str, facts: Facts) -> Refused:
+        """Return the error for a place in which the provider may not work (`permission`)."""
+        return Refused(
+            f"{self.name} may not be used from here: {readable(reason) or 'no reason given.'}",
+            code="permission",
+            hint=f"Run the daemon where {self.name} may be used, then requeue.",
+            data=dict(facts),
+        )
+
+    def turned_down(self, status: int, code: str, facts: Facts) -> Refused:
+        """Return the error for a page, by which a gateway turned the request down: it says nothing about prompt or account."""
+        return Refused(
+            f"A gateway in front of {self.name} turned the request down ({status}).",
+            code=code,
+            hint=f"Check {self.address}, and what stands in between (a firewall, a proxy), then requeue.",
             data=dict(facts),
         )
 

@@ -22,10 +22,12 @@ class Sending:
 
     Args:
         report: Reports it. It may raise a `RunError`, which keeps the request from leaving.
+        has_image: Whether a previous image goes with it.
     """
 
-    def __init__(self, report: Callable[[], None]) -> None:
+    def __init__(self, report: Callable[[], None], *, has_image: bool = False) -> None:
         self._report = report
+        self.has_image = has_image
         self.sent = False
         self.status: int | None = None
         """The HTTP status of the response; None until it has come."""

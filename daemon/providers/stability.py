@@ -150,6 +150,7 @@ class StabilityImages:
 
     def __init__(self, api_key: SecretStr, *, base_url: str | None, timeout: timedelta, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._foreign = base_url is not None and _BASE_URL not in base_url
         self._client = client(
             base_url=base_url or _BASE_URL,
             headers={
@@ -172,7 +173,7 @@ class StabilityImages:
         except TRANSPORT_ERRORS as error:
             raise STABILITY.transport_error(error) from error
         if response.status_code != 200:
-            raise translate(response.status_code, response.headers, response.content, "")
+            raise translate(response.status_code, response.headers, response.content, "", foreign=self._foreign)
 
     async def generate(self, request: Request, report: Reporter) -> Generated:
         """Generate an image, or refine the previous one. Raises `RunError`."""
@@ -184,7 +185,7 @@ class StabilityImages:
             report.submitted(call.described(), estimate=call.estimate)
             report.progress(5, "Stability AI is drawing")
 
-        sending = Sending(leaving)
+        sending = Sending(leaving, has_image=call.image is not None)
         with STABILITY.guard(sending):
             try:
                 async with self._send(call, sending) as response:
@@ -209,7 +210,7 @@ class StabilityImages:
     async def _receive(self, response: httpx.Response, spool: Spool, call: "GenerateCall") -> Generated:
         if not response.is_success:
             body = await read_error(response.aiter_raw())
-            raise translate(response.status_code, response.headers, body, call.model)
+            raise translate(response.status_code, response.headers, body, call.model, foreign=self._foreign)
         names = ("x-request-id", "seed")
         facts = {name.removeprefix("x-").replace("-", "_"): response.headers.get(name) for name in names}
         facts = {name: value[:200] for name, value in facts.items() if value is not None}
@@ -403,24 +404,27 @@ _MODERATION = "content_moderation"
 _FILTERED = "CONTENT_FILTERED"
 
 
-def translate(status: int, headers: Mapping[str, str], body: bytes, model: str) -> RunError:
+def translate(status: int, headers: Mapping[str, str], body: bytes, model: str, *, foreign: bool = False) -> RunError:
     """Map an error response to a `RunError`.
 
     Args:
         status: Its status, any but a success.
         headers, body: The rest of it; `{"id", "name", "errors": […]}` from the API itself.
         model: The model that was called.
+        foreign: Whether the server is not Stability AI's, and may have an error object of its own.
     """
     document = ErrorBody.of(body, status)
-    error = _by_response(status, headers, document, model)
+    error = _by_response(status, headers, document, model, foreign=foreign)
     error.status = status
     return error
 
 
-def _by_response(status: int, headers: Mapping[str, str], document: ErrorBody, model: str) -> RunError:
+def _by_response(
+    status: int, headers: Mapping[str, str], document: ErrorBody, model: str, *, foreign: bool
+) -> RunError:
     name, errors = as_text(document.fields.get("name")), as_texts(document.fields.get("errors"))
-    own = name is not None or bool(errors)
     reason = " ".join(errors) or document.reason
+    own = name is not None or bool(document.fields.get("errors") and reason) or (foreign and document.is_foreign)
     request_id = as_text(document.fields.get("id")) or headers.get("x-request-id")
     named = {"status": status, "code": readable(name or "", 100).rstrip("."), "request_id": (request_id or "")[:200]}
     facts = {key: value for key, value in named.items() if value}

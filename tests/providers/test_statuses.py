@@ -1,6 +1,7 @@
 """Each status of each provider, with each kind of body, is of one class: free, unknown, or charged (design.md, Money)."""
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -16,6 +17,8 @@ from daemon.providers.error_body import ErrorBody
 from daemon.providers.google import errors as google_errors
 from daemon.providers.midjourney.response import MIDJOURNEY, is_own, submitted_job_id
 from daemon.providers.openai import errors as openai_errors
+from daemon.providers.openai.errors import OPENAI
+from daemon.providers.sending import Sending
 
 PAGE = b"<!DOCTYPE html><html><h1>Bad <b>gateway</b></h1></html>"
 OWN: dict[str, Any] = {
@@ -30,7 +33,13 @@ FOREIGN = [
     {"message": "It says why."},
     {"detail": [{"loc": ["body", "size"], "msg": "It says why.", "type": "value_error"}]},
     {"title": "It says why.", "status": 400},
+    {"id": "1", "errors": [{"message": "It says why."}]},
 ]
+HOSTS = {
+    "openai": "api.openai.com",
+    "google": "generativelanguage.googleapis.com",
+    "stability": "api.stability.ai",
+}
 UNKNOWN_ALWAYS = [408, 499, 504, *range(520, 531)]
 
 
@@ -44,9 +53,10 @@ def translated(
             response = httpx2.Response(status, headers=headers, content=body, request=request)
             return openai_errors.translate(APIStatusError("", response=response, body=None), "gpt-image-2")
         case "google":
-            return google_errors.translate(status, headers, body, "gemini-x")
+            return google_errors.translate(status, headers, body, "gemini-x", foreign="googleapis" not in host)
         case "stability":
-            return stability.translate(status, httpx.Headers(headers), body, "core")
+            foreign = "stability" not in host
+            return stability.translate(status, httpx.Headers(headers), body, "core", foreign=foreign)
         case _:
             document = ErrorBody.of(body, status)
             return MIDJOURNEY.by_status(status, document.reason, {"status": status}, own=is_own(document))
@@ -88,17 +98,56 @@ def test_requests_that_are_turned_down_are_free(provider: str, status: int, *, o
     assert (error.charged, error.cost, error.status) == (False, None, status)
 
 
+@pytest.mark.parametrize("provider", ["openai", "google", "stability"])
 @pytest.mark.parametrize("body", FOREIGN)
 @pytest.mark.parametrize("status", [400, 422, 500, 503])
-def test_foreign_error_objects_give_their_reason(body: dict[str, Any], status: int) -> None:
-    error = translated("openai", status, json.dumps(body).encode())
+def test_foreign_error_objects_give_their_reason(provider: str, body: dict[str, Any], status: int) -> None:
+    error = translated(provider, status, json.dumps(body).encode())
     assert "It says why." in error.message
     assert isinstance(error, Retryable if status >= 500 else Refused)
 
 
+@pytest.mark.parametrize("provider", HOSTS)
 @pytest.mark.parametrize("body", [FOREIGN[0], FOREIGN[2]])
-def test_foreign_object_at_openai_is_that_of_a_gateway(body: dict[str, Any]) -> None:
-    assert isinstance(translated("openai", 503, json.dumps(body).encode(), host="api.openai.com"), OutcomeUnknown)
+def test_foreign_object_at_its_own_host_is_a_gateways(provider: str, body: dict[str, Any]) -> None:
+    assert isinstance(translated(provider, 503, json.dumps(body).encode(), host=HOSTS[provider]), OutcomeUnknown)
+
+
+@pytest.mark.parametrize("provider", OWN)
+@pytest.mark.parametrize(
+    ("status", "code", "cure"),
+    [
+        (405, "not_found", "_URL"),
+        (410, "not_found", "_URL"),
+        (407, "permission", "HTTPS_PROXY"),
+        (431, "invalid_request", "_URL"),
+        (451, "permission", "may be used"),
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b'{"detail": "No."}'])
+def test_cure_fits_the_status(provider: str, status: int, code: str, cure: str, body: bytes) -> None:
+    error = translated(provider, status, body)
+    assert error.code == code
+    assert cure in error.hint
+    assert "prompt" not in error.hint
+
+
+@pytest.mark.parametrize("provider", OWN)
+@pytest.mark.parametrize("status", [400, 401, 403, 406, 415, 418, 451])
+def test_page_is_that_of_a_gateway(provider: str, status: int) -> None:
+    error = translated(provider, status, PAGE)
+    assert re.fullmatch(rf"A gateway in front of .* turned the request down \({status}\)\.", error.message)
+    assert "_URL" in error.hint
+    assert "cure" not in error.data
+
+
+@pytest.mark.parametrize("has_image", [True, False])
+def test_413_is_about_the_image_only_if_there_is_one(*, has_image: bool) -> None:
+    with pytest.raises(Refused) as caught, OPENAI.guard(Sending(lambda: None, has_image=has_image)):
+        raise translated("openai", 413, PAGE)
+    assert (caught.value.code, caught.value.status) == ("too_large", 413)
+    assert ("previous image" in caught.value.message) == has_image
+    assert ("OPENAI_BASE_URL" in caught.value.hint) != has_image
 
 
 def test_refusal_with_usage_is_charged() -> None:

@@ -67,16 +67,17 @@ class _Reported(Lenient):
         return next((quota[:200] for quota in quotas if "PerDay" in quota), None)
 
 
-def translate(status: int, headers: Mapping[str, str], body: bytes, model: str) -> RunError:
+def translate(status: int, headers: Mapping[str, str], body: bytes, model: str, *, foreign: bool = False) -> RunError:
     """Map an error response to a `RunError`.
 
     Args:
         status: Its status.
         headers, body: The rest of it; `{"error": {"code", "message", "status"}}` from the API itself.
         model: The model that was called.
+        foreign: Whether the server is not Google's, and may have an error object of its own.
     """
     document = ErrorBody.of(body, status)
-    own = isinstance(document.fields.get("error"), dict)
+    own = isinstance(document.fields.get("error"), dict) or (foreign and document.is_foreign)
     error = _by_response(_Reported.read(document.fields.get("error")), status, headers, document.reason, model, own=own)
     error.status = status
     error.charged = made_something(document.fields.get("usageMetadata"))

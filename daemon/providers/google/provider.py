@@ -43,7 +43,8 @@ from daemon.providers.google.response import ContentResponse, conversation_parts
 from daemon.providers.sending import Sending, follow, replace_body
 from daemon.providers.spool import Spool, TooMuch
 
-_BASE_URL = "https://generativelanguage.googleapis.com/"
+_BASE_HOST = "googleapis.com"
+_BASE_URL = f"https://generativelanguage.{_BASE_HOST}/"
 _CONNECT_SECONDS = 10.0
 _MAX_INPUT = 15_000_000
 """Bytes of a previous image: encoded it makes the 20 MB that a request may have."""
@@ -72,6 +73,7 @@ class GoogleImages:
         self._max_bytes = max_bytes
         self._key = api_key.get_secret_value().strip()
         self._base_url = base_url or _BASE_URL
+        self._foreign = base_url is not None and _BASE_HOST not in base_url
         # A large image that is sent lies in the SDK's memory several times, as long as the call takes: two at a time.
         self._large_inputs = anyio.CapacityLimiter(2)
         # A client of our own, for three reasons: the hooks; no redirects, which would take the key along; and never
@@ -111,7 +113,7 @@ class GoogleImages:
         except TRANSPORT_ERRORS as error:
             raise GOOGLE.transport_error(error) from error
         if response.status_code != 200:
-            raise translate(response.status_code, response.headers, response.content, "")
+            raise translate(response.status_code, response.headers, response.content, "", foreign=self._foreign)
 
     async def generate(self, request: Request, report: Reporter) -> Generated:
         """Generate an image, or refine the previous one. Raises `RunError`."""
@@ -189,7 +191,7 @@ class GoogleImages:
             report.submitted(call.described(previous), estimate=call.estimate)
             report.progress(5, "Google is drawing")
 
-        exchange = _Exchange(Sending(leaving), spool)
+        exchange = _Exchange(Sending(leaving, has_image=call.image is not None), spool, self._foreign)
         with GOOGLE.guard(exchange.sending):
             await self._send(call, contents, exchange)
             return await exchange.outcome(call)
@@ -218,6 +220,8 @@ class _Exchange:
 
     sending: Sending
     spool: Spool
+    foreign: bool = False
+    """The server is not Google's."""
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     parts: list[Part] = field(default_factory=list["Part"])
@@ -232,7 +236,7 @@ class _Exchange:
             RunError: If there is none, or the response is none of this API.
         """
         if self.error is not None:
-            raise translate(self.status or 0, self.headers, self.error, call.model)
+            raise translate(self.status or 0, self.headers, self.error, call.model, foreign=self.foreign)
         for part in self.parts:
             match part:
                 case Picture(path):  # Google sends none like this, but there it is

@@ -110,7 +110,10 @@ class MidjourneyProxy:
         if webhook is not None and not webhook.ours:
             await self._outside.check(webhook.url, timeout=_LOOK_UP_TIMEOUT, what="metadata.webhookUrl")
         body = await asyncio.to_thread(call.body)
-        sending = Sending(lambda: report.submitted(call.described(), estimate=self._price, deferred=True))
+        sending = Sending(
+            lambda: report.submitted(call.described(), estimate=self._price, deferred=True),
+            has_image=request.previous_image is not None,
+        )
         with MIDJOURNEY.guard(sending):
             job = submitted_job_id(await self._call("POST", IMAGINE, body, sending=sending))
         return Submitted(job, "Midjourney is drawing", webhook=webhook is not None and webhook.ours)

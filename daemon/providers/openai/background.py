@@ -55,7 +55,10 @@ class OpenAIBackground:
             feature="rewritten",
         )
         background = BackgroundRequest(drawing, request.run_id, request.ticket)
-        sending = Sending(lambda: report.submitted(background.described(), estimate=drawing.estimate(), deferred=True))
+        sending = Sending(
+            lambda: report.submitted(background.described(), estimate=drawing.estimate(), deferred=True),
+            has_image=drawing.image is not None,
+        )
         with OPENAI.guard(sending), sending.in_sdk():
             try:
                 response = await self._send(background, self._spool(request))

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from daemon.errors import Refused, RunError
 from daemon.providers import errors
 from daemon.providers.error_body import ErrorBody, find_reason
-from daemon.providers.errors import TIMED_OUT, ErrorMessages, Facts
+from daemon.providers.errors import ABSENT, TIMED_OUT, ErrorMessages, Facts
 from daemon.providers.lenient import Lenient, Name, Object, Text, as_texts, counted
 from daemon.providers.waits import read_wait, retry_after
 from daemon.providers.words import readable
@@ -130,7 +130,7 @@ def reported(
         return by_code
     if code in _NO_MODEL:
         return OPENAI.no_model(model, facts)
-    if status == 404:
+    if status in ABSENT:
         return _no_api(api, facts, reason)
     if status is None and error.type not in _OUR_FAULT:
         return OPENAI.unavailable(None, message, wait, facts)
@@ -183,6 +183,8 @@ def _about_account(
         return OPENAI.out_of_credit(facts)
     if code == "invalid_api_key":
         return OPENAI.wrong_key(facts)
+    if code == "unsupported_country_region_territory":
+        return OPENAI.not_here(message, facts)
     if code == "data_residency_mismatch":
         return OPENAI.no_permission(message, facts)
     if code == "rate_limit_exceeded":

@@ -99,7 +99,10 @@ class OpenAIImages:
         """Generate an image, or edit the previous one. Raises `RunError`."""
         call = build(request, report.warning)
         while True:
-            sending = Sending(partial(report.submitted, call.described(), estimate=call.estimate))
+            sending = Sending(
+                partial(report.submitted, call.described(), estimate=call.estimate),
+                has_image=call.drawing.image is not None,
+            )
             with OPENAI.guard(sending), sending.in_sdk():
                 try:
                     return await self._call(call, request, report)
