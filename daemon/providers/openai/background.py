@@ -7,18 +7,21 @@ so an id that was lost before it was saved is found by OpenAI's webhook alone.
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
+from datetime import timedelta
 from typing import Any
 
 import httpx2
 from openai import AsyncOpenAI, ConflictError, NotFoundError
 
-from daemon.errors import Refused, RunError
+from daemon.errors import Refused, Retryable, RunError
+from daemon.fetch.client import Fetcher
 from daemon.providers import Charge, Generated, Reporter, Request, Submitted, Waiting
 from daemon.providers.body import NotUnderstood, read_body
 from daemon.providers.event_stream import Document
 from daemon.providers.job_checks import check_failed, look_up_failed
 from daemon.providers.openai.background_request import BackgroundRequest
 from daemon.providers.openai.background_response import BackgroundResponse
+from daemon.providers.openai.downloads import download
 from daemon.providers.openai.errors import CALL_ERRORS, OPENAI, is_missing, translate
 from daemon.providers.openai.models import MAINLINE
 from daemon.providers.openai.request import draw
@@ -28,6 +31,8 @@ from daemon.providers.spool import Spool, TooMuch
 _API = "Responses API"
 _NO_SUCH_JOB = {"not_found", "invalid_request"}
 """Codes of an id that is none of this API's, or of a response that cannot be cancelled any more."""
+_ONE_TRY = timedelta(0)
+"""The next check is the next try, until the polling timeout."""
 _STREAMED = {"X-Stainless-Raw-Response": "stream"}
 """Tells the SDK to leave the body unread, as its `with_streaming_response` does."""
 
@@ -37,12 +42,18 @@ class OpenAIBackground:
 
     Args:
         client: Connects to that server.
+        fetcher: Fetches images that the server returns as a URL.
+        download_deadline: How long such an image of a submission is asked for again; that of a job, by each check once.
         webhook: Whether the database has a secret to verify OpenAI's webhooks with.
         max_bytes: Largest image that is accepted.
     """
 
-    def __init__(self, client: AsyncOpenAI, *, webhook: bool, max_bytes: int) -> None:
+    def __init__(
+        self, client: AsyncOpenAI, fetcher: Fetcher, *, webhook: bool, download_deadline: timedelta, max_bytes: int
+    ) -> None:
         self._client = client
+        self._fetcher = fetcher
+        self._download_deadline = download_deadline
         self._webhook = webhook
         self._max_bytes = max_bytes
 
@@ -66,7 +77,7 @@ class OpenAIBackground:
                 raise _submit_failed(error, request.model, sent=sending.sent) from error
             outcome = await response.outcome(request.model)
         if isinstance(outcome, Generated):
-            return outcome
+            return await self._fetched(outcome, self._download_deadline)
         if response.id is None:
             raise OPENAI.unknown("OpenAI's answer does not name the order.")
         if request.metadata.get("webhookUrl"):
@@ -82,7 +93,23 @@ class OpenAIBackground:
         response = await self._look_up(job_id, self._spool(request), is_absent=is_missing)
         if response is None:
             raise OPENAI.unknown("OpenAI does not know the order any more.", response_id=job_id)
-        return await response.outcome(request.model)
+        outcome = await response.outcome(request.model)
+        if not isinstance(outcome, Generated):
+            return outcome
+        try:
+            return await self._fetched(outcome, _ONE_TRY)
+        except Refused as error:
+            if not isinstance(error.__cause__, Retryable):
+                raise
+            raise check_failed(error.__cause__) from error
+
+    async def _fetched(self, made: Generated, deadline: timedelta) -> Generated:
+        """Fetch the image of a compatible server that returned its address."""
+        if made.original_url is not None:
+            await download(
+                self._fetcher, made.original_url, made.path, self._max_bytes, deadline, cost=made.cost, data=made.data
+            )
+        return made
 
     async def cancel(self, job_id: str) -> Charge | None:
         """Cancel a job. One that has ended, or is not there, is no error. Return what OpenAI says about its charge."""
@@ -161,7 +188,7 @@ async def _read(response: httpx2.Response, spool: Spool) -> BackgroundResponse:
     try:
         async with aclosing(read_body(response.aiter_raw(), spool)) as parts:
             async for part in parts:
-                if isinstance(part, Document) and (fields := part.fields) is not None:
+                if isinstance(part, Document) and (fields := part.unwrapped()[0].fields) is not None:
                     return BackgroundResponse(fields, spool, response.headers.get("x-request-id"))
     except (NotUnderstood, TooMuch) as error:
         raise OPENAI.unknown("OpenAI's answer cannot be read.") from error

@@ -13,7 +13,8 @@ from daemon.providers.lenient import Encoded, Lenient, Name, Object, Objects, Te
 from daemon.providers.openai.background_request import read_owner
 from daemon.providers.openai.errors import OPENAI, reported
 from daemon.providers.openai.models import settle, settle_mainline
-from daemon.providers.pictures import NotAPicture, save_picture
+from daemon.providers.pictures import NotAPicture, is_url, save_picture
+from daemon.providers.salvage import Salvaged, salvage
 from daemon.providers.spool import Spool
 from daemon.providers.words import readable
 
@@ -75,6 +76,7 @@ class BackgroundResponse:
     """
 
     def __init__(self, document: object, spool: Spool, request_id: str | None) -> None:
+        self._document = document
         self._body = _Body.read(document)
         self._spool = spool
         self._request_id = request_id
@@ -96,34 +98,34 @@ class BackgroundResponse:
         if self._counted or any(item.result is not None for item in self._body.output):
             drawing = next((tool.model for tool in self._body.tools if tool.model), "")
             return Charge(charged=True, cost=self._cost(drawing))
-        return Charge(charged=False) if self._body.status in _ENDED_EARLY else None
+        return Charge(charged=False) if self._status in _ENDED_EARLY else None
 
     async def outcome(self, model: str) -> Generated | Waiting:
         """Return the image, or that it is not ready. An image that is there is paid for, however the response ended.
 
+        Returns:
+            One with `original_url` has yet to be fetched from there.
+
         Raises:
             RunError: If it ended without one.
         """
-        status = self._body.status
-        if status not in _ENDED:
-            return Waiting(message=_MESSAGES.get(str(status), "OpenAI is at work"))
+        if (message := _MESSAGES.get(self._status)) is not None:
+            return Waiting(message=message)
         cost, facts = self._cost(model), self._facts()
         calls = [item for item in self._body.output if item.type == "image_generation_call"]
-        undecodable: NotAPicture | None = None
-        for call in reversed(calls):
-            if call.result is None:
-                continue
-            try:
-                picture = await save_picture(call.result, self._spool)
-            except NotAPicture as error:
-                undecodable = undecodable or error
-            except ImageTooLarge as error:
-                raise OPENAI.too_large_picture(self._spool.max_bytes, facts, cost=cost) from error
-            else:
-                quality = call.quality or next((tool.quality for tool in self._body.tools if tool.quality), None)
-                return Generated(picture, cost, call.revised_prompt, data=facts, quality=quality)
-        if undecodable is not None:
-            raise OPENAI.undecodable(undecodable.path, facts, cost=cost) from undecodable
+        try:
+            found = await self._find(calls)
+        except ImageTooLarge as error:
+            raise OPENAI.too_large_picture(self._spool.max_bytes, facts, cost=cost) from error
+        call = next((call for call in reversed(calls) if call.result is not None), _Output())
+        if found.image is not None or found.url is not None:
+            quality = call.quality or next((tool.quality for tool in self._body.tools if tool.quality), None)
+            path = found.image or self._spool.new_path()
+            return Generated(path, cost, call.revised_prompt, found.url, facts, quality=quality)
+        if self._status not in _ENDED:
+            return Waiting(message="OpenAI is at work")
+        if found.undecodable is not None:
+            raise OPENAI.undecodable(found.undecodable, facts, cost=cost)
         error = self._failure(calls, model, facts)
         error.cost = cost
         error.charged = cost is not None or self._counted
@@ -131,12 +133,29 @@ class BackgroundResponse:
             error.accepted = True  # the job was accepted, and failed later
         raise error
 
+    async def _find(self, calls: Sequence[_Output]) -> Salvaged:
+        """Find the image of the last call that has one; where the response has ended, also one in a field that is not known."""
+        url = undecodable = None
+        for call in reversed(calls):
+            if call.result is None:
+                continue
+            if call.result not in self._spool and is_url(call.result):
+                url = url or call.result.strip()
+                continue
+            try:
+                return Salvaged(await save_picture(call.result, self._spool))
+            except NotAPicture as error:
+                undecodable = undecodable or error.path
+        if url is not None or undecodable is not None or self._status not in _ENDED:
+            return Salvaged(url=url, undecodable=None if url else undecodable)
+        return await salvage(self._document, self._spool) or Salvaged()
+
     def _failure(self, calls: Sequence[_Output], model: str, facts: Mapping[str, Any]) -> RunError:
         """Map the reason for having no image. The call of the image model has more detail than the response around it."""
         if reason := next((call.error for call in calls if call.error), None) or self._body.error:
             return reported(reason, model, facts=facts)
         why = (self._body.incomplete_details or _Incomplete()).reason
-        match self._body.status, why:
+        match self._status, why:
             case "cancelled", _:
                 return Refused(
                     "The order was cancelled at OpenAI.",
@@ -170,6 +189,10 @@ class BackgroundResponse:
             "image_usage": counted(self._image_usage),
         }
         return {name: value for name, value in facts.items() if value is not None}
+
+    @property
+    def _status(self) -> str:
+        return (self._body.status or "").strip().lower()
 
     @property
     def _counted(self) -> bool:

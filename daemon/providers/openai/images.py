@@ -12,13 +12,13 @@ import httpx2
 from openai import AsyncOpenAI, BadRequestError
 from pydantic import Field
 
-from daemon.errors import Refused, RunError, Undecodable
-from daemon.fetch.client import Fetcher, NotAnImage
+from daemon.fetch.client import Fetcher
 from daemon.providers import Generated, Reporter, Request
 from daemon.providers.base64_stream import ImageTooLarge
 from daemon.providers.body import NotUnderstood, Part, Picture, Unreadable, read_body
 from daemon.providers.event_stream import Document
 from daemon.providers.lenient import Encoded, Lenient, Name, Objects, Text, counted, texts_in
+from daemon.providers.openai.downloads import download
 from daemon.providers.openai.errors import CALL_ERRORS, OPENAI, reported, translate
 from daemon.providers.openai.models import settle
 from daemon.providers.openai.request import PREVIEWS, ImagesCall, build
@@ -155,25 +155,8 @@ class OpenAIImages:
         if result.url is None:
             raise OPENAI.empty(data, reason=result.reason, cost=cost, charged=usage is not None)
         path = request.workdir / "image-0"
-        await self._download(result.url, path, cost, data)
+        await download(self._fetcher, result.url, path, self._max_bytes, self._download_deadline, cost=cost, data=data)
         return Generated(path, cost, result.revised_prompt, result.url, data)
-
-    async def _download(self, url: str, path: Path, cost: float | None, data: dict[str, Any]) -> None:
-        """Fetch an image that a compatible server returned as a URL. A failure is final: another attempt would be paid again."""
-        data = {**data, "url": url.partition("?")[0][:2000]}
-        try:
-            await self._fetcher.fetch_result(url, path, max_bytes=self._max_bytes, deadline=self._download_deadline)
-        except NotAnImage as error:
-            raise Undecodable(error.message, error.path, data=data, cost=cost) from error
-        except RunError as error:
-            raise Refused(
-                f"The picture was made, but not handed over. {error.message}",
-                code="download",
-                hint="Requeueing makes a new one.",
-                data=data,
-                cost=cost,
-                charged=True,
-            ) from error
 
 
 async def _read(  # noqa: C901 - the kinds of parts

@@ -71,7 +71,9 @@ class OpenAI:
         self._images = OpenAIImages(
             self._client, self._fetcher, download_deadline=download_deadline, max_bytes=max_bytes
         )
-        self._background = OpenAIBackground(self._client, webhook=webhook, max_bytes=max_bytes)
+        self._background = OpenAIBackground(
+            self._client, self._fetcher, webhook=webhook, download_deadline=download_deadline, max_bytes=max_bytes
+        )
 
     async def aclose(self) -> None:
         """Close all connections."""
