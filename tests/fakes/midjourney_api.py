@@ -136,7 +136,7 @@ class MidjourneyAPI(FakeAPI):
         return task
 
 
-def code(number: int, description: str, **more: Any) -> Response:
+def code(number: int | str, description: str, **more: Any) -> Response:
     """Return the response to a submission."""
     return Response.json(200, {"code": number, "description": description, "properties": {}, **more})
 

@@ -3,16 +3,17 @@
 Almost every response has status 200: the result is in a `code` of the proxy's own, and an unknown job is an empty body.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self
+from typing import Annotated, Any, Self, cast
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from daemon.errors import Refused, Retryable, RunError
 from daemon.providers.error_body import ErrorBody
-from daemon.providers.errors import ErrorMessages, Facts, read_job_id
-from daemon.providers.lenient import Encoded, Lenient, Name, Object, Text, as_count
+from daemon.providers.errors import ErrorMessages, Facts, as_object, read_job_id
+from daemon.providers.lenient import Encoded, Lenient, Name, Object, Text, as_count, as_encoded
 from daemon.providers.words import readable
 
 MIDJOURNEY = ErrorMessages(
@@ -28,6 +29,23 @@ _ACCOUNT_WAIT = timedelta(seconds=60)
 _MODERATION = ("banned", "moderat", "blocked", "violat", "违禁", "敏感")
 _TRANSIENT = ("timeout", "timed out", "queue", "busy", "try again", "internal", "超时", "队列", "系统异常", "连接")
 _CANCELLATIONS = ("取消", "cancel")
+_INTEGER = re.compile(r"\s*-?[0-9]{1,9}\s*")
+_ENVELOPES = ("result", "data")
+"""The fields in which some proxies wrap what was asked for: `{"code": 1, "result": {…}}`."""
+
+
+def _code(value: object) -> int | None:
+    """Read a result code, which some proxies write as a text."""
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _addresses(value: object) -> list[str]:
+    """Read a list of addresses, as texts or as objects with a `url`."""
+    listed = cast("list[object]", value) if isinstance(value, list) else []
+    named = (cast("dict[str, object]", item).get("url") if isinstance(item, dict) else item for item in listed)
+    return [address for item in named if (address := as_encoded(item))]
 
 
 class _Properties(Lenient):
@@ -40,13 +58,16 @@ class _TaskFields(Lenient):
     status: Name = None
     progress: object = None
     image_url: Encoded = Field(validation_alias="imageUrl", default=None)
+    image_urls: Annotated[list[str], BeforeValidator(_addresses)] = Field(
+        validation_alias="imageUrls", default_factory=list
+    )
     fail_reason: Text = Field(validation_alias="failReason", default=None)
     state: Name = None
     properties: Object[_Properties] = None
 
 
 class _Submission(Lenient):
-    code: object = None
+    code: Annotated[int | None, BeforeValidator(_code)] = None
     description: Text = None
     result: Name = None
     properties: Object[_Properties] = None
@@ -54,7 +75,8 @@ class _Submission(Lenient):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A provider job. `progress` is 0-100; values that are missing or malformed are None."""
+    """A provider job. `progress` is 0-100; values that are missing or malformed are None. `image_url` may also be an address
+    relative to the proxy's, or the image itself. Without `grid` it is one of several images, and not all of them in one."""
 
     id: str
     status: str
@@ -64,30 +86,33 @@ class Task:
     state: str | None
     final_prompt: str | None
     banned_word: str | None = None
+    grid: bool = True
 
     @classmethod
     def read(cls, document: object) -> Self | None:
         """Read a task; None for any other document."""
-        fields = _TaskFields.read(document)
+        fields = _TaskFields.read(unwrapped(document))
         job = read_job_id(fields.id)
         if job is None:
             return None
         properties = fields.properties or _Properties()
+        image_url = fields.image_url or next(iter(fields.image_urls), None)
         return cls(
             id=job,
-            status=fields.status or "",
+            status=(fields.status or "").strip().upper(),
             progress=_percent(fields.progress),
-            image_url=fields.image_url,
+            image_url=None if image_url is None else image_url.strip(),
             fail_reason=fields.fail_reason or "",
             state=fields.state,
             final_prompt=properties.final_prompt,
             banned_word=properties.banned_word,
+            grid=fields.image_url is not None or len(fields.image_urls) < 2,
         )
 
     @property
     def useful(self) -> bool:
-        """Whether it has an image, or may still get one."""
-        return self.image_url is not None if self.status == SUCCESS else self.status not in (FAILURE, CANCELLED)
+        """Whether it has an image, or may still get one: the address may come a moment after the success."""
+        return self.status not in (FAILURE, CANCELLED)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -113,6 +138,13 @@ class Task:
         return MIDJOURNEY.rejected(400, self.fail_reason or "no reason given.", self.facts)
 
 
+def unwrapped(document: object) -> object:
+    """Return what was asked for: the document, or what its envelope holds."""
+    fields = as_object(document)
+    held = (fields.get(name) for name in _ENVELOPES if "id" not in fields)
+    return next((cast("object", value) for value in held if isinstance(value, dict | list)), document)
+
+
 def submitted_job_id(document: object) -> str:
     """Read the id of a submitted job.
 
@@ -121,7 +153,7 @@ def submitted_job_id(document: object) -> str:
     """
     reply = _Submission.read(document)
     code, reason = reply.code, reply.description or ""
-    facts: Facts = {"code": code if isinstance(code, int) else None, "said": readable(reason)}
+    facts: Facts = {"code": code, "said": readable(reason)}
     match code:
         case 1 | 21 | 22 if (job := read_job_id(reply.result)) is not None:  # accepted, existed, queued
             return job
@@ -163,7 +195,7 @@ def _percent(value: object) -> float | None:
 
 def is_own(body: ErrorBody) -> bool:
     """Return whether a body is an error of the proxy itself, and no page of a gateway in front of it."""
-    return isinstance(body.fields.get("code"), int) and isinstance(body.fields.get("description"), str)
+    return _code(body.fields.get("code")) is not None and isinstance(body.fields.get("description"), str)
 
 
 def _list(word: str | None) -> list[str]:

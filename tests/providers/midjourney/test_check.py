@@ -1,11 +1,13 @@
 """A job of a midjourney-proxy is checked, downloaded and cancelled."""
 
+import json
 from typing import Any
 
 import pytest
 
-from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError
+from daemon.errors import OutcomeUnknown, Refused, Retryable, RunError, Undecodable
 from daemon.providers import Generated, Waiting
+from daemon.providers.midjourney.addresses import resolved
 from tests.fakes.server import Response, size_of
 from tests.support.midjourney_provider_harness import Harness
 
@@ -82,7 +84,6 @@ async def test_a_status_that_is_no_end_is_waited_for(
         ({"status": "FAILURE", "failReason": "任务超时"}, Retryable, "provider_unavailable"),
         ({"status": "FAILURE", "failReason": "取消任务"}, Refused, "cancelled_there"),
         ({"status": "CANCEL"}, Refused, "cancelled_there"),
-        ({"status": "SUCCESS", "imageUrl": None}, Retryable, "empty_result"),
     ],
 )
 async def test_every_end_without_a_picture_has_an_error_of_ours(
@@ -97,12 +98,89 @@ async def test_every_end_without_a_picture_has_an_error_of_ours(
     assert caught.value.data["taskId"] == job_id
 
 
-@pytest.mark.parametrize("response", [Response(200), Response(204), Response(404), Response.json(200, None)])
+@pytest.mark.parametrize(
+    "response",
+    [Response(200), Response(204), Response(404), Response.json(404, {"code": "3", "description": "任务不存在"})],
+)
 async def test_forgotten_job_is_an_unknown_outcome(response: Response, harness: Harness) -> None:
     job_id = await harness.submit_id()
-    harness.api.next(response)
+    harness.api.next(response, response)
     with pytest.raises(OutcomeUnknown):
         await harness.check(job_id)
+
+
+@pytest.mark.parametrize("response", [Response(200), Response(204), Response(404)])
+async def test_a_job_is_forgotten_only_if_said_twice(response: Response, harness: Harness) -> None:
+    job_id = await harness.submit_id()
+    harness.api.next(response)
+
+    assert isinstance(await harness.check(job_id), Generated)
+
+
+@pytest.mark.parametrize("envelope", [{"code": 1, "result": ...}, {"code": "1", "message": "ok", "data": ...}])
+async def test_a_task_in_an_envelope_is_unwrapped(envelope: dict[str, Any], harness: Harness) -> None:
+    job_id = await harness.submit_id()
+    task = {"id": job_id, **harness.api.done(), "status": "success"}
+    harness.api.next(Response.json(200, {name: task if held is ... else held for name, held in envelope.items()}))
+
+    assert isinstance(await harness.check(job_id), Generated)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "grid"),
+    [
+        ({"imageUrl": " {url}/grid.png \n"}, True),
+        ({"imageUrl": "/grid.png?ex=1"}, True),
+        ({"imageUrl": "grid.png"}, True),
+        ({"imageUrl": "//{host}/grid.png"}, True),
+        ({"imageUrl": None, "imageUrls": [{"url": "{url}/grid.png"}]}, True),
+        ({"imageUrl": "", "imageUrls": ["{url}/grid.png"]}, True),
+        ({"imageUrls": [None, "{url}/grid.png", "{url}/forming.png"]}, False),
+    ],
+)
+async def test_the_image_is_found_however_its_address_is_spelled(
+    spelled: dict[str, Any], *, grid: bool, harness: Harness
+) -> None:
+    url = harness.api.url
+    written = json.dumps(spelled).replace("{url}", url).replace("{host}", url.removeprefix("http://"))
+    harness.api.stages = [{"status": "SUCCESS", **json.loads(written)}]
+    made = await harness.check(await harness.submit_id())
+
+    assert isinstance(made, Generated)
+    assert made.grid == grid
+    assert made.original_url is not None
+    assert made.original_url.startswith(f"{url}/grid.png")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "javascript:alert(1).png", "http:/grid.png"])
+async def test_a_text_that_is_no_picture_at_all_is_kept(address: str, harness: Harness) -> None:
+    harness.api.stages = [{"status": "SUCCESS", "imageUrl": address}]
+    with pytest.raises(Undecodable) as caught:
+        await harness.check(await harness.submit_id())
+
+    assert caught.value.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "full"),
+    [
+        ("/image/1.png", "https://mj.example.com:8443/image/1.png"),
+        ("image/1.png", "https://mj.example.com:8443/proxy/image/1.png"),
+        ("//cdn.example.com/1.png", "https://cdn.example.com/1.png"),
+        ("//[::1", None),
+        ("data:image/png;base64,AAA.", None),
+        ("a text with blanks.", None),
+        ("/9j/4AAQ.", None),
+        ("/" * 3_000, None),
+    ],
+)
+def test_relative_address_is_that_of_the_proxy(address: str, full: str | None) -> None:
+    assert resolved(address, "https://mj.example.com:8443/proxy/mj") == full
+
+
+def test_over_http_only_the_proxy_itself_is_asked() -> None:
+    assert resolved("/1.png", "http://127.0.0.1:8080") == "http://127.0.0.1:8080/1.png"
+    assert resolved("//127.0.0.1/1.png", "http://127.0.0.1:8080") == "https://127.0.0.1/1.png"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +190,10 @@ async def test_forgotten_job_is_an_unknown_outcome(response: Response, harness: 
         *(Response(status) for status in (400, 402, 405, 410, 413, 422, 451)),
         *(Response.json(status, {"code": 4, "description": "No."}) for status in (400, 403)),
         Response(404, b"<html>Not found</html>"),
+        Response.json(404, {"detail": "Not Found"}),
+        Response(302, headers={"location": "/login"}),
+        *(Response(200, odd) for odd in (b"null", b"[]", b"{}", b'"busy"', b'{"error": "busy"}')),
+        *(Response.json(200, {"code": code, "description": "系统异常", "result": {}}) for code in (-1, 1)),
     ],
 )
 async def test_failed_check_submits_nothing(response: Response, harness: Harness) -> None:
@@ -121,6 +203,16 @@ async def test_failed_check_submits_nothing(response: Response, harness: Harness
         await harness.check(job_id)
 
     assert not caught.value.accepted
+
+
+async def test_success_without_an_image_is_asked_again(harness: Harness) -> None:
+    harness.api.stages = [{"status": "SUCCESS", "imageUrl": None}, harness.api.done()]
+    job_id = await harness.submit_id()
+    with pytest.raises(Retryable) as caught:
+        await harness.check(job_id)
+
+    assert (caught.value.code, caught.value.accepted) == ("empty_result", False)
+    assert isinstance(await harness.check(job_id), Generated)
 
 
 async def test_failed_download_submits_nothing(harness: Harness) -> None:

@@ -12,8 +12,8 @@ from tests.support.midjourney_provider_harness import STATE, Harness
 from tests.support.postgres import free_port
 
 
-@pytest.mark.parametrize("number", [1, 21, 22])
-async def test_accepted_queued_and_existing_jobs_are_submitted(number: int, harness: Harness) -> None:
+@pytest.mark.parametrize("number", [1, 21, 22, "1", " 22 "])
+async def test_accepted_queued_and_existing_jobs_are_submitted(number: int | str, harness: Harness) -> None:
     harness.api.next(code(number, "排队中", result="42"))
 
     assert await harness.submit_id() == "42"
@@ -26,6 +26,7 @@ async def test_accepted_queued_and_existing_jobs_are_submitted(number: int, harn
         (code(4, "校验错误"), Refused, "invalid_request"),
         (code(3, "无可用的账号实例"), Retryable, "provider_unavailable"),
         (code(9, "系统异常"), Retryable, "provider_unavailable"),
+        (code("4", "校验错误"), Refused, "invalid_request"),
         (code(23, "队列已满"), Retryable, "rate_limited"),
         (code(1, "no id"), OutcomeUnknown, "outcome_unknown"),
         (code(1, "endless id", result="1" * (MAX_JOB_ID + 1)), OutcomeUnknown, "outcome_unknown"),
@@ -109,11 +110,19 @@ async def test_job_of_a_lost_response_is_found_and_not_made_twice(harness: Harne
     assert len(harness.recorder.requests) == 1
 
 
-@pytest.mark.parametrize("status", ["FAILURE", "CANCEL", "SUCCESS"])
+@pytest.mark.parametrize("status", ["FAILURE", "CANCEL"])
 async def test_a_job_that_leads_to_no_picture_is_submitted_anew(status: str, harness: Harness) -> None:
     harness.api.known("999", status=status, state=STATE)
 
     assert await harness.submit_id(attempt=2) == "1001"
+
+
+async def test_successful_job_is_used_before_its_image_is_named(harness: Harness) -> None:
+    harness.api.known("999", status="SUCCESS", state=STATE)
+    harness.api.next(Response.json(200, {"code": 1, "result": list(harness.api.tasks.values())}))
+
+    assert await harness.submit_id(attempt=2) == "999"
+    assert harness.api.jobs == []
 
 
 @pytest.mark.parametrize(
