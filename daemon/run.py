@@ -46,6 +46,11 @@ class ClaimedRun:
     """Whether a claim that was taken away may still be storing its picture, before a requeue or since."""
 
     @property
+    def job_lost(self) -> bool:
+        """Whether it is claimed to check a provider job whose id has been removed: no call is opened for such a claim."""
+        return self.provider_job_id is None and self.call != self.claim
+
+    @property
     def node_id(self) -> str | None:
         """The node that it is for, as far as the caller names one."""
         node = self.metadata.get("nodeId")

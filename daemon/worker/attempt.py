@@ -125,6 +125,12 @@ class Attempts:
             return await self._crashed(run, reporter)
 
     async def _attempt(self, run: ClaimedRun, reporter: RunReporter, workdir: Path) -> Outcome:
+        if run.job_lost:
+            raise Refused(
+                "The provider's id of this order was removed from the run, so the order cannot be asked for any more.",
+                code="invalid_request",
+                hint="Requeue the run to make the image anew.",
+            )
         model, provider = self._choose(run)
         if run.provider_job_id is None:
             reporter.model = model.model

@@ -78,8 +78,8 @@ class RunReporter:
 
     @property
     def requested(self) -> bool:
-        """Whether anything of this run lies at the provider: by this attempt, or as a provider job that is checked."""
-        return self.sent or self._run.provider_job_id is not None
+        """Whether anything of this run lies at the provider: by this attempt, or as a provider job that is checked, or should be."""
+        return self.sent or self._run.provider_job_id is not None or self._run.job_lost
 
     def call(
         self, state: State, *, cost: float | None = None, image: bool = False, provider_job_id: str | None = None

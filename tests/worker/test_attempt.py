@@ -186,6 +186,30 @@ class Doorman(Painter):
             self.inside -= 1
 
 
+@pytest.mark.one_postgres
+async def test_claim_for_a_check_submits_nothing(shop: Shop) -> None:
+    async with shop.db.transaction():
+        run = await insert_run(shop.db)
+        await shop.db.execute("select set_config('image_jobs.writer', 'daemon', true)")  # nobody else may remove the id
+        await shop.db.execute(
+            """
+            with parked as (
+              update runs set status = 'running', attempt = 1, claim = nextval('image_jobs.claims'),
+                call = currval('image_jobs.claims'), submitted_at = now(), due_at = now() where id = $1 returning *
+            )
+            insert into image_jobs.calls (id, run_id, provider, model, requested_model, estimate, opened_at, ticket)
+            select call, id, 'demo', 'painter', 'painter', $2, now(), ticket from parked
+            """,
+            run,
+            ESTIMATE,
+        )
+    row = await shop.ended(run)
+
+    assert (row["status"], row["payload"]["code"], shop.painter.sent) == ("failed", "invalid_request", 0)
+    assert await shop.calls(run) == [LOST]
+    assert "was removed from the run" in row["payload"]["error"]
+
+
 async def test_waiting_for_a_permit_is_not_the_providers_time(database: str, db: Db) -> None:
     doorman = Doorman()
     async with open_shop(database, db, painter=doorman, run_timeout=SHORT) as shop:
