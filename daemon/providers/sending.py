@@ -62,7 +62,7 @@ async def shorten(response: httpx2.Response) -> None:
     """Keep an SDK from reading more of an error than we do, and note the status: a hook for its client."""
     if (sending := _current.get()) is not None:
         sending.came(response.status_code)
-    if response.status_code >= 400 and isinstance(response.stream, httpx2.AsyncByteStream):
+    if response.status_code >= 300 and isinstance(response.stream, httpx2.AsyncByteStream):
         body = await read_error(aiter(response.stream))
         await response.stream.aclose()
         replace_body(response, body)

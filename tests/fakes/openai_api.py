@@ -317,6 +317,16 @@ def hang() -> Fault:
     return fault
 
 
+def redirect(number: int, to: str) -> Fault:
+    """A redirect to an address."""
+
+    async def fault(exchange: Exchange) -> None:
+        await exchange.start(number, "text/html", location=to)
+        await exchange.body(b"")
+
+    return fault
+
+
 def document(body: bytes, *, content_type: str = "application/json") -> Fault:
     """Any body with status 200."""
 

@@ -62,7 +62,7 @@ class OpenAI:
             timeout=httpx2.Timeout(timeout.total_seconds(), connect=10, pool=10),
             http_client=client2(
                 limits=_LIMITS,
-                follow_redirects=True,
+                follow_redirects=False,  # the prompt and the organization would go to wherever it is sent
                 headers={"accept-encoding": "identity"},
                 event_hooks={"request": [follow], "response": [shorten]},
             ),

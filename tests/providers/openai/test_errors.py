@@ -10,9 +10,23 @@ from tests.fakes.openai_api import (
     error_event,
     hang,
     moderation,
+    redirect,
     status,
 )
 from tests.support.openai_images_harness import Harness
+
+
+@pytest.mark.parametrize("number", [301, 302, 303, 307, 308])
+async def test_redirect_is_not_followed_anywhere(number: int, harness: Harness) -> None:
+    await harness.set_up(OPENAI_ORG_ID="org-1", OPENAI_PROJECT_ID="proj-1")
+    to = harness.api.url.replace("127.0.0.1", "localhost")
+    harness.api.next(redirect(number, f"{to}/images/generations"))
+
+    error = await harness.fail()
+
+    assert (type(error), error.code, error.charged, error.status) == (Refused, "not_found", False, number)
+    assert "OPENAI_BASE_URL" in error.hint
+    assert len(harness.api.requests) == 1
 
 
 @pytest.mark.parametrize("stage", ["input", "output"])
