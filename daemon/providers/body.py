@@ -29,6 +29,8 @@ _EVENTS = re.compile(rb"(?:data|event|id|retry)[:\r\n]|:")
 _ENCODED = re.compile(rb"iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR|AAAA[A-Za-z0-9+/_-]{2}Z0eXBhdm")
 """How the base64 of a picture begins."""
 _OBJECT = re.compile(rb"[{[]")
+_DRAWING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<[?!][^>]*>\s*)*<svg\b", re.IGNORECASE)
+"""SVG, which is a picture that we do not take. A page may have one in it, and does not begin with it."""
 _MULTIPART = b"--"
 _HEADERS_END = re.compile(rb"\r?\n\r?\n")
 _MOST_PARTS = 50
@@ -211,7 +213,7 @@ async def _read_text(body: AsyncIterator[bytes], spool: Spool) -> AsyncGenerator
             return
     if (found := await asyncio.to_thread(find_picture, path, spool)) is not None:
         yield Picture(found)
-    elif path.is_file() and path.stat().st_size > LONGEST and not is_page:
+    elif path.is_file() and not is_page and (path.stat().st_size > LONGEST or _is_drawing(path)):
         yield Unreadable(path)
     else:
         raise NotUnderstood
@@ -231,7 +233,12 @@ def _look_through(path: Path) -> tuple[bool, int | None]:
     with path.open("rb") as file:
         head = file.read(_BLOCK)
     begins = _OBJECT.search(head)
-    return head.lstrip().startswith(b"<"), None if begins is None else begins.start()
+    return head.lstrip().startswith(b"<") and not _DRAWING.match(head), None if begins is None else begins.start()
+
+
+def _is_drawing(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _DRAWING.match(file.read(_BLOCK)) is not None
 
 
 def _attached(path: Path, spool: Spool) -> Picture | None:

@@ -44,6 +44,8 @@ TIMED_OUT = {408, 499, 504, *range(520, 531)}
 ABSENT = {404, 405, 410}
 """By these a server says that it has nothing like this API at the address."""
 _TOO_LARGE = 413
+_OF_GATEWAYS = {407, 431}
+"""Their sentences name what stands in between, whether it sends a page or not."""
 _OF_PAGES = {"authentication", "permission", "invalid_request"}
 """Codes of which a page is no sign: no API here sends one."""
 _MOST_CATEGORIES = 10
@@ -91,7 +93,8 @@ class ErrorMessages:
             blocks: Whether a rate limit blocks the model or the whole provider.
         """
         error = self._by_status(status, reason, facts, own=own, wait=wait, blocks=blocks)
-        if isinstance(error, Refused) and error.code in _OF_PAGES and reason.startswith(A_PAGE):
+        of_page = isinstance(error, Refused) and error.code in _OF_PAGES and reason.startswith(A_PAGE)
+        if of_page and status not in _OF_GATEWAYS:
             error = self.turned_down(status, error.code, facts)
         error.status = status
         return error

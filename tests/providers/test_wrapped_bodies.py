@@ -123,10 +123,13 @@ async def test_picture_counts_though_its_document_breaks_off_behind(tmp_path: Pa
     assert part.path.read_bytes() == PNG
 
 
-async def test_a_long_text_without_a_picture_is_kept(tmp_path: Path) -> None:
-    (part,) = await read(b"What? " + b"*" * LONGEST, Spool(tmp_path, max_bytes=10_000_000))
+@pytest.mark.parametrize(
+    "body", [b"What? " + b"*" * LONGEST, b"<svg/>", b'<?xml version="1.0"?>\n<svg width="1">{}</svg>']
+)
+async def test_text_that_may_be_a_picture_is_kept(body: bytes, tmp_path: Path) -> None:
+    (part,) = await read(body, Spool(tmp_path, max_bytes=10_000_000))
     assert isinstance(part, Unreadable)
-    assert part.path.read_bytes() == b"What? " + b"*" * LONGEST
+    assert part.path.read_bytes() == body
 
 
 @pytest.mark.parametrize(
