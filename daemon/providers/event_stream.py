@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from daemon.providers.lenient import NotJson
+from daemon.providers.lenient import MOST_DOCUMENTS, NotJson
 from daemon.providers.spool import JsonStream, Spool
 
 _LINE_END = re.compile(rb"[\r\n]")
@@ -33,7 +33,7 @@ class Document:
     def unwrapped(self) -> list["Document"]:
         """Return the documents of a list of objects, which stand for a stream if there are several; else this one."""
         listed = cast("list[object]", self.value) if isinstance(self.value, list) else []
-        if not listed or not all(isinstance(item, dict) for item in listed):
+        if not 0 < len(listed) <= MOST_DOCUMENTS or not all(isinstance(item, dict) for item in listed):
             return [self]
         event = self.event if len(listed) == 1 else self.event or ""
         return [Document(item, event) for item in listed]

@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 MOST_COUNTED = 100_000_000
 """A larger count of tokens is no count: it would be more than a thousand dollars for a picture."""
+MOST_DOCUMENTS = 1000
+"""Documents of a body that are read at once; of a picture there are a few."""
 SPOOLED = "\ue000"
 """The first character of what stands for a text that lies in a spool."""
 _DEEPEST = 5
@@ -49,7 +51,7 @@ def parse_documents(text: bytes) -> tuple[list[object], bool]:
     decoded = text.decode("utf-8-sig", "replace")
     found: list[object] = []
     begins = _NOT_BLANK.search(decoded)
-    while begins is not None:
+    while begins is not None and len(found) < MOST_DOCUMENTS:
         try:
             value, end = decoder.raw_decode(decoded, begins.start())
             found.append(_whole(value))
@@ -60,7 +62,7 @@ def parse_documents(text: bytes) -> tuple[list[object], bool]:
         begins = _NEXT.search(decoded, end)
     if not found:
         raise NotJson
-    return found, False
+    return found, begins is not None
 
 
 def _integer(digits: str) -> float:

@@ -11,6 +11,7 @@ import pytest
 from daemon.fetch.encodings import undone
 from daemon.providers.body import NotUnderstood, Part, Picture, Unreadable, read_body
 from daemon.providers.event_stream import Document
+from daemon.providers.lenient import MOST_DOCUMENTS
 from daemon.providers.spool import LONGEST, Spool
 from tests.fakes.server import picture
 
@@ -82,6 +83,15 @@ async def test_several_documents_are_a_stream(between: bytes, size: int, tmp_pat
     expected = [Document({"n": 1}, ""), Document(FIELDS, "")]
     assert await read(b'{"n": 1}' + between + DOCUMENT + between, spool, size) == expected
     assert await read(b'[{"n": 1},' + DOCUMENT + b"]", spool, size) == expected
+
+
+async def test_documents_of_a_body_are_bounded(tmp_path: Path) -> None:
+    found: list[Part] = []
+    with pytest.raises(NotUnderstood):
+        async for part in read_body(pieces(b"{}" * 5000, 1 << 16), Spool(tmp_path, max_bytes=10_000)):
+            found.append(part)  # noqa: PERF401 - it raises
+    assert len(found) == MOST_DOCUMENTS
+    assert len(Document([{}] * 5000).unwrapped()) == 1
 
 
 async def test_stream_that_is_cut_is_not_complete(tmp_path: Path) -> None:
