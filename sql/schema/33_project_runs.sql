@@ -179,6 +179,7 @@ $$;
 create or replace function image_jobs.project_changes(p_changes image_jobs.run_change[])
 returns void language plpgsql volatile security definer set search_path = ''
   set enable_nestloop = on set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_now timestamptz := image_jobs.now();

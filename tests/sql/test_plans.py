@@ -8,7 +8,7 @@ import pytest
 from daemon.queue.client import Queue
 from tests.sql.test_limits import buffers_of
 from tests.support.postgres import Cluster, connect, signed_in
-from tests.support.runs import completed, insert_runs, register
+from tests.support.runs import WORKFLOW, completed, insert_run, insert_runs, register
 
 pytestmark = pytest.mark.every_postgres
 
@@ -129,3 +129,20 @@ async def test_gauges_read_only_runs_that_wait(db: Db) -> None:
     (waiting,) = [row["g"]["value"] for row in rows if row["g"]["gauge"] == "waiting"]
     assert waiting == FEW
     assert read < 20 * FEW
+
+
+@pytest.mark.one_postgres
+async def test_a_later_insert_of_a_session_plans_little(postgres: Cluster, database: str) -> None:
+    """Planned anew were the projection's largest statements: arrays of one element look cheaper than those of unknown length."""
+    sudo = await connect(postgres.server.dsn(database.rpartition("/")[2]))  # who else may log what is planned
+    planned: list[str] = []
+    sudo.add_log_listener(lambda _, message: planned.append(str(message.message)))
+    await sudo.execute("set client_min_messages = log")
+    for _ in range(8):
+        await sudo.execute("set log_planner_stats = on")
+        planned.clear()
+        async with signed_in(sudo, WORKFLOW):
+            await insert_run(sudo)
+        await sudo.execute("set log_planner_stats = off")
+    await sudo.close()
+    assert planned.count("PLANNER STATISTICS") <= 3
