@@ -252,6 +252,7 @@ async def insert_node_of(db: Db, workflow: UUID) -> None:
     )
 
 
+@pytest.mark.usefixtures("database")  # makes the cluster's roles
 @pytest.mark.parametrize("policies", [False, True], ids=["without policies", "with its own policies"])
 async def test_another_orchestrators_role_works_as_before(postgres: Cluster, policies: bool) -> None:
     role = "orchestrator_" + uuid4().hex
