@@ -11,7 +11,7 @@ create table if not exists image_jobs.provider_limits (
   -- Written otherwise it would limit nothing.
   constraint provider_limits_name_a_provider check (provider ~ '^[a-z0-9_.-]+$'),
   constraint provider_limits_name_a_model_without_provider
-    check (model <> '' and model !~ '[[:space:]]' and not starts_with(model, provider || ':'))
+    check (model <> '' and model !~ '\s' and not starts_with(model, provider || ':'))
 );
 comment on table image_jobs.provider_limits is 'Change by SQL at any time. model null: all models. A null limit: unlimited.';
 comment on column image_jobs.provider_limits.per_minute is 'Starts in any 60 seconds, over all daemons; exact.';
