@@ -1,5 +1,6 @@
 """Undo the compression of a body, and its character set, asked for or not: its first bytes say which, its headers do not."""
 
+import asyncio
 import codecs
 import re
 import zlib
@@ -29,6 +30,9 @@ _WIDE = (
 _MOST_LAYERS = 2
 _PIECE = 1 << 16
 """Bytes that are made at once of compressed ones, of which a few may stand for a thousand times as many."""
+_MOST_AT_FIRST = 1 << 24
+_MOST_OF_A_BYTE = 2000
+"""Bytes that a body may become, and each received one of it. Deflate makes 1,032 of one, and its layers are multiplied."""
 
 
 class Broken(Exception):
@@ -42,15 +46,38 @@ async def undone(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         chunks: As they came from the network.
 
     Raises:
-        Broken: If it breaks off, or is damaged.
+        Broken: If it breaks off, is damaged, or becomes far larger than a response can.
     """
+    bounds = _Bounds()
+    chunks = bounds.received(chunks)
     for _ in range(_MOST_LAYERS):
-        chunks = _undone_once(chunks)
+        chunks = _undone_once(chunks, bounds)
     async for chunk in chunks:
         yield chunk
 
 
-async def _undone_once(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+class _Bounds:
+    """Bounds what a body becomes, in all layers together, by what came of it."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_AT_FIRST
+
+    async def received(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        async for chunk in chunks:
+            self._left += len(chunk) * _MOST_OF_A_BYTE
+            yield chunk
+
+    async def inflated(self, pieces: Generator[bytes]) -> AsyncGenerator[bytes]:
+        """Yield the pieces that a chunk stands for; others run in between, for there may be many."""
+        for piece in pieces:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise Broken
+            yield piece
+            await asyncio.sleep(0)
+
+
+async def _undone_once(chunks: AsyncIterator[bytes], bounds: _Bounds) -> AsyncGenerator[bytes]:
     head = b""
     async for chunk in chunks:
         head += chunk
@@ -58,12 +85,18 @@ async def _undone_once(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
             break
     container = _EITHER if _is_compressed(head) else _NEITHER if _is_raw(head) else None
     inflater = None if container is None else _Inflater(container)
-    for piece in inflater.feed(head) if inflater else filter(None, [head]):
+    if inflater is None:
+        if head:
+            yield head
+        async for chunk in chunks:
+            yield chunk
+        return
+    async for piece in bounds.inflated(inflater.feed(head)):
         yield piece
     async for chunk in chunks:
-        for piece in inflater.feed(chunk) if inflater else (chunk,):
+        async for piece in bounds.inflated(inflater.feed(chunk)):
             yield piece
-    if inflater is not None and not inflater.is_whole:
+    if not inflater.is_whole:
         raise Broken
 
 

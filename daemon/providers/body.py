@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from daemon.fetch.encodings import in_utf8, undone
+from daemon.fetch.encodings import Broken, in_utf8, undone
 from daemon.magic import ENOUGH, image_type, is_text
 from daemon.providers.base64_stream import ImageTooLarge
 from daemon.providers.event_stream import Document, EventStream
 from daemon.providers.lenient import NotJson
 from daemon.providers.pictures import NotAPicture, find_picture, save_picture
-from daemon.providers.spool import LONGEST, JsonStream, Spool, write_inside
+from daemon.providers.spool import LONGEST, JsonStream, Spool, TooMuch, write_inside
 
 _MARK = b"\xef\xbb\xbf"
 _JSON = re.compile(rb'[{["]|null|true|false|-?[0-9]')
@@ -35,6 +35,10 @@ _MULTIPART = b"--"
 _HEADERS_END = re.compile(rb"\r?\n\r?\n")
 _MOST_PARTS = 50
 _BLOCK = 1 << 20
+_MOST_BLANKS = 1 << 20
+"""Bytes of blanks, as signs of life, after which there is no response."""
+_MOST_EVENTS = 10_000
+"""Events of a stream: pictures, and signs of life for hours."""
 
 
 class NotUnderstood(Exception):
@@ -74,18 +78,29 @@ async def read_body(chunks: AsyncIterator[bytes], spool: Spool) -> AsyncGenerato
         OSError: For trouble with the disk.
         Exception: Those of `chunks`.
     """
+    count = 0
     async with aclosing(undone(chunks)) as plain, aclosing(_parts(in_utf8(plain), spool, within=False)) as parts:
-        async for part in parts:
-            yield part
+        try:
+            async for part in parts:
+                count += 1
+                if count > _MOST_EVENTS:
+                    raise TooMuch
+                yield part
+                await asyncio.sleep(0)  # there may be many in what has come
+        except Broken as error:
+            raise NotUnderstood from error
 
 
 async def _begin(chunks: AsyncIterator[bytes]) -> tuple[str | None, AsyncIterator[bytes]]:
-    """Return what a body is, and the whole of it."""
-    head = b""
+    """Return what a body is, and the whole of it. Raises `NotUnderstood` for one of endless blanks."""
+    head, blanks = b"", 0
     async for chunk in chunks:
         head += chunk
-        if not head.strip():  # signs of life, until there is more to say
+        if not head.removeprefix(_MARK).strip():  # signs of life, until there is more to say
+            blanks += len(head)
             head = b""
+            if blanks > _MOST_BLANKS:
+                raise NotUnderstood
         elif (kind := _kind(head, whole=False)) is not None:
             return kind, _chained(head, chunks)
     return _kind(head, whole=True), _chained(head, chunks)

@@ -4,7 +4,6 @@ import asyncio
 import mmap
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 from daemon.magic import ENOUGH, image_type
@@ -13,13 +12,14 @@ from daemon.providers.spool import Spool
 
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{0,20}://")
 """Of any scheme: which of them are fetched is not decided here. A colon is not base64."""
-_BEGINNING = re.compile(
-    rb"(?:(?<![A-Za-z0-9+/_=-])|(?<=\\[nrt]))"
-    rb"(?:iVBORw0KGgo|\\?/9j\\?/|_9j_|R0lGOD|UklGR|AAAA[A-Za-z0-9+/_-]{2}Z0eXBhdm)"
+_BEGINNING = re.compile(rb"iVBORw0KGgo|\\?/9j\\?/|_9j_|R0lGOD|UklGR|AAAA[A-Za-z0-9+/_-]{2}Z0eXBhdm")
+"""How the base64 of a picture begins (PNG, JPEG, GIF, WebP, AVIF); a JSON string has escapes."""
+_WITHIN = re.compile(rb"(?<!\\)[nrt]|[A-Za-mo-qsu-z0-9+/_=-]")
+"""Characters before it by which it is the middle of something else. Apart from the pattern above, which is found ten times faster so."""
+_RUN = re.compile(
+    rb"(?:[A-Za-z0-9+/_=%\s-]+|\\(?:[nrt/]|u00(?:2[bBdDfF]|3[dD]|5[fF]|0[aAdD9]))){1,5000}",
 )
-"""How the base64 of a picture begins (PNG, JPEG, GIF, WebP, AVIF) within other words; a JSON string has escapes."""
-_RUN = re.compile(rb"[A-Za-z0-9+/_=%\s-]*(?:\\(?:[nrt/]|u00(?:2[bBdDfF]|3[dD]|5[fF]|0[aAdD9])))?")
-"""How it goes on, to the next escape. One set of characters is repeated, so it is linear and needs no memory."""
+"""How it goes on, with escapes, which may be all of it. It is bounded, for each of its repetitions takes memory."""
 _MOST_BEGINNINGS = 200
 
 
@@ -88,7 +88,7 @@ def _save(value: str, spool: Spool) -> Path:
 
 def has_beginning(text: str) -> bool:
     """Return whether a picture may begin in a text."""
-    return _BEGINNING.search(text.encode("utf-8", "replace")) is not None
+    return next(_beginnings(text.encode("utf-8", "replace"), 0), None) is not None
 
 
 def find_picture(text: Path, spool: Spool) -> Path | None:
@@ -127,13 +127,20 @@ def find_picture(text: Path, spool: Spool) -> Path | None:
 
 def _spans(text: mmap.mmap) -> Iterator[tuple[int, int]]:
     end = 0
-    for found in islice(_BEGINNING.finditer(text), _MOST_BEGINNINGS):
-        if found.start() < end:
-            continue
-        end = found.start()
-        while (run := _RUN.match(text, end)) is not None and run.end() > end:
+    for _ in range(_MOST_BEGINNINGS):
+        if (begins := next(_beginnings(text, end), None)) is None:
+            return
+        end = begins
+        while (run := _RUN.match(text, end)) is not None:
             end = run.end()
-        yield found.start(), end
+        yield begins, end
+
+
+def _beginnings(text: mmap.mmap | bytes, start: int) -> Iterator[int]:
+    for found in _BEGINNING.finditer(text, start):
+        begins = found.start()
+        if not begins or _WITHIN.match(text, begins - 1) is None:
+            yield begins
 
 
 def is_picture(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """A document, or a picture, is read from a body whatever a server or something in between has put around it."""
 
+import asyncio
 import base64
 import json
 import zlib
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.fetch.encodings import undone
+from daemon.fetch.encodings import Broken, undone
 from daemon.providers.body import NotUnderstood, Part, Picture, Unreadable, read_body
 from daemon.providers.event_stream import Document
 from daemon.providers.lenient import MOST_DOCUMENTS
-from daemon.providers.spool import LONGEST, Spool
+from daemon.providers.pictures import find_picture
+from daemon.providers.spool import LONGEST, Spool, TooMuch
 from tests.fakes.server import picture
 
 PNG = picture()
@@ -91,7 +93,8 @@ async def test_documents_of_a_body_are_bounded(tmp_path: Path) -> None:
         async for part in read_body(pieces(b"{}" * 5000, 1 << 16), Spool(tmp_path, max_bytes=10_000)):
             found.append(part)  # noqa: PERF401 - it raises
     assert len(found) == MOST_DOCUMENTS
-    assert len(Document([{}] * 5000).unwrapped()) == 1
+    objects: list[object] = [{}] * 5000
+    assert len(Document(objects).unwrapped()) == 1
 
 
 async def test_stream_that_is_cut_is_not_complete(tmp_path: Path) -> None:
@@ -153,3 +156,64 @@ async def test_page_or_message_with_braces_is_no_document(body: bytes, tmp_path:
 @pytest.mark.parametrize("body", [b"\xff\x0a JPEG XL", b"\x1b\x03\x00 brotli", bytes(range(128, 256)) * 9, b"K"])
 async def test_bytes_that_are_not_compressed_stay_as_they_are(body: bytes) -> None:
     assert b"".join([piece async for piece in undone(pieces(body, 5))]) == body
+
+
+async def test_blanks_without_end_are_no_response(tmp_path: Path) -> None:
+    read_of = 0
+
+    async def blanks() -> AsyncIterator[bytes]:
+        nonlocal read_of
+        for start in (b"\xef\xbb\xbf", b""):
+            for _ in range(100):
+                read_of += 1
+                yield start + b" " * (1 << 16)
+
+    with pytest.raises(NotUnderstood):
+        _ = [part async for part in read_body(blanks(), Spool(tmp_path, max_bytes=10_000))]
+    assert read_of < 30
+
+
+async def test_bytes_that_stand_for_thousands_are_bounded() -> None:
+    made = 0
+    with pytest.raises(Broken):
+        async for piece in undone(pieces(zlib.compress(zlib.compress(b" " * (1 << 25))), 1 << 16)):
+            made += len(piece)
+    assert made < 1 << 25
+
+
+async def test_others_run_while_a_body_is_inflated(tmp_path: Path) -> None:
+    pauses = 0
+
+    async def count_pauses() -> None:
+        nonlocal pauses
+        while True:
+            pauses += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(count_pauses())
+    body = zlib.compress(b": keeps alive" * 200_000 + b"\n\n" + b'data: {"n": 1}\n\n' * 100)
+    assert len(await read(body, Spool(tmp_path, max_bytes=10_000))) == 100
+    other.cancel()
+    assert pauses > 130
+
+
+async def test_events_of_a_stream_are_bounded(tmp_path: Path) -> None:
+    with pytest.raises(TooMuch):
+        await read(b"data: {}\n\n" * 10_001, Spool(tmp_path, max_bytes=10_000))
+
+
+@pytest.mark.parametrize("before", ["", " ", "(", "\\n", "\\t", "x\\r"])
+@pytest.mark.parametrize("escape", ["\\n", "\\u000a"])
+def test_picture_is_found_though_escapes_are_all_over_it(before: str, escape: str, tmp_path: Path) -> None:
+    text, escaped = tmp_path / "text", escape.join(B64[12:].replace("/", "\\/"))
+    text.write_text(f"{before}{B64[:12]}{escape * 12_000}{escaped}")
+    found = find_picture(text, Spool(tmp_path, max_bytes=10_000))
+    assert found is not None
+    assert found.read_bytes() == PNG
+
+
+@pytest.mark.parametrize("before", ["x", "n", "\\\\x", "_", "="])
+def test_middle_of_another_text_is_no_picture(before: str, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text(before + B64)
+    assert find_picture(text, Spool(tmp_path, max_bytes=10_000)) is None
