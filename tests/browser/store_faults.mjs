@@ -283,6 +283,26 @@ const scenarios = {
     availability.close();
     return [asked, forgotten];
   },
+  async "words that were not sent before their nodes were deleted"() {
+    let isAway = false;
+    const { workflow, supabase, problems, until, id } = await live((_address, method) =>
+      isAway && method === "PATCH" ? json(503, { message: "upstream" }) : undefined);
+    const other = workflow.add(painter, { x: 1, y: 0 });
+    await until(({ nodes, unsent }) => nodes.length === 2 && unsent === 0);
+    const hear = supabase.socket.onmessage;
+    supabase.socket.onmessage = event => hasNodes(event) || hear(event);
+    isAway = true;
+    const lost = [];
+    workflow.onProblem(({ restore }) => restore && lost.push(restore));
+    for (const each of [id, other]) workflow.edit(each, { promptSpec: { basePrompt: `${each === id ? "A pier" : "A boat"} at dusk` } });
+    await supabase.from("workflow_nodes").delete().eq("workflow_id", workflow.id);
+    workflow.refresh();
+    await until(({ nodes }) => nodes.length === 0);
+    isAway = false;
+    lost.forEach(restore => restore());
+    const { nodes } = await until(({ nodes, unsent }) => nodes.length === lost.length && unsent === 0);
+    return [problems, nodes.map(({ node_data }) => node_data.promptSpec.basePrompt).sort()];
+  },
   async "edits of nodes that are gone"() {
     const node = id => ({ id, workflow_id: "w", node_type: "image", node_data: {}, position: null, version: 0 });
     const cleared = new NodeCache(() => {});

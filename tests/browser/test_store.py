@@ -198,6 +198,12 @@ async def test_no_edit_is_left_of_a_node_that_was_deleted(outcomes: Any):
     assert outcomes["edits of nodes that are gone"] == [[], []]
 
 
+async def test_a_refetch_loses_no_words_of_deleted_nodes(outcomes: Any):
+    told = ["The picture that you were changing was deleted in another window."] * 2
+    words = outcomes["words that were not sent before their nodes were deleted"]
+    assert words == [told, ["A boat at dusk", "A pier at dusk"]]
+
+
 async def test_two_changes_at_once_keep_each_other(window: Window, db: Any):
     """Quality and model are chosen before anything is rendered."""
     offered = [{"provider": "openai", "model": each.name, **asdict(each)} for each in models("openai")]

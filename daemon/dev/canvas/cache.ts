@@ -38,10 +38,13 @@ export class NodeCache {
   /** A node that has not changed keeps its object, and is not rendered again. */
   #rendered = new Map<string, RenderedNode>();
   #onFailure: (node: WorkflowNode) => void;
-  #onDeleted: (node: WorkflowNode) => void;
+  #onDeleted: (node: WorkflowNode, isUnsent: boolean) => void;
 
-  /** `onFailure` is called with each row whose run has just failed, `onDeleted` with each node that a message says is deleted. */
-  constructor(onFailure: (node: WorkflowNode) => void, onDeleted: (node: WorkflowNode) => void = () => {}) {
+  /**
+   * `onFailure` is called with each row whose run has just failed, `onDeleted` with each node that was deleted elsewhere, as it
+   * was seen here, and whether some of that was not written yet.
+   */
+  constructor(onFailure: (node: WorkflowNode) => void, onDeleted: (node: WorkflowNode, isUnsent: boolean) => void = () => {}) {
     this.#onFailure = onFailure;
     this.#onDeleted = onDeleted;
   }
@@ -79,11 +82,8 @@ export class NodeCache {
     const incomplete: string[] = [];
     for (const message of messages) {
       if (message.deleted && this.#edits.get(message.id)?.insert) continue; // put back here since
-      if (message.deleted) {
-        const seen = this.get(message.id);
-        this.markDeleted(message.id, message.version);
-        if (seen && !this.#rows.has(message.id)) this.#onDeleted(seen);
-      } else if (!message.partial) this.mergeRow(message as WorkflowNode);
+      if (message.deleted) this.#hearDeleted(message.id, message.version);
+      else if (!message.partial) this.mergeRow(message as WorkflowNode);
       else if (this.#mergeState(message)) incomplete.push(message.id);
     }
     return incomplete;
@@ -92,7 +92,7 @@ export class NodeCache {
   /** Merges all rows of the workflow: a row that was known before the request, and is not there, has been deleted. */
   mergeAll(before: ReadonlyMap<string, number>, found: ReadonlySet<string>): void {
     for (const [id, version] of before) {
-      if (!found.has(id) && version > 0 && this.#rows.get(id)?.version === version) this.markDeleted(id, version);
+      if (!found.has(id) && version > 0 && this.#rows.get(id)?.version === version) this.#hearDeleted(id, version);
     }
   }
 
@@ -174,6 +174,14 @@ export class NodeCache {
     }
     this.#rendered = rendered;
     return [...rendered.values()].map(each => each.node);
+  }
+
+  /** Takes note of a node that was deleted elsewhere. */
+  #hearDeleted(id: string, version: number): void {
+    const seen = this.get(id);
+    const isUnsent = this.#edits.get(id)?.input !== undefined;
+    this.markDeleted(id, version);
+    if (seen && !this.#rows.has(id)) this.#onDeleted(seen, isUnsent);
   }
 
   /** Merges NodeState alone. Returns whether the rest has to be fetched. */

@@ -55,7 +55,7 @@ export class Workflow implements Actions {
   /** Any client will do, typed by your own Database or not. */
   readonly #supabase: SupabaseClient<Database>;
   readonly #nodes = new NodeCache(({ id, node_data: { error, message } }) =>
-    this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }), node => this.#tellLost(node));
+    this.#tell({ nodeId: id, message: error ?? "It failed.", ...(message && { hint: message }) }), (node, isUnsent) => this.#tellLost(node, isUnsent));
   readonly #pictures: Pictures;
   readonly #availability: Availability;
   readonly #clock = new Clock();
@@ -450,8 +450,8 @@ export class Workflow implements Actions {
 
   restore = (node: WorkflowNode): void => this.#removals.restore(this.#pictures.original(node));
 
-  #tellLost(node: WorkflowNode): void {
-    if (this.#edited?.id !== node.id || Date.now() - this.#edited.at > EDITING) return;
+  #tellLost(node: WorkflowNode, isUnsent: boolean): void {
+    if (!isUnsent && (this.#edited?.id !== node.id || Date.now() - this.#edited.at > EDITING)) return;
     this.#tell({ message: "The picture that you were changing was deleted in another window.", restore: () => this.restore(node) });
   }
 
