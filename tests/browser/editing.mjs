@@ -1,9 +1,9 @@
-// Undo, the clipboard, the clock and prices of the canvas, without a browser: prints what came of each, by name.
-// CANVAS holds their sources, whose types Node strips.
-import { registerHooks } from "node:module";
+// Undo, the clipboard, the clock, prices and uploads of the canvas, without a browser: prints what came of each, by name.
+// CANVAS holds their sources, whose types Node strips; SUPABASE_JS is a directory whose node_modules has supabase-js.
+import { createRequire, registerHooks } from "node:module";
 import { pathToFileURL } from "node:url";
 
-const { CANVAS } = process.env;
+const { CANVAS, SUPABASE_JS } = process.env;
 const here = String(pathToFileURL(CANVAS));
 registerHooks({
   resolve: (name, context, next) => next(context.parentURL?.startsWith(here) ? `${name}.ts` : name, context),
@@ -13,6 +13,8 @@ const { fromText, toText } = await import(pathToFileURL(`${CANVAS}/clipboard.ts`
 const { applyPatch } = await import(pathToFileURL(`${CANVAS}/nodes.ts`));
 const { Clock } = await import(pathToFileURL(`${CANVAS}/clock.ts`));
 const { Prices } = await import(pathToFileURL(`${CANVAS}/prices.ts`));
+const { removeUnused } = await import(pathToFileURL(`${CANVAS}/uploads.ts`));
+const { createClient } = createRequire(`${SUPABASE_JS}/`)("@supabase/supabase-js");
 const { Requests } = await import(pathToFileURL(`${CANVAS}/requests.ts`));
 const task = () => new Promise(resolve => setTimeout(resolve));
 
@@ -53,6 +55,40 @@ function memory() {
   return { actions, look, log, nodes };
 }
 
+/**
+ * Makes room on a canvas whose server sends three rows at most. It has nine files, of two days ago but for the last, and each of
+ * the first seven, but for those `unused`, is shown by a node; run 7 starts from file 7. `between` is called after each page.
+ */
+async function makeRoom({ kept = [], unused = 0, between = () => {}, fails } = {}) {
+  const names = [..."012345678"];
+  const tables = {
+    workflow_nodes: names.slice(unused, 7).map(id => ({ id, path: `w/${id}` })),
+    runs: names.map(id => ({ id, image: id === "7" ? "https://storage/w/7" : null })),
+  };
+  const ago = hours => new Date(now() - hours * 3_600_000).toISOString();
+  let removed = [];
+  const answer = ({ pathname, searchParams }, method, body) => {
+    if (pathname.includes("/object/list/")) return names.map(name => ({ name, created_at: ago(name === "8" ? 0.5 : 48) }));
+    if (pathname.includes("/object/sign/")) {
+      const claims = { url: "é", exp: Math.floor(now() / 1000) + JSON.parse(body).expiresIn };
+      return { signedURL: `${pathname}?token=a.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.b` };
+    }
+    if (method === "DELETE") return (removed = JSON.parse(body).prefixes).map(name => ({ name }));
+    const table = pathname.split("/").at(-1), last = searchParams.get("id")?.replace("gt.", "") ?? "";
+    const from = Number(searchParams.get("offset") ?? 0);
+    const page = tables[table].filter(({ id }) => id > last).slice(from, from + 3);
+    between(tables);
+    return page;
+  };
+  const fetch = async (address, { method, body }) => {
+    const isBad = fails && String(address).includes(fails) && method !== "DELETE";
+    return new Response(JSON.stringify(isBad ? { message: "no" } : answer(new URL(address), method, body)), { status: isBad ? 500 : 200 });
+  };
+  const supabase = createClient("http://localhost", "key", { auth: { persistSession: false }, global: { fetch } });
+  const count = await removeUnused(supabase, "w", kept).catch(error => error.message);
+  return [count, removed];
+}
+
 const at = x => ({ x, y: 0 });
 const prompt = basePrompt => ({ promptSpec: { basePrompt } });
 
@@ -82,6 +118,33 @@ const scenarios = {
     const changes = states.map(state => state.join(" ")), last = log.at(-1);
     return [states.length, back.map(each => each.join(" ")).join("|") === changes.join("|"),
       forth.map(each => each.join(" ")).join("|") === changes.join("|"), last, log.some(each => typeof each === "string")];
+  },
+  async "room for own pictures"() {
+    const outcomes = [await makeRoom(), await makeRoom({ between: tables => tables.workflow_nodes.shift() })];
+    moved += 7_200_000; // the clock of this computer, not the server's
+    outcomes.push(await makeRoom());
+    moved -= 7_200_000;
+    outcomes.push(await makeRoom({ unused: 2 }), await makeRoom({ unused: 2, kept: ["w/1"] }));
+    for (const fails of ["/list/", "/sign/", "/workflow_nodes", "/runs"]) outcomes.push(await makeRoom({ unused: 2, fails }));
+    return outcomes;
+  },
+  async "own pictures that undo brings back"() {
+    const { actions } = memory();
+    const seen = [];
+    const look = async () => {
+      await task();
+      seen.push(actions.uploads());
+    };
+    actions.add({ upload: { path: "w/1" } }, at(0));
+    actions.add(prompt("A pier"), at(1));
+    await look();
+    void actions.remove("n1");
+    void actions.remove("n2");
+    await look();
+    actions.undo();
+    actions.undo(); // of the deletion, then of what was added
+    await look();
+    return seen;
   },
   async "typing"() {
     const { actions, look } = memory();

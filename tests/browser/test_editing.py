@@ -39,6 +39,17 @@ def test_typing_without_a_pause_is_one_step(outcomes: Any) -> None:
     assert outcomes["typing"] == ["n1,A pier at dusk,,,0", "n1,A pier,,,0", "n1,,,,0"]
 
 
+def test_room_is_made_of_unused_pictures_alone(outcomes: Any) -> None:
+    """Short pages, a node deleted between two of them, a clock that is ahead, and requests that fail remove nothing."""
+    refused = ["No room was made: the server cannot be reached, or refuses.", []]
+    found = [[2, ["w/0", "w/1"]], [1, ["w/0"]]]
+    assert outcomes["room for own pictures"] == [[0, []], [0, []], [0, []], *found, *[refused] * 4]
+
+
+def test_undo_names_the_pictures_that_it_brings_back(outcomes: Any) -> None:
+    assert [set(each) for each in outcomes["own pictures that undo brings back"]] == [set(), {"w/1"}, {"w/1"}]
+
+
 def test_an_edit_after_an_undo_ends_what_was_undone(outcomes: Any) -> None:
     assert outcomes["an edit after an undo"] == [False, ["n1,A boat,,,0"]]
 

@@ -154,14 +154,23 @@ async def test_pictures_are_dropped_and_pasted_and_others_refused(window: Window
         "values ('image-sources', $1, '{\"size\": 2000000000}', now() - interval '2 hours')",
         f"{window.workflow}/all of it.png",
     )
+    await db.execute(
+        "update storage.objects set created_at = now() - interval '2 hours' where name like $1 || '/%'", window.workflow
+    )
+    await window.node("pasted.webp").locator("..").focus()
+    await window.page.keyboard.press("Delete")
+    await expect(window.nodes).to_have_count(1)
     await give(window, "drop", "one more.png", "image/png", small)
     await expect(window.toast.last).to_contain_text("one more.png was not uploaded: this canvas is full.")
-    await expect(window.nodes).to_have_count(2)
+    await expect(window.nodes).to_have_count(1)
     await wait_until(
-        lambda: db.fetchval("select count(*) = 2 from workflow_nodes where workflow_id = $1", window.workflow)
+        lambda: db.fetchval("select count(*) = 1 from workflow_nodes where workflow_id = $1", window.workflow)
     )
-    await window.button("Make room").click()  # of what no node shows any more
+    await window.button("Make room").click()  # of what no node shows any more, and Undo cannot bring back
     await expect(window.toast.last).to_contain_text("One picture was removed, which no node shows.", timeout=20_000)
+    assert await db.fetchval(stored, window.workflow) == 2
+    await window.page.keyboard.press("Control+z")
+    await expect(window.node("pasted.webp").locator(".image-node-picture[data-loaded=true]")).to_have_count(1)
     await give(window, "drop", "one more.png", "image/png", small)
     await expect(window.node("one more.png").locator(".image-node-picture[data-loaded=true]")).to_have_count(
         1, timeout=20_000

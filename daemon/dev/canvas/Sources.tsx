@@ -26,15 +26,15 @@ export function useSources({ supabase, workflowId, actions, remove, addToast, fi
 
   const makeRoom = useCallback(async () => {
     try {
-      const count = await removeUnused(supabase, workflowId);
-      const message = count === 0 ? "Nothing was removed: each picture here is shown by a node, or was added in the last hour."
+      const count = await removeUnused(supabase, workflowId, actions.uploads());
+      const message = count === 0 ? "Nothing was removed: each picture here is shown by a node, comes back by Undo, or was added in the last hour."
         : count === 1 ? "One picture was removed, which no node shows." : `${count} pictures were removed, which no node shows.`;
       addToast({ tone: "plain", message, hint: count === 0 ? "Delete what you do not need, or take another canvas." : "Add yours again." });
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       addToast({ tone: "bad", message: error.message, hint: error.hint });
     }
-  }, [supabase, workflowId, addToast]);
+  }, [supabase, workflowId, actions, addToast]);
 
   const addPicture = useCallback(async (file: File, at?: Position) => {
     const say = (id: string, sentence?: string) => setUploading(now => {

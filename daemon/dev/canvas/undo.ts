@@ -11,6 +11,8 @@ const MAX_STEPS = 200;
 interface Change {
   undo: () => void;
   redo: () => void;
+  /** The node that one of both brings back, once it is deleted. */
+  node?: () => WorkflowNode | undefined;
   /** Changes of the same key that follow each other closely are one. */
   key?: string;
 }
@@ -31,6 +33,8 @@ export type UndoableActions = Actions & {
   undoStep(step: Step | undefined): void;
   /** Drops a step: what it has made never came about. */
   forget(step: Step | undefined): void;
+  /** Returns the paths of the own pictures that undo and redo bring back. */
+  uploads(): string[];
 };
 
 export function undoable(actions: Actions): UndoableActions {
@@ -70,6 +74,7 @@ export function undoable(actions: Actions): UndoableActions {
       const id = actions.add(input, position);
       let node: WorkflowNode | undefined;
       record({
+        node: () => node,
         undo: () => {
           node = actions.now(id) ?? node;
           void actions.remove(id, { keepsRun: true });
@@ -105,6 +110,7 @@ export function undoable(actions: Actions): UndoableActions {
       const node = actions.now(id);
       if (node) {
         record({
+          node: () => node,
           undo: () => actions.restore(node),
           redo: () => void actions.remove(id, { keepsRun: true }),
         });
@@ -142,6 +148,7 @@ export function undoable(actions: Actions): UndoableActions {
       undone = undone.filter(each => each !== step);
       if (current === step) current = undefined;
     },
+    uploads: () => [...done, ...undone].flatMap(({ changes }) => changes.flatMap(({ node }) => node?.()?.node_data.upload?.path ?? [])),
   };
 }
 

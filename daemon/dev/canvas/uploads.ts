@@ -18,6 +18,8 @@ const QUALITY = 0.92;
 const MAX_FILES = 1000, PAGE_SIZE = 500;
 /** Milliseconds: a younger file may be that of a node which is not written yet. */
 const YOUNG = 3_600_000;
+/** Seconds. */
+const SIGNED_FOR = 60;
 
 /** Why a file is no source, in a sentence, and what to do. */
 export class Refusal extends Error {
@@ -101,27 +103,61 @@ export async function discard(supabase: SupabaseClient, path: string): Promise<v
 }
 
 /**
- * Removes the pictures of a workflow that no node shows, and no run in line starts from; those of the last hour stay, as their
- * nodes may be on their way. Returns how many there were; throws a `Refusal` where the server refuses, or cannot be reached.
+ * Removes the pictures of a workflow that no node shows, no run in line starts from, and `kept` (paths) does not name; those of
+ * the last hour stay, as their nodes may be on their way. Returns how many there were. Throws a `Refusal`, and removes nothing,
+ * where the server refuses, or cannot be reached.
  */
-export async function removeUnused(supabase: SupabaseClient, workflowId: string): Promise<number> {
+export async function removeUnused(supabase: SupabaseClient, workflowId: string, kept: readonly string[]): Promise<number> {
   const bucket = supabase.storage.from(SOURCES);
-  const { data: files, error } = await bucket.list(workflowId, { limit: MAX_FILES });
-  const used = new Set<string>();
-  let refused = error !== null;
-  for (let from = 0, full = true; full && !refused; from += PAGE_SIZE) {
-    const { data, error } = await supabase.from("workflow_nodes").select("path:node_data->upload->>path")
-      .eq("workflow_id", workflowId).order("id").range(from, from + PAGE_SIZE - 1).returns<{ path: string | null }[]>();
-    data?.forEach(({ path }) => path && used.add(path));
-    full = data?.length === PAGE_SIZE;
-    refused = error !== null;
+  try {
+    const files = dataOf(await bucket.list(workflowId, { limit: MAX_FILES }));
+    if (files.length === 0) return 0;
+    const before = await serverTime(supabase, `${workflowId}/${files[0]!.name}`) - YOUNG;
+    const nodes = await selectAll<{ id: string; path: string | null }>(last =>
+      supabase.from("workflow_nodes").select("id,path:node_data->upload->>path").eq("workflow_id", workflowId)
+        .gt("id", last).order("id").limit(PAGE_SIZE));
+    const runs = await selectAll<{ id: string; image: string | null }>(last =>
+      supabase.from("runs").select("id,image:metadata->promptSpec->>previousImage").eq("subject_id", workflowId)
+        .in("status", ["pending", "running"]).gt("id", last).order("id").limit(PAGE_SIZE));
+    const used = new Set([...kept, ...nodes.map(({ path }) => path)]);
+    const paths = files.filter(({ created_at }) => created_at && Date.parse(created_at) < before)
+      .map(({ name }) => `${workflowId}/${name}`)
+      .filter(path => !used.has(path) && !runs.some(({ image }) => image?.includes(path)));
+    return paths.length > 0 ? dataOf(await bucket.remove(paths)).length : 0;
+  } catch {
+    throw new Refusal("No room was made: the server cannot be reached, or refuses.", "Try again later.");
   }
-  const { data: runs, error: unknown } = await supabase.from("runs").select("image:metadata->promptSpec->>previousImage")
-    .eq("subject_id", workflowId).in("status", ["pending", "running"]).returns<{ image: string | null }[]>();
-  const paths = (files ?? []).filter(({ created_at }) => created_at && Date.parse(created_at) < Date.now() - YOUNG)
-    .map(({ name }) => `${workflowId}/${name}`)
-    .filter(path => !used.has(path) && !runs?.some(({ image }) => image?.endsWith(path)));
-  const removed = refused || unknown ? undefined : paths.length > 0 ? await bucket.remove(paths) : { data: [], error: null };
-  if (!removed?.data || removed.error) throw new Refusal("No room was made: the server cannot be reached, or refuses.", "Try again later.");
-  return removed.data.length;
+}
+
+/** Returns the data of a response; throws where there is none. */
+function dataOf<T>({ data, error }: { data: T | null; error: unknown }): T {
+  if (error || data === null) throw error;
+  return data;
+}
+
+/**
+ * Returns the rows of all pages. `select` returns those behind an id, by id: rows that come and go meanwhile shift none of the
+ * others, and a server that sends fewer rows than it was asked for has not come to the end.
+ */
+async function selectAll<Row extends { id: string }>(
+  select: (last: string) => PromiseLike<{ data: Row[] | null; error: unknown }>,
+): Promise<Row[]> {
+  const rows: Row[] = [];
+  for (;;) {
+    const page = dataOf(await select(rows.at(-1)?.id ?? ""));
+    if (page.length === 0) return rows;
+    rows.push(...page);
+  }
+}
+
+/**
+ * Returns the server's time, in milliseconds since 1970: a computer's clock may be hours ahead. Storage signs an address until
+ * `exp`, in seconds (RFC 7519), so many from its now. No page of another origin may read a `Date` header of Storage's.
+ */
+async function serverTime(supabase: SupabaseClient, path: string): Promise<number> {
+  const { signedUrl } = dataOf(await supabase.storage.from(SOURCES).createSignedUrl(path, SIGNED_FOR));
+  const claims = new URL(signedUrl).searchParams.get("token")!.split(".")[1]!.replaceAll("-", "+").replaceAll("_", "/");
+  const { exp } = JSON.parse(atob(claims)) as { exp?: unknown };
+  if (typeof exp !== "number") throw new Error("Storage's token does not say until when it is good.");
+  return (exp - SIGNED_FOR) * 1_000;
 }
