@@ -10,11 +10,13 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from playwright.async_api import Browser
+from playwright.async_api import Browser, expect
 
 from tests.support.dev_process import running
 from tests.support.postgres import free_port
 from tests.support.window import Window, chromium, database, opened
+
+expect.set_options(timeout=20_000)  # here, for each file alike: a machine may be busy
 
 
 @pytest.fixture(scope="session")

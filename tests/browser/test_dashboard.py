@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
-from playwright.async_api import Browser, Expect, Locator, Page, Route
+from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from daemon.pages.dashboard import dashboard_app
 from tests.support.busy_project import HOSTILE, fill
@@ -18,9 +18,6 @@ from tests.support.window import opened
 pytestmark = pytest.mark.timeout(150)
 
 Db = asyncpg.Connection
-
-expect = Expect()  # of this file alone
-expect.set_options(timeout=20_000)
 
 TOKEN = "the-token-of-this-start"
 

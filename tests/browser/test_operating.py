@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from playwright.async_api import Browser, Expect, Page
+from playwright.async_api import Browser, Page, expect
 
 from daemon.pages.dashboard import dashboard_app
 from tests.support.busy_project import fill
@@ -16,9 +16,6 @@ from tests.support.window import Window, opened
 pytestmark = pytest.mark.timeout(150)
 
 Db = asyncpg.Connection
-
-expect = Expect()  # of this file alone
-expect.set_options(timeout=20_000)
 
 TOKEN = "the-token-of-this-start"
 ARABIC = "رفض المزود هذا الطلب."
