@@ -3687,11 +3687,8 @@ $$;
 
 -- Triggers fire in the order of their names: 2 undoes what an outside writer did to our columns, before 3 reads the status.
 -- They stand on a table that others may share, so each has a name of ours: `create or replace` must not replace one of theirs.
--- A run that would leave our kind has a trigger of its own, which costs nothing where no kind is set.
-create or replace trigger image_jobs_1_guard_kind before update of kind on public.runs
-  for each row when (old.kind = 'image_gen' and new.kind is distinct from 'image_gen') execute function image_jobs.guard_run();
 create or replace trigger image_jobs_2_guard_columns before update on public.runs
-  for each row when (new.kind = 'image_gen') execute function image_jobs.guard_run();
+  for each row when (old.kind = 'image_gen' or new.kind = 'image_gen') execute function image_jobs.guard_run();
 create or replace trigger image_jobs_3_guard_status before update of status on public.runs
   for each row when (old.kind = 'image_gen') execute function image_jobs.guard_status();
 
@@ -7694,8 +7691,8 @@ end
 $$;
 
 -- Returns a text as JSON; of one that jsonb cannot hold (\u0000, half a surrogate pair, a number too large) only what a delivery is
--- about. Null if it is none.
-create or replace function image_jobs.json_or_null(p_text text)
+-- about, if it has at most p_longest bytes: that costs a hundred times as much. Null if it is none.
+create or replace function image_jobs.json_or_null(p_text text, p_longest integer)
 returns jsonb language plpgsql immutable parallel safe set search_path = ''
 as $$
 declare
@@ -7705,7 +7702,9 @@ begin
   begin
     return p_text::jsonb;
   exception when data_exception or statement_too_complex or program_limit_exceeded then
-    null;
+    if octet_length(p_text) > p_longest then
+      return null;
+    end if;
   end;
   -- Twice: of two escapes in a row the first pass leaves the second. Whole pairs go, too: no id has one.
   for pass in 1..2 loop
@@ -7965,8 +7964,14 @@ begin
     if jsonb_typeof(p_headers) = 'object' then
       select coalesce(jsonb_object_agg(lower(h.key), h.value), '{}') into v_headers from jsonb_each_text(p_headers) h;
     end if;
-    v_json := image_jobs.json_or_null(p_body);
+    -- Anybody may have sent it, so what is read before it is verified must cost little.
+    if v_provider = 'midjourney' then
+      v_json := image_jobs.json_or_null(p_body, 16384);
+    end if;
     v_id := image_jobs.verified_delivery(v_provider, v_headers, p_body, v_json);
+    if v_id is not null then
+      v_json := coalesce(v_json, image_jobs.json_or_null(p_body, 1048576));
+    end if;
   end if;
   if v_id is null then
     perform image_jobs.count_webhook(v_counted, 0, 0, 1);
@@ -9164,7 +9169,7 @@ revoke all on function
   image_jobs.hmac_sha256(bytea, bytea), image_jobs.image_job_record(varchar), image_jobs.is_image_run(varchar),
   image_jobs.is_operator(), image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text),
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
-  image_jobs.json_or_null(text),
+  image_jobs.json_or_null(text, integer),
   image_jobs.guard_pin(), image_jobs.keep_node(), image_jobs.newest_picture(varchar, uuid), image_jobs.lane_of(text), image_jobs.leave(uuid),
   image_jobs.match_deliveries(text), image_jobs.may_upload(text), image_jobs.my_workflows(), image_jobs.refuse_founded(uuid),
   image_jobs.may_have_submitted(public.runs, text), image_jobs.may_write(uuid), image_jobs.move_runs(varchar[], uuid),

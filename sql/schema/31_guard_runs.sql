@@ -162,10 +162,7 @@ $$;
 
 -- Triggers fire in the order of their names: 2 undoes what an outside writer did to our columns, before 3 reads the status.
 -- They stand on a table that others may share, so each has a name of ours: `create or replace` must not replace one of theirs.
--- A run that would leave our kind has a trigger of its own, which costs nothing where no kind is set.
-create or replace trigger image_jobs_1_guard_kind before update of kind on public.runs
-  for each row when (old.kind = 'image_gen' and new.kind is distinct from 'image_gen') execute function image_jobs.guard_run();
 create or replace trigger image_jobs_2_guard_columns before update on public.runs
-  for each row when (new.kind = 'image_gen') execute function image_jobs.guard_run();
+  for each row when (old.kind = 'image_gen' or new.kind = 'image_gen') execute function image_jobs.guard_run();
 create or replace trigger image_jobs_3_guard_status before update of status on public.runs
   for each row when (old.kind = 'image_gen') execute function image_jobs.guard_status();

@@ -185,8 +185,14 @@ begin
     if jsonb_typeof(p_headers) = 'object' then
       select coalesce(jsonb_object_agg(lower(h.key), h.value), '{}') into v_headers from jsonb_each_text(p_headers) h;
     end if;
-    v_json := image_jobs.json_or_null(p_body);
+    -- Anybody may have sent it, so what is read before it is verified must cost little.
+    if v_provider = 'midjourney' then
+      v_json := image_jobs.json_or_null(p_body, 16384);
+    end if;
     v_id := image_jobs.verified_delivery(v_provider, v_headers, p_body, v_json);
+    if v_id is not null then
+      v_json := coalesce(v_json, image_jobs.json_or_null(p_body, 1048576));
+    end if;
   end if;
   if v_id is null then
     perform image_jobs.count_webhook(v_counted, 0, 0, 1);

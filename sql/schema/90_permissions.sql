@@ -54,7 +54,7 @@ revoke all on function
   image_jobs.hmac_sha256(bytea, bytea), image_jobs.image_job_record(varchar), image_jobs.is_image_run(varchar),
   image_jobs.is_operator(), image_jobs.is_sound(varchar, varchar, timestamptz, uuid, jsonb, integer, text, bigint, text),
   image_jobs.is_signed(text, text, text[], text, text), image_jobs.is_too_old(text), image_jobs.oldest_daemon(),
-  image_jobs.json_or_null(text),
+  image_jobs.json_or_null(text, integer),
   image_jobs.guard_pin(), image_jobs.keep_node(), image_jobs.newest_picture(varchar, uuid), image_jobs.lane_of(text), image_jobs.leave(uuid),
   image_jobs.match_deliveries(text), image_jobs.may_upload(text), image_jobs.my_workflows(), image_jobs.refuse_founded(uuid),
   image_jobs.may_have_submitted(public.runs, text), image_jobs.may_write(uuid), image_jobs.move_runs(varchar[], uuid),

@@ -27,6 +27,16 @@ REFUSED = asyncpg.InvalidParameterValueError
 # refused to all
 
 
+async def test_no_trigger_of_others_takes_a_run_out_of_its_kind(db: Db, daemon: Daemon) -> None:
+    run = await run_in(db, daemon, "running")
+    await db.execute(
+        """create function archive() returns trigger language plpgsql as $$ begin new.kind := 'archived'; return new; end $$;
+        create trigger archive before update on runs for each row execute function archive()"""
+    )
+    with pytest.raises(REFUSED, match="kind"):
+        await db.execute("update runs set priority = 1 where id = $1", run)
+
+
 @pytest.mark.parametrize("role", OPERATORS)
 @pytest.mark.parametrize("state", TERMINAL)
 async def test_a_finished_run_cannot_be_cancelled_by_update(db: Db, daemon: Daemon, role: str, state: str) -> None:

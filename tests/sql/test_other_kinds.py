@@ -137,7 +137,7 @@ async def test_statements_about_other_kinds_pay_for_little_of_ours(db: Db) -> No
     assert sorted((row["table_name"], row["by_row"], row["conditional"]) for row in triggers) == [
         ("run_events", False, True),  # not for events that are ours and numbered already
         ("runs", False, True),  # not unless one by the row has seen a run of ours
-        *[("runs", True, True)] * 4,  # one of them for the kind, and one for metadata alone
+        *[("runs", True, True)] * 3,  # one of them for metadata alone
     ]
     for trigger in triggers:
         assert trigger["by_row"] or trigger["settings"] == ["search_path"], trigger["tgname"]

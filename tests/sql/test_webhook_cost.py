@@ -16,7 +16,9 @@ BODY = '{"type": "response.completed", "data": {"id": "order-1"}}'
 
 @pytest.fixture(autouse=True)
 async def secrets(db: Db) -> None:
-    await db.execute("select image_jobs.set_webhook_secrets($1)", {"openai": [SECRET], "hmac": [SECRET]})
+    await db.execute(
+        "select image_jobs.set_webhook_secrets($1)", {name: [SECRET] for name in ("openai", "hmac", "midjourney")}
+    )
 
 
 async def refused_in(db: Db, body: str, signature: str, provider: str = "openai") -> float:
@@ -38,6 +40,13 @@ def body_of(size: int) -> str:
 async def test_the_cost_of_a_forged_call_grows_with_its_bytes(db: Db, provider: str) -> None:
     quarter = await refused_in(db, body_of(2**18), "v1,AAAA", provider)
     assert await refused_in(db, body_of(2**20), "v1,AAAA", provider) < 9 * quarter + 0.01
+
+
+@pytest.mark.parametrize("provider", ["openai", "hmac", "midjourney"])
+@pytest.mark.parametrize("escape", [r"\u0000", r"\ud800"])
+async def test_a_forged_call_is_not_mended_for_jsonb(db: Db, provider: str, escape: str) -> None:
+    plain = await refused_in(db, body_of(2**19), "v1,AAAA", provider)
+    assert await refused_in(db, '{"x": "' + escape * (2**19 // 6) + '"}', "v1,AAAA", provider) < 5 * plain + 0.02
 
 
 @pytest.mark.parametrize("signatures", [10, 11, 999])
