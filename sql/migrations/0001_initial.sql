@@ -1106,9 +1106,13 @@ do $$
 begin
   if to_regprocedure('image_jobs.my_workflows()') is null then
     create function image_jobs.my_workflows()
-    returns setof uuid language sql volatile security definer set search_path = ''
+    returns setof uuid language plpgsql volatile security definer set search_path = ''
     as $function$
-  select m.workflow_id from public.workflow_members m where m.user_id = image_jobs.current_user_id()
+declare
+  v_user uuid := image_jobs.current_user_id();
+begin
+  return query select m.workflow_id from public.workflow_members m where m.user_id = v_user;
+end
 $function$;
   end if;
 end
@@ -1116,9 +1120,11 @@ $$;
 
 -- Returns whether the signed-in user is a member.
 create or replace function image_jobs.can_access_workflow(workflow_id uuid)
-returns boolean language sql volatile security definer set search_path = ''
+returns boolean language plpgsql volatile security definer set search_path = ''
 as $$
-  select exists (select from image_jobs.my_workflows() mine (id) where mine.id = $1)
+begin
+  return exists (select from image_jobs.my_workflows() mine (id) where mine.id = $1);
+end
 $$;
 
 -- Returns whether the signed-in user may write into a workflow; raises where that is because no uuid names the user, which
@@ -3106,13 +3112,16 @@ $$;
 
 -- Returns the limits of a user; null: none. Whether a user is anonymous, only their own token says.
 create or replace function image_jobs.limits_of_user(p_user uuid)
-returns image_jobs.usage_limits language sql volatile set search_path = ''
+returns image_jobs.usage_limits language plpgsql volatile set search_path = ''
 as $$
-  select l from image_jobs.usage_limits l
-  where l.user_id = p_user or l.applies_to = 'each user'
-    or l.applies_to = 'each anonymous user' and p_user = image_jobs.current_user_id()
-      and nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'is_anonymous' = 'true'
-  order by case l.applies_to when 'user' then 1 when 'each anonymous user' then 2 else 3 end limit 1
+begin
+  return (
+    select l from image_jobs.usage_limits l
+    where l.user_id = p_user or l.applies_to = 'each user'
+      or l.applies_to = 'each anonymous user' and p_user = image_jobs.current_user_id()
+        and nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'is_anonymous' = 'true'
+    order by case l.applies_to when 'user' then 1 when 'each anonymous user' then 2 else 3 end limit 1);
+end
 $$;
 
 -- Refuse more than a limit allows: PT429, which PostgREST returns as 429. The hint says when there is more again.

@@ -20,16 +20,22 @@ comment on table image_jobs.workflows is 'Workflow ids that have been used; the 
 -- Volatile, because the very insert that founds a workflow is checked by it: a stable function would not yet see the
 -- membership that the insert's own trigger has made.
 create or replace function image_jobs.my_workflows()
-returns setof uuid language sql volatile security definer set search_path = ''
+returns setof uuid language plpgsql volatile security definer set search_path = ''
 as $$
-  select m.workflow_id from public.workflow_members m where m.user_id = image_jobs.current_user_id()
+declare
+  v_user uuid := image_jobs.current_user_id();
+begin
+  return query select m.workflow_id from public.workflow_members m where m.user_id = v_user;
+end
 $$;
 
 -- Returns whether the signed-in user is a member.
 create or replace function image_jobs.can_access_workflow(workflow_id uuid)
-returns boolean language sql volatile security definer set search_path = ''
+returns boolean language plpgsql volatile security definer set search_path = ''
 as $$
-  select exists (select from image_jobs.my_workflows() mine (id) where mine.id = $1)
+begin
+  return exists (select from image_jobs.my_workflows() mine (id) where mine.id = $1);
+end
 $$;
 
 -- Returns whether the signed-in user may write into a workflow; raises where that is because no uuid names the user, which

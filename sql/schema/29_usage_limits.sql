@@ -212,13 +212,16 @@ $$;
 
 -- Returns the limits of a user; null: none. Whether a user is anonymous, only their own token says.
 create or replace function image_jobs.limits_of_user(p_user uuid)
-returns image_jobs.usage_limits language sql volatile set search_path = ''
+returns image_jobs.usage_limits language plpgsql volatile set search_path = ''
 as $$
-  select l from image_jobs.usage_limits l
-  where l.user_id = p_user or l.applies_to = 'each user'
-    or l.applies_to = 'each anonymous user' and p_user = image_jobs.current_user_id()
-      and nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'is_anonymous' = 'true'
-  order by case l.applies_to when 'user' then 1 when 'each anonymous user' then 2 else 3 end limit 1
+begin
+  return (
+    select l from image_jobs.usage_limits l
+    where l.user_id = p_user or l.applies_to = 'each user'
+      or l.applies_to = 'each anonymous user' and p_user = image_jobs.current_user_id()
+        and nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'is_anonymous' = 'true'
+    order by case l.applies_to when 'user' then 1 when 'each anonymous user' then 2 else 3 end limit 1);
+end
 $$;
 
 -- Refuse more than a limit allows: PT429, which PostgREST returns as 429. The hint says when there is more again.
