@@ -303,6 +303,18 @@ const scenarios = {
     const { nodes } = await until(({ nodes, unsent }) => nodes.length === lost.length && unsent === 0);
     return [problems, nodes.map(({ node_data }) => node_data.promptSpec.basePrompt).sort()];
   },
+  async "a node that is seen before the models"() {
+    const brake = new Brake(address => address.includes("/rest/v1/image_models"));
+    const first = await live(brake.answer);
+    first.close();
+    brake.on();
+    const { workflow, until } = open(first.supabase, first.workflow.id);
+    await brake.asked;
+    workflow.add(painter, { x: 1, y: 0 });
+    const before = (await until(({ nodes }) => nodes.length > 0)).nodes.length;
+    await brake.off();
+    return [before, (await until(({ nodes }) => nodes.length === 2)).models.length > 0];
+  },
   async "edits of nodes that are gone"() {
     const node = id => ({ id, workflow_id: "w", node_type: "image", node_data: {}, position: null, version: 0 });
     const cleared = new NodeCache(() => {});

@@ -204,6 +204,11 @@ async def test_a_refetch_loses_no_words_of_deleted_nodes(outcomes: Any):
     assert words == [told, ["A boat at dusk", "A pier at dusk"]]
 
 
+async def test_no_node_is_seen_before_the_models(outcomes: Any):
+    """But the one that is added here: beside others it would have a model."""
+    assert outcomes["a node that is seen before the models"] == [1, True]
+
+
 async def test_two_changes_at_once_keep_each_other(window: Window, db: Any):
     """Quality and model are chosen before anything is rendered."""
     offered = [{"provider": "openai", "model": each.name, **asdict(each)} for each in models("openai")]

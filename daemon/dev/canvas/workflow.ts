@@ -283,6 +283,11 @@ export class Workflow implements Actions {
 
   /** Fetches all nodes. */
   async #loadOnce(): Promise<Failure | undefined> {
+    if (this.#models.length === 0) { // first: a node that is added beside those that are seen has a model
+      const { data } = await this.#supabase.from("image_models").select("*").order("provider").order("model");
+      const today = new Date().toISOString();
+      this.#models = ((data ?? []) as unknown as ImageModel[]).filter(({ retired }) => retired === null || retired > today);
+    }
     const before = this.#nodes.versions();
     const found = new Set<string>();
     const era = this.#era;
@@ -298,11 +303,6 @@ export class Workflow implements Actions {
       last = data.at(-1)?.id ?? "";
     }
     this.#nodes.mergeAll(before, found); // what is missing was deleted, and the message was lost
-    if (this.#models.length === 0) {
-      const { data } = await this.#supabase.from("image_models").select("*").order("provider").order("model");
-      const today = new Date().toISOString();
-      this.#models = ((data ?? []) as unknown as ImageModel[]).filter(({ retired }) => retired === null || retired > today);
-    }
     void this.#availability.load();
     void this.#availability.loadUsage();
     this.#lastMessageAt = Date.now();
