@@ -4496,9 +4496,10 @@ create or replace trigger image_jobs_nodes_deleted after delete on public.workfl
 -- the daemon writes it no more often, and ends at once.
 
 -- Returns runs for messages: their records of the view image_jobs, progress, message, preview and paths in storage, and a version
--- that grows with each message. A record that is large comes without its metadata, marked as partial.
+-- that grows with each message. A record that is large comes without its metadata, marked as partial. Planned each time: a plan
+-- that is kept from when the table was small took 2.1 ms a run, 500 at once, and more with each run in the table.
 create or replace function image_jobs.run_messages(p_runs varchar[])
-returns jsonb language plpgsql volatile set search_path = ''
+returns jsonb language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan
 as $$
 begin
   return (
