@@ -19,7 +19,8 @@ from daemon.magic import ENOUGH, image_type, is_text
 from daemon.providers.base64_stream import ImageTooLarge
 from daemon.providers.event_stream import Document, EventStream
 from daemon.providers.lenient import NotJson
-from daemon.providers.pictures import NotAPicture, find_picture, save_picture
+from daemon.providers.pictures import NotAPicture, beginnings, find_picture, save_picture
+from daemon.providers.salvage import likely_texts
 from daemon.providers.spool import LONGEST, JsonStream, Spool, TooMuch, write_inside
 
 _MARK = b"\xef\xbb\xbf"
@@ -29,6 +30,8 @@ _EVENTS = re.compile(rb"(?:data|event|id|retry)[:\r\n]|:")
 _ENCODED = re.compile(rb"iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR|AAAA[A-Za-z0-9+/_-]{2}Z0eXBhdm")
 """How the base64 of a picture begins."""
 _OBJECT = re.compile(rb"[{[]")
+_DOCUMENT = re.compile(rb'[{]\s*"|\[\s*[{"]')
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<")
 _DRAWING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<[?!][^>]*>\s*)*<svg\b", re.IGNORECASE)
 """SVG, which is a picture that we do not take. A page may have one in it, and does not begin with it."""
 _MULTIPART = b"--"
@@ -185,10 +188,16 @@ async def _read_json(body: AsyncIterator[bytes], spool: Spool, *, within: bool) 
 
 
 async def _ended_picture(stream: JsonStream, spool: Spool) -> Picture | None:
-    """Return the last picture of a document that breaks off behind it."""
-    for name in reversed(stream.ended_texts()):
+    """Return the last long picture of a document that breaks off behind it."""
+    try:
+        document = await asyncio.to_thread(stream.finish_cut)
+    except NotJson:
+        return None
+    for _, text in reversed([*likely_texts(document)]):
+        if text not in spool:
+            continue
         try:
-            return Picture(await save_picture(name, spool))
+            return Picture(await save_picture(text, spool))
         except NotAPicture:
             continue
     return None
@@ -219,16 +228,20 @@ async def _read_text(body: AsyncIterator[bytes], spool: Spool) -> AsyncGenerator
     if (picture := await asyncio.to_thread(_attached, path, spool)) is not None:
         yield picture
         return
-    is_page, begins = await asyncio.to_thread(_look_through, path)
-    if begins is not None and not is_page:
-        parts = [part async for part in _within(path, begins, spool)]
-        if any(isinstance(part, Document) and part.value for part in parts):
+    seen = await asyncio.to_thread(_look_through, path)
+    if seen.is_page:
+        raise NotUnderstood  # its pictures are its own
+    if seen.begins is not None:
+        parts = [part async for part in _within(path, seen.begins, spool)]
+        if any(isinstance(part, Picture) or (isinstance(part, Document) and part.value) for part in parts):
             for part in parts:
                 yield part
             return
+    if seen.is_document:
+        raise NotUnderstood
     if (found := await asyncio.to_thread(find_picture, path, spool)) is not None:
         yield Picture(found)
-    elif path.is_file() and not is_page and (path.stat().st_size > LONGEST or _is_drawing(path)):
+    elif path.is_file() and (path.stat().st_size > LONGEST or seen.is_drawing):
         yield Unreadable(path)
     else:
         raise NotUnderstood
@@ -243,17 +256,29 @@ async def _within(path: Path, begins: int, spool: Spool) -> AsyncGenerator[Part]
         return
 
 
-def _look_through(path: Path) -> tuple[bool, int | None]:
-    """Return whether a text is a page, and where JSON may begin in it."""
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The looks of a text."""
+
+    is_page: bool
+    is_drawing: bool
+    is_document: bool
+    """A document that cannot be read begins in front of any picture."""
+    begins: int | None
+    """Where JSON may begin."""
+
+
+def _look_through(path: Path) -> _Seen:
     with path.open("rb") as file:
         head = file.read(_BLOCK)
     begins = _OBJECT.search(head)
-    return head.lstrip().startswith(b"<") and not _DRAWING.match(head), None if begins is None else begins.start()
-
-
-def _is_drawing(path: Path) -> bool:
-    with path.open("rb") as file:
-        return _DRAWING.match(file.read(_BLOCK)) is not None
+    is_drawing = _DRAWING.match(head) is not None
+    return _Seen(
+        is_page=_PAGE.match(head) is not None and not is_drawing,
+        is_drawing=is_drawing,
+        is_document=_DOCUMENT.search(head, 0, next(beginnings(head), len(head))) is not None,
+        begins=None if begins is None else begins.start(),
+    )
 
 
 def _attached(path: Path, spool: Spool) -> Picture | None:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -20,6 +20,8 @@ _SHORT = 60
 _NOT_BLANK = re.compile(r"\S")
 _CUT = re.compile(r"[{\[]\s*[\"{\[]")
 _NEXT = re.compile(r"[{\[]")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]', re.DOTALL)
+_LONGEST_CUT = 1_000_000
 
 
 class NotJson(ValueError):
@@ -65,6 +67,31 @@ def parse_documents(text: bytes) -> tuple[list[object], bool]:
     return found, begins is not None
 
 
+def parse_cut(text: bytes) -> object:
+    """Parse what is complete of an object or array that breaks off.
+
+    Raises:
+        NotJson: If it is none, or too long.
+    """
+    if len(text) > _LONGEST_CUT:
+        raise NotJson
+    decoded = text.decode("utf-8-sig", "replace")
+    closing: list[str] = []
+    end = depth = 0
+    last = ""
+    for token in _TOKEN.finditer(decoded):
+        kind = token[0][0]
+        if kind in "{[":
+            closing.append("}" if kind == "{" else "]")
+        elif kind in "}]" and closing:
+            closing.pop()
+        is_value = last == ":" or (kind != '"' and kind in "}]") or (kind == '"' and closing[-1:] == ["]"])
+        if kind == "," or (is_value and kind not in "{["):
+            end, depth = token.end() - (kind == ","), len(closing)
+        last = kind
+    return parse_json((decoded[:end] + "".join(reversed(closing[:depth]))).encode())
+
+
 def _integer(digits: str) -> float:
     """Read digits; Python refuses to read more than 4,300 of them."""
     return int(digits) if len(digits) < 20 else float(digits)
@@ -94,12 +121,15 @@ class Lenient(BaseModel):
         return cls.model_validate(value if isinstance(value, dict) else {})
 
 
-def texts_in(document: object, *, skip: Container[str] = ()) -> Iterator[tuple[str, str]]:
+def texts_in(
+    document: object, *, skip: Container[str] = (), leave: Callable[[object], bool] = lambda _: False
+) -> Iterator[tuple[str, str]]:
     """Yield each text of a document, with the name of the field that it is in, or that its list is in.
 
     Args:
         document: The JSON.
         skip: Names of fields that are passed over, with all in them.
+        leave: Whether an object is passed over.
     """
     left: list[tuple[str, object]] = [("", document)]
     while left:
@@ -107,7 +137,7 @@ def texts_in(document: object, *, skip: Container[str] = ()) -> Iterator[tuple[s
         match value:
             case str():
                 yield name, value
-            case dict():
+            case dict() if not leave(cast("object", value)):
                 fields = [(key, item) for key, item in cast("dict[str, object]", value).items() if key not in skip]
                 left += reversed(fields)
             case list():

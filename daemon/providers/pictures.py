@@ -20,6 +20,12 @@ _RUN = re.compile(
     rb"(?:[A-Za-z0-9+/_=%\s-]+|\\(?:[nrt/]|u00(?:2[bBdDfF]|3[dD]|5[fF]|0[aAdD9]))){1,5000}",
 )
 """How it goes on, with escapes, which may be all of it. It is bounded, for each of its repetitions takes memory."""
+_FOREIGN = re.compile(
+    rb"<(?:!doctype|html|head|body|title|script|style|link|meta|h1)\b"
+    rb"""|["']errors?\\*["']\s*:(?!\s*(?:null|false|0|\\*"\\*"|\[\s*\]|\{\s*\}))""",
+    re.IGNORECASE,
+)
+"""A page, or an error, behind which a picture is that of somebody else."""
 _MOST_BEGINNINGS = 200
 
 
@@ -88,11 +94,13 @@ def _save(value: str, spool: Spool) -> Path:
 
 def has_beginning(text: str) -> bool:
     """Return whether a picture may begin in a text."""
-    return next(_beginnings(text.encode("utf-8", "replace"), 0), None) is not None
+    return next(beginnings(text.encode("utf-8", "replace")), None) is not None
 
 
 def find_picture(text: Path, spool: Spool) -> Path | None:
-    """Write the last picture in a text, whatever words are around it, into a file: Markdown, a page, JSON that breaks off.
+    """Write the last picture in a text, whatever words are around it, into a file: Markdown, JSON within a text.
+
+    That of a page, or behind an error, is none.
 
     Args:
         text: A file.
@@ -109,6 +117,8 @@ def find_picture(text: Path, spool: Spool) -> Path | None:
     with text.open("rb") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             spans = [*_spans(mapped)]
+            if spans and (foreign := _FOREIGN.search(mapped, 0, spans[-1][0])) is not None:
+                spans = [span for span in spans if span[0] < foreign.start()]
         for start, end in reversed(spans):
             target = spool.new_path()
             file.seek(start)
@@ -128,7 +138,7 @@ def find_picture(text: Path, spool: Spool) -> Path | None:
 def _spans(text: mmap.mmap) -> Iterator[tuple[int, int]]:
     end = 0
     for _ in range(_MOST_BEGINNINGS):
-        if (begins := next(_beginnings(text, end), None)) is None:
+        if (begins := next(beginnings(text, end), None)) is None:
             return
         end = begins
         while (run := _RUN.match(text, end)) is not None:
@@ -136,7 +146,8 @@ def _spans(text: mmap.mmap) -> Iterator[tuple[int, int]]:
         yield begins, end
 
 
-def _beginnings(text: mmap.mmap | bytes, start: int) -> Iterator[int]:
+def beginnings(text: mmap.mmap | bytes, start: int = 0) -> Iterator[int]:
+    """Yield the places at which a picture may begin in a text."""
     for found in _BEGINNING.finditer(text, start):
         begins = found.start()
         if not begins or _WITHIN.match(text, begins - 1) is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from daemon.providers.lenient import SPOOLED, parse_documents
+from daemon.providers.lenient import SPOOLED, parse_cut, parse_documents
 
 LONGEST = 64 * 1024
 """Bytes of a text that stays in memory."""
@@ -160,9 +160,10 @@ class JsonStream:
         self.close()
         return parse_documents(bytes(self._rest))
 
-    def ended_texts(self) -> list[str]:
-        """Return the names of the long texts that have come whole, where the document has not."""
-        return self.names if self._text is None else [name for name in self.names if name.encode() != bytes(self._text)]
+    def finish_cut(self) -> object:
+        """Return what is complete of a document that breaks off. Raises as `parse_cut` does."""
+        self.close()
+        return parse_cut(bytes(self._rest))
 
     def close(self) -> None:
         """Close the file of a text that breaks off."""

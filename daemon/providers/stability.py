@@ -44,7 +44,7 @@ from daemon.providers.event_stream import Document
 from daemon.providers.lenient import Encoded, Lenient, Name, Objects, Text, as_text, as_texts
 from daemon.providers.pictures import NotAPicture, save_picture
 from daemon.providers.prompts import Warn, content_type, cut, fitting_seed, nearest_ratio, prompt_text
-from daemon.providers.salvage import salvage
+from daemon.providers.salvage import is_failed, salvage
 from daemon.providers.sending import Sending
 from daemon.providers.spool import Spool, TooMuch
 from daemon.providers.waits import retry_after
@@ -235,8 +235,12 @@ class StabilityImages:
 
     async def _read(self, part: Document, spool: Spool, call: "GenerateCall", facts: dict[str, str]) -> Generated:
         """Read the image from JSON, in which the API sends it to those that ask for that."""
-        document = ImageDocument.read(part.unwrapped()[0].value)
-        image = next((image for image in (document, *document.artifacts) if image.encoded), None)
+        value = part.unwrapped()[0].value
+        document = ImageDocument.read(value)
+        if refusal := filtered(document.finish_reason, facts, call.estimate):
+            raise refusal
+        own = () if is_failed(value) else (document,)  # one that failed may quote the image that was sent
+        image = next((image for image in (*own, *document.artifacts) if image.encoded), None)
         if image is None:
             return await self._salvage(part, document, spool, call, facts)
         if image.seed is not None:

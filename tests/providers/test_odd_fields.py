@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from daemon.errors import OutcomeUnknown, Retryable, Undecodable
+from daemon.errors import OutcomeUnknown, Retryable, RunError, Undecodable
 from daemon.providers import Generated
 from tests.fakes.server import Response
 from tests.support.provider_callers import B64, PNG, Callers
@@ -93,7 +93,7 @@ async def test_picture_of_google_is_taken_wherever_it_is(response: Response, cal
     "response",
     [
         replace(Response.json(200, STREAM[:1]), cut=40),
-        Response.json(200, [{"candidates": []}, 5]),
+        Response(200, b'[{"candidates": []}, 5]'),
         Response(200, b'{"candidates": []}\n{"candidates": [{"content"'),
     ],
 )
@@ -124,9 +124,41 @@ async def test_long_text_in_any_field_is_kept(document: object, callers: Callers
         assert error.path.read_text() == ODD
 
 
-@pytest.mark.parametrize("name", ["input", "error", "thoughtSignature"])
+@pytest.mark.parametrize("name", ["input", "error", "thoughtSignature", "source_image", "mask", "init_images"])
 async def test_picture_that_was_sent_is_no_result(name: str, callers: Callers) -> None:
     response = Response.json(200, {"created": 1, "data": [], "meta": {name: f"data:image/png;base64,{B64}"}})
     error = await callers.call("openai", response)
     assert isinstance(error, Retryable)
     assert error.code == "empty_result"
+
+
+REFUSED: dict[str, object] = {"error": {"message": "No.", "code": "moderation_blocked"}}
+QUOTED: list[object] = [
+    {**REFUSED, "source_image": B64},
+    {**REFUSED, "images": [B64]},
+    {"errors": ["No."], "image": B64},
+    {"status": "failed", "reason": "nsfw", "image": B64},
+    {"data": [], "result": {"state": " Blocked", "image": B64}},
+    {"success": False, "output": {"image": B64}},
+    {"code": "402", "msg": "No credit.", "url": "https://example.com/billing"},
+    {**REFUSED, "url": "https://example.com/billing"},
+    {**REFUSED, "data": [], "links": [{"href": "https://example.com/errors"}]},
+    {"body": json.dumps({**REFUSED, "image": B64})},
+    f'<html><img src="data:image/png;base64,{B64}"></html>',
+    {"data": [f'<!DOCTYPE html><img src="data:image/png;base64,{B64}">']},
+]
+
+
+@pytest.mark.parametrize("name", ["openai", "google", "stability"])
+@pytest.mark.parametrize("document", QUOTED, ids=range(len(QUOTED)))
+async def test_picture_that_a_refusal_quotes_is_no_result(document: object, name: str, callers: Callers) -> None:
+    error = await callers.call(name, Response.json(200, document))
+    assert isinstance(error, RunError)
+    assert error.code not in ("download", "undecodable")
+
+
+@pytest.mark.parametrize("state", ["succeeded", "completed", "", 200, None])
+async def test_response_that_says_that_it_succeeded_has_a_picture(state: object, callers: Callers) -> None:
+    document = {"status": state, "error": None, "errors": [], "code": 0, "success": True, "images": [B64]}
+    for name in ("openai", "google", "stability"):
+        assert isinstance(await callers.call(name, Response.json(200, document)), Generated)

@@ -23,7 +23,7 @@ from daemon.providers.openai.errors import CALL_ERRORS, OPENAI, reported, transl
 from daemon.providers.openai.models import settle
 from daemon.providers.openai.request import PREVIEWS, ImagesCall, build
 from daemon.providers.pictures import NotAPicture, is_url, save_picture
-from daemon.providers.salvage import salvage
+from daemon.providers.salvage import is_failed, salvage
 from daemon.providers.sending import Sending
 from daemon.providers.spool import Spool, TooMuch
 from daemon.providers.words import readable
@@ -210,6 +210,8 @@ async def _each(parts: AsyncIterator[Part]) -> AsyncIterator[Part]:
 async def _result(document: Document, spool: Spool, model: str) -> _Result:
     """Find the picture of a document: the first that can be read, else the first address; else one in a field that is not known."""
     fields, body = document.fields or {}, _Body.read(document.value)
+    if is_failed(document.value):
+        body = body.model_copy(update={"url": None})  # that of a page about the error
     result = await _known(body, fields.get("usage"), spool)
     if not result.has_picture and (found := await salvage(document.value, spool)) is not None:
         return replace(result, image=found.image, url=found.url, undecodable=found.undecodable)
