@@ -70,8 +70,10 @@ begin
   if (tg_op = 'INSERT' or new.node_data is distinct from old.node_data) and octet_length(new.node_data::text) > 1048576 then
     perform image_jobs.refuse('node_data is larger than 1 MiB.', 'Upload what is large and give its URL.');
   end if;
-  -- Each write of a node checks both again, those of daemons, too: 24 MiB took a claim ten seconds.
-  if (tg_op = 'INSERT' or new.position is distinct from old.position) and octet_length(new.position::text) > 8192 then
+  -- Each write of a node checks both again, those of daemons, too: 24 MiB took a claim ten seconds. A file has a rule of its own.
+  if (tg_op = 'INSERT' or new.position is distinct from old.position) and octet_length(new.position::text) > 8192
+    and (octet_length(new.position::text) > 1048576 or not image_jobs.has_base64(new.position))
+  then
     perform image_jobs.refuse('position is larger than 8 KiB.', 'Set it to {"x": 0, "y": 0}, and keep the rest in node_data.');
   end if;
   if (tg_op = 'INSERT' or new.node_type is distinct from old.node_type) and octet_length(new.node_type) > 1024 then
