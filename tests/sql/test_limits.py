@@ -315,6 +315,7 @@ async def test_the_functions_that_run_most_have_their_plans_pinned(db):
             "abandon_each",
             "claim_runs",
             "close_calls",
+            "count_waiting",
             "current_alerts",
             "dashboard",
             "gauges",

@@ -357,5 +357,5 @@ async def test_our_triggers_on_shared_tables_have_our_prefix(db) -> None:
             and tgrelid in ('public.runs'::regclass, 'public.run_events'::regclass, 'public.workflow_nodes'::regclass)
         """
     )
-    assert len(names) == 17
+    assert len(names) == 16
     assert [row["tgname"] for row in names if not row["tgname"].startswith("image_jobs_")] == []
