@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -72,8 +72,8 @@ def of_midjourney(state: object = STATE, **more: str) -> Delivery:
     return Delivery("midjourney", json.dumps({"id": "order-1", "state": state, "status": "SUCCESS", **more}).encode())
 
 
-def changed(text: str) -> st.SearchStrategy[str]:
-    """Change, drop or add a character; or cut, double or change the case of the text."""
+def changed(text: str, same: Callable[[str], str] = str) -> st.SearchStrategy[str]:
+    """Change, drop or add a character; or cut, double or change the case of the text. `same`: what makes equal texts alike."""
     places = st.integers(0, len(text) - 1)
     characters = st.characters(min_codepoint=33, exclude_categories=["Cs", "Cc"])
     return st.one_of(
@@ -82,7 +82,7 @@ def changed(text: str) -> st.SearchStrategy[str]:
         places.map(lambda n: text[:n] + text[n + 1 :]),
         places.map(lambda n: text[:n]),
         st.sampled_from([text + text, text.swapcase(), text[::-1]]),
-    ).filter(lambda it: it != text)
+    ).filter(lambda it: same(it) != same(text))
 
 
 def changed_bytes(content: bytes) -> st.SearchStrategy[bytes]:
@@ -111,7 +111,7 @@ def other_schemes(delivery: Delivery) -> list[Delivery]:
     name, signature = "webhook-signature", delivery.headers["webhook-signature"]
     digest = signature.removeprefix("v1,")
     written = [f"{prefix}{digest}" for prefix in ("v1a,", "v2,", "V1,", "v1=", "v1,,", "sha256=", "whsec_", "v1, ")]
-    bare = [digest] if digest != signature else [f"v1,{digest}", digest.upper()]
+    bare = [digest] if digest != signature else [f"v1,{digest}"]
     return [delivery.header(name, it) for it in (*written, *bare)]
 
 
@@ -122,7 +122,10 @@ of_any_scheme = st.one_of(
     | st.sampled_from(other_schemes(good))
     | st.sampled_from([good.header(name, value) for name in good.headers for value in (None, "", "null", "ä")])
     | st.one_of(
-        changed(text).map(lambda value, good=good, name=name: good.header(name, value))
+        # Digits of a hex signature may be capitals.
+        changed(text, str.lower if good is good_hmac else str).map(
+            lambda value, good=good, name=name: good.header(name, value)
+        )
         for name, text in good.headers.items()
     )
     for good in (good_openai, good_hmac)
@@ -145,7 +148,7 @@ of_one_scheme = st.one_of(
             replace(good_openai, provider="midjourney"),
         ]
     ),
-    changed(STATE).map(of_midjourney),
+    changed(STATE, str.lower).map(of_midjourney),
     st.sampled_from(
         [
             *(None, 7, [STATE], {"state": STATE}, "", ".", "job_1", f"{STATE}.{STATE}", f" {STATE}", f"{STATE} "),
