@@ -78,7 +78,8 @@ async def test_a_daemon_last_seen_ahead_is_taken_over(db: Db) -> None:
     daemon, silent = await new_daemon(db, lease="300 s"), await new_daemon(db, lease="300 s")
     run = await run_in(db, silent, "running")
     await move_clock_to(db, NOON)
-    for second in range(0, 800, 100):
+    # A lease until it may take over, another from when it has first looked, and some steps more: milliseconds decide on each.
+    for second in range(0, 1000, 100):
         await move_clock_to(db, NOON + timedelta(seconds=second))
         await daemon.beat()
         await daemon.take_over()
