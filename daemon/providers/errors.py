@@ -340,7 +340,7 @@ class ErrorMessages:
         return Refused(
             f"A proxy on the way to {self.name} asks for a name and a password (407).",
             code="permission",
-            hint=f"Set them in HTTPS_PROXY, or name the host of {self.name} in NO_PROXY, then restart and requeue.",
+            hint=f"Set them in HTTPS_PROXY, or name the host of {self.name} in NO_PROXY, then requeue.",
             data=dict(facts),
         )
 
