@@ -175,4 +175,6 @@ async def _connect(dsn: str, timeout: float) -> Connection:
 
 def _sentence(error: asyncpg.PostgresError) -> str:
     message = str(getattr(error, "message", None) or type(error).__name__)
-    return f"{message[:1].upper()}{message[1:].rstrip('.')}."
+    if message.endswith("."):  # ours, which may begin with the name of a field
+        return message
+    return f"{message[:1].upper()}{message[1:]}."
