@@ -20,7 +20,8 @@ _SHORT = 60
 _NOT_BLANK = re.compile(r"\S")
 _CUT = re.compile(r"[{\[]\s*[\"{\[]")
 _NEXT = re.compile(r"[{\[]")
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]', re.DOTALL)
+# No whole texts: what such a pattern takes for one that breaks off grows faster than the text.
+_TOKEN = re.compile(r'\\.|["{}\[\],:]', re.DOTALL)
 _LONGEST_CUT = 1_000_000
 
 
@@ -79,8 +80,13 @@ def parse_cut(text: bytes) -> object:
     closing: list[str] = []
     end = depth = 0
     last = ""
+    within = False
     for token in _TOKEN.finditer(decoded):
         kind = token[0][0]
+        if kind == '"':
+            within = not within
+        if within or kind == "\\":
+            continue
         if kind in "{[":
             closing.append("}" if kind == "{" else "]")
         elif kind in "}]" and closing:
